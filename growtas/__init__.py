@@ -1,0 +1,58 @@
+"""growtas: fast weight-sharing Vision Transformer architecture search.
+
+The public names load on first use, so ``import growtas`` costs nothing and pure-Python
+parts (spaces, costs, schedules) work without importing torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from growtas.version import __version__
+
+if TYPE_CHECKING:
+    from growtas import kernels
+    from growtas.cost import macs, num_params
+    from growtas.space import SearchSpace, SpaceDifference, Subnet, SupernetSize
+    from growtas.supernet import Supernet, VisionTransformer, load_supernet, save_supernet
+
+__all__ = [
+    "SearchSpace",
+    "SpaceDifference",
+    "Subnet",
+    "Supernet",
+    "SupernetSize",
+    "VisionTransformer",
+    "__version__",
+    "kernels",
+    "load_supernet",
+    "macs",
+    "num_params",
+    "save_supernet",
+]
+
+_HOME = {
+    "SearchSpace": "growtas.space",
+    "SpaceDifference": "growtas.space",
+    "Subnet": "growtas.space",
+    "SupernetSize": "growtas.space",
+    "Supernet": "growtas.supernet",
+    "VisionTransformer": "growtas.supernet",
+    "load_supernet": "growtas.supernet",
+    "save_supernet": "growtas.supernet",
+    "macs": "growtas.cost",
+    "num_params": "growtas.cost",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "kernels":
+        return importlib.import_module("growtas.kernels")
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'growtas' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,5 @@
+"""Stand-alone models on disk."""
+
+from growtas.export.files import load, save
+
+__all__ = ["load", "save"]

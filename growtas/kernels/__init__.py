@@ -1,0 +1,22 @@
+"""Operators that read the leading slice of max-size parameters in place.
+
+Every operator takes whole parameters and the sampled extents, never a view; one folder each,
+with ``api.py`` (checks, autograd, registration), ``reference.py`` (plain PyTorch, the
+specification) and ``native.py`` (the C++ core).
+"""
+
+from growtas.kernels.attention.api import attention
+from growtas.kernels.dispatch import BackendUnavailable, explain, use_backend
+from growtas.kernels.gradients import GradientAccumulator
+from growtas.kernels.layer_norm.api import layer_norm
+from growtas.kernels.linear.api import linear
+
+__all__ = [
+    "BackendUnavailable",
+    "GradientAccumulator",
+    "attention",
+    "explain",
+    "layer_norm",
+    "linear",
+    "use_backend",
+]

@@ -1,0 +1,173 @@
+"""``attention``: self-attention with 2-D relative position on keys and values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from growtas.kernels.attention.reference import accumulation_dtype
+from growtas.kernels.autocast import cast_to_autocast
+from growtas.kernels.dispatch import select
+from growtas.kernels.gradients import GradientAccumulator
+from growtas.kernels.library import define
+
+
+def attention(
+    qkv: Tensor,
+    tables: Tensor | None = None,
+    *,
+    num_heads: int,
+    grid: tuple[int, int],
+    scale: float | None = None,
+    gradients: GradientAccumulator | None = None,
+) -> Tensor:
+    """softmax(scale * q (k + RK)^T) (v + RV): AutoFormer's attention (see ``reference.py``).
+
+    Args:
+        qkv: ``[B, N, 3 * num_heads * head_dim]``, blocks q, k, v, each ``[num_heads, head_dim]``;
+            N = H * W patches in row-major order, or one more with a class token first. float32,
+            bfloat16, float16 or (CPU) float64.
+        tables: whole parameter ``[4, 2r + 2, head_dim]`` shared by all heads: keys by row
+            distance, keys by column, values by row, values by column; row 0 is for the class
+            token. float32 or qkv's dtype. None: attention without relative position.
+        num_heads: heads in this subnet.
+        grid: ``(H, W)`` of the patches, any size.
+        scale: default ``head_dim ** -0.5``; applied to the relative term too.
+        gradients: None for dense gradients, or an accumulator for the tables' ``.grad``.
+
+    Returns:
+        ``[B, N, num_heads * head_dim]`` in qkv's dtype. Softmax and sums are float32 (float64 for
+        float64).
+
+    Raises:
+        ValueError: shapes that do not fit together.
+        TypeError: tables that are neither float32 nor of qkv's dtype.
+    """
+    qkv = cast_to_autocast(qkv)
+    if qkv.dim() != 3 or num_heads < 1 or qkv.shape[-1] % (3 * num_heads) != 0:
+        raise ValueError(
+            f"qkv must be [B, N, 3 * {num_heads} heads * head_dim], got {tuple(qkv.shape)}"
+        )
+    height, width = grid
+    if height < 1 or width < 1 or qkv.shape[1] - height * width not in (0, 1):
+        raise ValueError(
+            f"qkv has {qkv.shape[1]} tokens; a grid of {height} x {width} needs "
+            f"{height * width}, or {height * width + 1} with a class token"
+        )
+    head_dim = qkv.shape[-1] // (3 * num_heads)
+    if tables is not None:
+        if tables.dim() != 3 or tables.shape[0] != 4 or tables.shape[1] % 2 or tables.shape[1] < 2:
+            raise ValueError(f"tables must be [4, 2r + 2, head_dim], got {tuple(tables.shape)}")
+        if tables.shape[2] != head_dim:
+            raise ValueError(f"tables have head_dim {tables.shape[2]}, qkv has {head_dim}")
+        if tables.dtype not in (qkv.dtype, torch.float32):
+            raise TypeError(
+                f"tables are {tables.dtype}; with qkv {qkv.dtype} they must be that or float32"
+            )
+    if scale is None:
+        scale = float(head_dim) ** -0.5
+    if torch.is_grad_enabled() and (
+        qkv.requires_grad or (tables is not None and tables.requires_grad)
+    ):
+        return _Attention.apply(qkv, tables, num_heads, height, width, scale, gradients)
+    return _forward(qkv, tables, num_heads, height, width, scale)[0]
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        qkv: Tensor,
+        tables: Tensor | None,
+        num_heads: int,
+        height: int,
+        width: int,
+        scale: float,
+        gradients: GradientAccumulator | None,
+    ) -> Tensor:
+        out, lse = _forward(qkv, tables, num_heads, height, width, scale)
+        ctx.save_for_backward(qkv, tables, out, lse)
+        ctx.arguments = (num_heads, height, width, scale)
+        ctx.gradients = gradients
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+        qkv, tables, out, lse = ctx.saved_tensors
+        grad_tables = None
+        if ctx.needs_input_grad[1]:
+            if ctx.gradients is None:
+                grad_tables = torch.zeros_like(tables)
+            else:
+                grad_tables = ctx.gradients.buffer(tables, tables.shape)
+        dqkv = _backward(dout, qkv, tables, out, lse, *ctx.arguments, grad_tables)
+        if ctx.gradients is not None:
+            grad_tables = None
+        return dqkv, grad_tables, None, None, None, None, None
+
+
+def _forward_impl(
+    qkv: Tensor, tables: Tensor | None, num_heads: int, height: int, width: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    backend = select("attention", qkv)
+    return backend.forward(qkv, tables, num_heads, (height, width), scale)
+
+
+def _forward_fake(
+    qkv: Tensor, tables: Tensor | None, num_heads: int, height: int, width: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    batch, tokens, features = qkv.shape
+    lse = qkv.new_empty(batch, num_heads, tokens, dtype=accumulation_dtype(qkv.dtype))
+    return qkv.new_empty(batch, tokens, features // 3), lse
+
+
+def _backward_impl(
+    dout: Tensor,
+    qkv: Tensor,
+    tables: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    num_heads: int,
+    height: int,
+    width: int,
+    scale: float,
+    grad_tables: Tensor | None,
+) -> Tensor:
+    backend = select("attention", qkv)
+    return backend.backward_(
+        dout, qkv, tables, out, lse, num_heads, (height, width), scale, grad_tables
+    )
+
+
+def _backward_fake(
+    dout: Tensor,
+    qkv: Tensor,
+    tables: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    num_heads: int,
+    height: int,
+    width: int,
+    scale: float,
+    grad_tables: Tensor | None,
+) -> Tensor:
+    return qkv.new_empty(qkv.shape)
+
+
+_forward = define(
+    "attention(Tensor qkv, Tensor? tables, SymInt num_heads, SymInt height, SymInt width, "
+    "float scale) -> (Tensor, Tensor)",
+    _forward_impl,
+    _forward_fake,
+)
+_backward = define(
+    "attention_backward(Tensor dout, Tensor qkv, Tensor? tables, Tensor out, Tensor lse, "
+    "SymInt num_heads, SymInt height, SymInt width, float scale, Tensor(a!)? grad_tables) "
+    "-> Tensor",
+    _backward_impl,
+    _backward_fake,
+)

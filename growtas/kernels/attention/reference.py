@@ -1,0 +1,129 @@
+"""attention, the specification, in plain PyTorch.
+
+For query i and key j (AutoFormer; relative position after Shaw et al., split in two dimensions):
+
+    logits[i, j] = scale * q_i . (k_j + RK[i, j]),      A = softmax over j
+    out_i        = sum_j A[i, j] (v_j + RV[i, j])
+    RK[i, j]     = tables[0, a(i, j)] + tables[1, b(i, j)],   RV likewise with tables[2], tables[3]
+
+Between patches a = clamp(row_j - row_i, -r, r) + r + 1 and b the same with columns; a = b = 0
+where either is the class token. RK is never built: because an entry depends on the key only
+through its row or its column, q against a table is one small product, picked by index.
+Unlike every other backend, this one stores the B x h x N x N probabilities.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def unsupported(*tensors: Tensor) -> str | None:
+    """None: plain PyTorch takes every device and dtype."""
+    return None
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float32, or float64 for float64."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def relative_index(
+    tokens: int, grid: tuple[int, int], rows: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Table rows a, b (int64 ``[N, N]``, query by key) for a table of ``rows`` = 2r + 2 rows."""
+    reach = (rows - 2) // 2
+    height, width = grid
+    y, x = torch.meshgrid(
+        torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij"
+    )
+    prefix = tokens - height * width
+    indices = []
+    for position in (y.flatten(), x.flatten()):
+        distance = position[None, :] - position[:, None]
+        index = distance.clamp(-reach, reach) + reach + 1
+        indices.append(F.pad(index, (prefix, 0, prefix, 0)))
+    return indices[0], indices[1]
+
+
+def _split(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k, v ``[B, h, N, d]`` in the accumulation dtype."""
+    q, k, v = qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
+    dtype = accumulation_dtype(qkv.dtype)
+    return q.to(dtype), k.to(dtype), v.to(dtype)
+
+
+def _logits(q: Tensor, k: Tensor, tables: Tensor | None, index: tuple, scale: float) -> Tensor:
+    logits = q @ k.mT
+    if tables is not None:
+        for table, rows in zip(tables[:2], index, strict=True):
+            products = q @ table.mT  # [B, h, N, R]
+            logits = logits + products.gather(-1, rows.expand_as(logits))
+    return logits * scale
+
+
+def _bucket_sums(values: Tensor, rows: Tensor, num_rows: int) -> Tensor:
+    """Sums of ``values`` ``[B, h, N, N]`` over the keys of each table row: ``[B, h, N, R]``."""
+    sums = values.new_zeros(*values.shape[:-1], num_rows)
+    return sums.scatter_add_(-1, rows.expand_as(values), values)
+
+
+def forward(
+    qkv: Tensor, tables: Tensor | None, num_heads: int, grid: tuple[int, int], scale: float
+) -> tuple[Tensor, Tensor]:
+    """Returns out ``[B, N, h * d]`` and the log-sum-exp of the logits ``[B, h, N]``."""
+    q, k, v = _split(qkv, num_heads)
+    index = ()
+    if tables is not None:
+        index = relative_index(qkv.shape[1], grid, tables.shape[1], qkv.device)
+        tables = tables.to(q.dtype)
+    logits = _logits(q, k, tables, index, scale)
+    lse = logits.logsumexp(-1)
+    probabilities = (logits - lse.unsqueeze(-1)).exp()
+    out = probabilities @ v
+    if tables is not None:
+        for table, rows in zip(tables[2:], index, strict=True):
+            out = out + _bucket_sums(probabilities, rows, table.shape[0]) @ table
+    return out.transpose(1, 2).flatten(2).to(qkv.dtype), lse
+
+
+def backward_(
+    dout: Tensor,
+    qkv: Tensor,
+    tables: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    num_heads: int,
+    grid: tuple[int, int],
+    scale: float,
+    grad_tables: Tensor | None,
+) -> Tensor:
+    """Adds the tables' gradient into ``grad_tables``; returns dqkv ``[B, N, 3 * h * d]``."""
+    q, k, v = _split(qkv, num_heads)
+    index = ()
+    if tables is not None:
+        index = relative_index(qkv.shape[1], grid, tables.shape[1], qkv.device)
+        tables = tables.to(q.dtype)
+    probabilities = (_logits(q, k, tables, index, scale) - lse.unsqueeze(-1)).exp()
+    do = dout.unflatten(-1, (num_heads, -1)).transpose(1, 2).to(q.dtype)
+    o = out.unflatten(-1, (num_heads, -1)).transpose(1, 2).to(q.dtype)
+
+    dv = probabilities.mT @ do
+    dp = do @ v.mT
+    if tables is not None:
+        for table, rows in zip(tables[2:], index, strict=True):
+            dp = dp + (do @ table.mT).gather(-1, rows.expand_as(dp))
+    # softmax: the sum over keys of A * dA is dout . out
+    ds = probabilities * (dp - (do * o).sum(-1, keepdim=True)) * scale
+    dq, dk = ds @ k, ds.mT @ q
+    if tables is not None:
+        for which, rows in enumerate(index):
+            key_sums = _bucket_sums(ds, rows, tables.shape[1])
+            dq = dq + key_sums @ tables[which]
+            if grad_tables is not None:
+                value_sums = _bucket_sums(probabilities, rows, tables.shape[1])
+                grad_tables[which].add_(torch.einsum("bhnr,bhnd->rd", key_sums, q))
+                grad_tables[which + 2].add_(torch.einsum("bhnr,bhnd->rd", value_sums, do))
+    dqkv = torch.stack([dq, dk, dv]).permute(1, 3, 0, 2, 4)  # [B, N, 3, h, d]
+    return dqkv.flatten(2).to(qkv.dtype)

@@ -1,0 +1,156 @@
+"""Which implementation of an operator runs, and why another one does not.
+
+An operator's folder holds one module per backend. A backend module exposes its launchers and
+``unsupported(*tensors) -> str | None``: the reason it cannot take such tensors, which may depend
+on their devices and dtypes only (the answer is cached by them). A request is either ``auto``
+(the first backend that can) or a backend's name, and a named one that cannot run raises.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+OPERATORS = ("linear", "layer_norm", "attention")
+# In the order "auto" tries them. Triton code lives in gpu.py: a triton.py would shadow the package.
+BACKENDS = {"triton": "gpu", "native": "native", "reference": "reference"}
+ENVIRONMENT_VARIABLE = "GROWTAS_BACKEND"
+
+
+class BackendUnavailable(RuntimeError):
+    """A backend was asked for by name and cannot run; the message says why."""
+
+
+class Choice(NamedTuple):
+    """One row of :func:`explain`."""
+
+    operator: str
+    device: str
+    dtype: str
+    backend: str
+    rejected: dict[str, str]  # backend -> why it does not run
+
+
+_requested: str | None = None  # None: not set by use_backend, so the environment decides
+_cache: dict[tuple, ModuleType] = {}
+
+
+def _check_name(name: str, source: str) -> str:
+    if name != "auto" and name not in BACKENDS:
+        allowed = ", ".join(["auto", *BACKENDS])
+        raise ValueError(f"{source}: unknown backend {name!r}; choose one of {allowed}")
+    return name
+
+
+def requested_backend() -> str:
+    """The backend asked for: by :func:`use_backend`, else by ``GROWTAS_BACKEND``, else ``auto``."""
+    if _requested is not None:
+        return _requested
+    return _check_name(os.environ.get(ENVIRONMENT_VARIABLE, "auto"), ENVIRONMENT_VARIABLE)
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Run every operator inside the ``with`` block on one backend.
+
+    The setting is process-wide, because the backward pass may run on another thread. It is read
+    when an operator runs, so it also governs code compiled with ``torch.compile``.
+
+    Args:
+        name: ``"auto"``, ``"reference"``, ``"native"`` or ``"triton"``.
+
+    Raises:
+        ValueError: unknown name.
+        BackendUnavailable: from the operator, if the named backend cannot take its tensors; and
+            at once if it cannot run any operator here.
+    """
+    global _requested
+    _check_name(name, "use_backend")
+    if name != "auto":
+        reasons = [_missing(operator, name) for operator in OPERATORS]
+        if all(reasons):
+            raise BackendUnavailable(f"backend {name!r} cannot run here: {reasons[0]}")
+    before, _requested = _requested, name
+    try:
+        yield
+    finally:
+        _requested = before
+
+
+def _missing(operator: str, backend: str) -> str | None:
+    """Why a backend has no implementation of an operator here, whatever the tensors."""
+    module_name = f"growtas.kernels.{operator}.{BACKENDS[backend]}"
+    if importlib.util.find_spec(module_name) is None:
+        return f"there is no {backend} implementation of {operator} in this version"
+    available = getattr(importlib.import_module(module_name), "available", None)
+    return available() if available is not None else None
+
+
+def _rejection(operator: str, backend: str, tensors: tuple[Tensor, ...]) -> str | None:
+    reason = _missing(operator, backend)
+    if reason is None:
+        module = importlib.import_module(f"growtas.kernels.{operator}.{BACKENDS[backend]}")
+        reason = module.unsupported(*tensors)
+    return reason
+
+
+def select(operator: str, *tensors: Tensor) -> ModuleType:
+    """The backend module that runs ``operator`` on tensors of these devices and dtypes.
+
+    Raises:
+        BackendUnavailable: the backend asked for by name cannot; the message says why.
+    """
+    request = requested_backend()
+    key = (operator, request, *((t.device.type, t.dtype) for t in tensors))
+    module = _cache.get(key)
+    if module is None:
+        rejected = {}
+        for backend in BACKENDS if request == "auto" else (request,):
+            reason = _rejection(operator, backend, tensors)
+            if reason is None:
+                module = importlib.import_module(f"growtas.kernels.{operator}.{BACKENDS[backend]}")
+                break
+            rejected[backend] = reason
+        else:
+            reasons = "; ".join(f"{name}: {why}" for name, why in rejected.items())
+            raise BackendUnavailable(f"no backend runs {operator} ({reasons})")
+        _cache[key] = module
+    return module
+
+
+def explain(devices: tuple[str, ...] | None = None) -> list[Choice]:
+    """For every operator, device and dtype: the backend that would run, and why others would not.
+
+    Args:
+        devices: device types, default the CPU and, if there is one, the CUDA device.
+    """
+    if devices is None:
+        devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    request = requested_backend()
+    rows = []
+    for device in devices:
+        for operator in OPERATORS:
+            for dtype in (torch.float32, torch.bfloat16):
+                sample = (torch.empty(0, dtype=dtype, device=device),)
+                rejected: dict[str, str] = {}
+                chosen = ""
+                for backend in BACKENDS:
+                    if request not in ("auto", backend):
+                        rejected[backend] = f"{request} was asked for"
+                    elif chosen:
+                        rejected[backend] = f"{chosen} comes first"
+                    elif (reason := _rejection(operator, backend, sample)) is not None:
+                        rejected[backend] = reason
+                    else:
+                        chosen = backend
+                name = str(dtype).removeprefix("torch.")
+                rows.append(Choice(operator, device, name, chosen or "none", rejected))
+    return rows

@@ -1,0 +1,1 @@
+"""LayerNorm over a leading slice of its parameters: ``api.layer_norm``."""

@@ -1,0 +1,147 @@
+"""``layer_norm``: LayerNorm of the sampled width with the leading part of max-size parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from growtas.kernels.autocast import autocast_dtype
+from growtas.kernels.dispatch import select
+from growtas.kernels.gradients import GradientAccumulator
+from growtas.kernels.layer_norm.reference import statistics_dtype
+from growtas.kernels.library import define
+
+
+def layer_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    eps: float = 1e-5,
+    gradients: GradientAccumulator | None = None,
+) -> Tensor:
+    """LayerNorm over the last dimension: mean and variance over the ``width`` given only.
+
+    Args:
+        x: ``[..., width]``, float32, bfloat16, float16 or (CPU) float64.
+        weight: whole parameter ``[width_max]``; ``weight[:width]`` is read.
+        bias: whole parameter ``[width_max]``.
+        eps: added to the variance; AutoFormer uses 1e-5 (timm's ViT 1e-6).
+        gradients: None for dense gradients, or an accumulator to add into the slices of ``.grad``.
+
+    Returns:
+        Like x; under autocast in the autocast dtype, because a product follows. Statistics are
+        float32 (float64 for float64) in every case.
+
+    Raises:
+        ValueError: x is wider than the parameters, or they differ in size.
+        TypeError: a parameter that is neither float32 nor of x's dtype.
+    """
+    if weight.shape != bias.shape or weight.dim() != 1:
+        raise ValueError(
+            "weight and bias must be 1-D of one size, got "
+            f"{tuple(weight.shape)} and {tuple(bias.shape)}"
+        )
+    if x.shape[-1] > weight.shape[0]:
+        raise ValueError(f"x is {x.shape[-1]} wide, the parameters allow 1 to {weight.shape[0]}")
+    for parameter in (weight, bias):
+        if parameter.dtype not in (x.dtype, torch.float32):
+            raise TypeError(
+                f"a parameter is {parameter.dtype}; with x {x.dtype} it must be that or float32"
+            )
+    out_dtype = autocast_dtype(x) or x.dtype
+    if torch.is_grad_enabled() and (
+        x.requires_grad or weight.requires_grad or bias.requires_grad
+    ):
+        return _LayerNorm.apply(x, weight, bias, eps, out_dtype, gradients)
+    return _forward(x, weight, bias, eps, out_dtype)[0]
+
+
+class _LayerNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        eps: float,
+        out_dtype: torch.dtype,
+        gradients: GradientAccumulator | None,
+    ) -> Tensor:
+        y, mean, rstd = _forward(x, weight, bias, eps, out_dtype)
+        ctx.save_for_backward(x, weight, bias, mean, rstd)
+        ctx.gradients = gradients
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, mean, rstd = ctx.saved_tensors
+        need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
+        grad_weight = grad_bias = None
+        if ctx.gradients is None:
+            grad_weight = torch.zeros_like(weight) if need_weight else None
+            grad_bias = torch.zeros_like(bias) if need_bias else None
+        else:
+            width = (x.shape[-1],)
+            grad_weight = ctx.gradients.buffer(weight, width) if need_weight else None
+            grad_bias = ctx.gradients.buffer(bias, width) if need_bias else None
+        dx = _backward(dy, x, weight, mean, rstd, grad_weight, grad_bias)
+        if ctx.gradients is not None:
+            grad_weight = grad_bias = None
+        return dx if need_x else None, grad_weight, grad_bias, None, None, None
+
+
+def _forward_impl(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, out_dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    return select("layer_norm", x, weight).forward(x, weight, bias, eps, out_dtype)
+
+
+def _forward_fake(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, out_dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    statistics = x.new_empty(x.shape[:-1], dtype=statistics_dtype(x.dtype))
+    return x.new_empty(x.shape, dtype=out_dtype), statistics, torch.empty_like(statistics)
+
+
+def _backward_impl(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    grad_weight: Tensor | None,
+    grad_bias: Tensor | None,
+) -> Tensor:
+    backend = select("layer_norm", x, weight)
+    return backend.backward_(dy, x, weight, mean, rstd, grad_weight, grad_bias)
+
+
+def _backward_fake(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    grad_weight: Tensor | None,
+    grad_bias: Tensor | None,
+) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+_forward = define(
+    "layer_norm(Tensor x, Tensor weight, Tensor bias, float eps, ScalarType out_dtype) "
+    "-> (Tensor, Tensor, Tensor)",
+    _forward_impl,
+    _forward_fake,
+)
+_backward = define(
+    "layer_norm_backward(Tensor dy, Tensor x, Tensor weight, Tensor mean, Tensor rstd, "
+    "Tensor(a!)? grad_weight, Tensor(b!)? grad_bias) -> Tensor",
+    _backward_impl,
+    _backward_fake,
+)

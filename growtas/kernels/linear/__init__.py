@@ -1,0 +1,1 @@
+"""Linear layer on a leading slice of its weight: ``api.linear``."""

@@ -1,0 +1,217 @@
+"""``linear``: a fully connected layer on a leading slice of its max-size weight."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from growtas.kernels.autocast import cast_to_autocast
+from growtas.kernels.dispatch import select
+from growtas.kernels.gradients import GradientAccumulator
+from growtas.kernels.library import define
+
+_ACTIVATIONS = (None, "gelu")
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    out_features: int | None = None,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+    gradients: GradientAccumulator | None = None,
+) -> Tensor:
+    """``residual + activation(x @ weight[:out, :in].T + bias[:out])``, slices read in place.
+
+    Args:
+        x: ``[..., in]``, float32, bfloat16, float16 or (CPU) float64; ``in`` may be any leading
+            part of the weight's input width. Under autocast it is cast to the autocast dtype.
+        weight: whole parameter ``[out_max, in_max]``, in x's dtype or float32; or ``G`` stacked
+            matrices ``[G, ..., in_max]`` whose middle dimensions are flattened to ``out_max``
+            (``[3, heads, head_dim, in_max]`` for q, k, v).
+        bias: whole parameter: ``[out_max]``, or with a stacked weight ``[G, ...]`` (sliced like
+            the weight) or ``[G * out_max]`` (its first ``G * out_features`` entries are read:
+            AutoFormer's reading of the qkv bias).
+        out_features: rows taken of each matrix; default all.
+        activation: None or ``"gelu"`` (exact, erf).
+        residual: ``[..., G * out_features]``, added last.
+        gradients: None for dense gradients, or an accumulator to add into the slices of ``.grad``.
+
+    Returns:
+        ``[..., G * out_features]``; the residual's dtype if there is one, else x's. Products
+        accumulate in float32 (float64 for float64).
+
+    Raises:
+        ValueError: a size outside the parameter, or an unknown activation.
+        TypeError: a weight that is neither float32 nor of x's dtype.
+    """
+    x = cast_to_autocast(x)
+    if weight.dim() < 2:
+        raise ValueError(f"weight must have 2 or more dimensions, got {tuple(weight.shape)}")
+    groups = 1 if weight.dim() == 2 else weight.shape[0]
+    out_max = math.prod(weight.shape[:-1]) // groups
+    if out_features is None:
+        out_features = out_max
+    if x.shape[-1] > weight.shape[-1]:
+        raise ValueError(
+            f"x has {x.shape[-1]} features, the weight takes 1 to {weight.shape[-1]}"
+        )
+    if out_features < 1 or out_features > out_max:
+        raise ValueError(f"out_features is {out_features}, the weight has 1 to {out_max}")
+    if activation not in _ACTIVATIONS:
+        raise ValueError(f"activation is {activation!r}, allowed: None, 'gelu'")
+    if bias is not None and bias.numel() != groups * out_max:
+        raise ValueError(
+            f"bias has {bias.numel()} entries, the weight {tuple(weight.shape)} needs "
+            f"{groups * out_max}"
+        )
+    if weight.dtype not in (x.dtype, torch.float32):
+        raise TypeError(f"weight is {weight.dtype}; with x {x.dtype} it must be that or float32")
+
+    name = activation or ""
+    tensors = (x, weight, bias, residual)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        return _Linear.apply(x, weight, bias, out_features, name, residual, gradients)
+    return _forward(x, weight, bias, out_features, name, residual, False)[0]
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        out_features: int,
+        activation: str,
+        residual: Tensor | None,
+        gradients: GradientAccumulator | None,
+    ) -> Tensor:
+        y, preactivation = _forward(x, weight, bias, out_features, activation, residual, True)
+        ctx.save_for_backward(x, weight, bias, preactivation)
+        ctx.out_features, ctx.activation, ctx.gradients = out_features, activation, gradients
+        ctx.residual_dtype = None if residual is None else residual.dtype
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, preactivation = ctx.saved_tensors
+        need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
+        grad_weight = grad_bias = None
+        if ctx.gradients is None:
+            grad_weight = torch.zeros_like(weight) if need_weight else None
+            grad_bias = torch.zeros_like(bias) if need_bias else None
+        else:
+            if need_weight:
+                extents = _extents(weight, ctx.out_features, x.shape[-1])
+                grad_weight = ctx.gradients.buffer(weight, extents)
+            if need_bias:
+                groups = 1 if weight.dim() == 2 else weight.shape[0]
+                extents = _bias_extents(bias, groups, ctx.out_features)
+                grad_bias = ctx.gradients.buffer(bias, extents)
+        dx = _backward(
+            dy, x, weight, preactivation, ctx.out_features, ctx.activation, need_x,
+            grad_weight, grad_bias,
+        )  # fmt: skip
+        dresidual = None if ctx.residual_dtype is None else dy.to(ctx.residual_dtype)
+        if ctx.gradients is not None:
+            grad_weight = grad_bias = None
+        return dx if need_x else None, grad_weight, grad_bias, None, None, dresidual, None
+
+
+def _extents(weight: Tensor, out_features: int, in_features: int) -> tuple[int, ...]:
+    """The leading box of a weight that a slice reads; a stacked weight's rows fill whole
+    sub-blocks from the last middle dimension outwards (heads of head_dim rows each)."""
+    if weight.dim() == 2:
+        return out_features, in_features
+    inner = math.prod(weight.shape[2:-1])
+    middle = (-(-out_features // inner), *weight.shape[2:-1])
+    return weight.shape[0], *middle, in_features
+
+
+def _bias_extents(bias: Tensor, groups: int, out_features: int) -> tuple[int, ...]:
+    if bias.dim() == 1:
+        return (groups * out_features,)
+    return _extents(bias.unsqueeze(-1), out_features, 1)[:-1]
+
+
+def _forward_impl(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    out_features: int,
+    activation: str,
+    residual: Tensor | None,
+    save: bool,
+) -> tuple[Tensor, Tensor]:
+    backend = select("linear", x, weight)
+    return backend.forward(x, weight, bias, out_features, activation, residual, save)
+
+
+def _forward_fake(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    out_features: int,
+    activation: str,
+    residual: Tensor | None,
+    save: bool,
+) -> tuple[Tensor, Tensor]:
+    groups = 1 if weight.dim() == 2 else weight.shape[0]
+    shape = (*x.shape[:-1], groups * out_features)
+    dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
+    saved = x.new_empty(shape if save and activation == "gelu" else (0,))
+    return x.new_empty(shape, dtype=dtype), saved
+
+
+def _backward_impl(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    preactivation: Tensor,
+    out_features: int,
+    activation: str,
+    need_dx: bool,
+    grad_weight: Tensor | None,
+    grad_bias: Tensor | None,
+) -> Tensor:
+    backend = select("linear", x, weight)
+    return backend.backward_(
+        dy, x, weight, preactivation, out_features, activation, need_dx, grad_weight, grad_bias
+    )
+
+
+def _backward_fake(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    preactivation: Tensor,
+    out_features: int,
+    activation: str,
+    need_dx: bool,
+    grad_weight: Tensor | None,
+    grad_bias: Tensor | None,
+) -> Tensor:
+    return x.new_empty(x.shape if need_dx else (0,))
+
+
+_forward = define(
+    "linear(Tensor x, Tensor weight, Tensor? bias, SymInt out_features, str activation, "
+    "Tensor? residual, bool save) -> (Tensor, Tensor)",
+    _forward_impl,
+    _forward_fake,
+)
+_backward = define(
+    "linear_backward(Tensor dy, Tensor x, Tensor weight, Tensor preactivation, "
+    "SymInt out_features, str activation, bool need_dx, Tensor(a!)? grad_weight, "
+    "Tensor(b!)? grad_bias) -> Tensor",
+    _backward_impl,
+    _backward_fake,
+)

@@ -1,0 +1,212 @@
+"""Modules that own max-size parameters and are called with the extents of a subnet.
+
+No module remembers a subnet: extents come in as arguments, so torch.compile treats them as
+dynamic sizes and one module serves any number of threads or passes.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from growtas import kernels
+from growtas.kernels import GradientAccumulator
+
+
+class SlicedLinear(nn.Module):
+    """Weight ``[out_max, in_max]`` and bias; truncated-normal initialisation, std 0.02."""
+
+    def __init__(self, in_max: int, out_max: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_max, in_max))
+        self.bias = nn.Parameter(torch.zeros(out_max))
+        nn.init.trunc_normal_(self.weight, std=0.02)
+
+    def forward(
+        self,
+        x: Tensor,
+        out_features: int | None = None,
+        *,
+        activation: str | None = None,
+        residual: Tensor | None = None,
+        gradients: GradientAccumulator | None = None,
+    ) -> Tensor:
+        return kernels.linear(
+            x, self.weight, self.bias, out_features=out_features, activation=activation,
+            residual=residual, gradients=gradients,
+        )  # fmt: skip
+
+
+class SlicedLayerNorm(nn.Module):
+    """LayerNorm whose statistics cover the width of its input."""
+
+    def __init__(self, width_max: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width_max))
+        self.bias = nn.Parameter(torch.zeros(width_max))
+        self.eps = eps
+
+    def forward(self, x: Tensor, *, gradients: GradientAccumulator | None = None) -> Tensor:
+        return kernels.layer_norm(x, self.weight, self.bias, eps=self.eps, gradients=gradients)
+
+
+class PatchEmbedding(nn.Module):
+    """Non-overlapping patches to tokens: a strided convolution written as one product.
+
+    The weight is a convolution's ``[out_max, in_chans, p, p]`` flattened to two dimensions, and is
+    initialised like PyTorch's convolution, as AutoFormer's is.
+    """
+
+    def __init__(self, in_chans: int, patch_size: int, out_max: int) -> None:
+        super().__init__()
+        features = in_chans * patch_size**2
+        self.patch_size = patch_size
+        self.weight = nn.Parameter(torch.empty(out_max, features))
+        self.bias = nn.Parameter(torch.empty(out_max))
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+        nn.init.uniform_(self.bias, -(features**-0.5), features**-0.5)
+
+    def forward(
+        self, images: Tensor, embed_dim: int, *, gradients: GradientAccumulator | None = None
+    ) -> Tensor:
+        batch, channels, height, width = images.shape
+        p = self.patch_size
+        patches = images.reshape(batch, channels, height // p, p, width // p, p)
+        patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        return kernels.linear(
+            patches, self.weight, self.bias, out_features=embed_dim, gradients=gradients
+        )
+
+
+class QKV(nn.Module):
+    """q, k and v as three leading blocks ``[3, heads, head_dim, in]``: a subnet's heads and width
+    are a leading slice of each.
+
+    ``bias_layout="blocks"`` slices the bias ``[3, heads, head_dim]`` like the weight (PreNAS);
+    ``"autoformer"`` keeps it flat and reads its first ``3 * heads * head_dim`` entries, so an
+    entry changes its role with the head count, which AutoFormer's checkpoints depend on.
+    """
+
+    def __init__(self, in_max: int, heads_max: int, head_dim: int, bias_layout: str) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+        self.weight = nn.Parameter(torch.empty(3, heads_max, head_dim, in_max))
+        shape = (3, heads_max, head_dim) if bias_layout == "blocks" else (3 * heads_max * head_dim,)
+        self.bias = nn.Parameter(torch.zeros(shape))
+        nn.init.trunc_normal_(self.weight, std=0.02)
+
+    def forward(
+        self, x: Tensor, num_heads: int, *, gradients: GradientAccumulator | None = None
+    ) -> Tensor:
+        return kernels.linear(
+            x, self.weight, self.bias, out_features=num_heads * self.head_dim, gradients=gradients
+        )
+
+
+class Attention(nn.Module):
+    """Multi-head attention with 2-D relative position on keys and values, shared by the heads."""
+
+    def __init__(
+        self,
+        width_max: int,
+        heads_max: int,
+        head_dim: int,
+        max_relative_position: int | None,
+        qkv_bias: str,
+    ) -> None:
+        super().__init__()
+        self.qkv = QKV(width_max, heads_max, head_dim, qkv_bias)
+        self.proj = SlicedLinear(heads_max * head_dim, width_max)
+        self.rel_pos: nn.Parameter | None = None
+        if max_relative_position is not None:
+            self.rel_pos = nn.Parameter(torch.empty(4, 2 * max_relative_position + 2, head_dim))
+            nn.init.trunc_normal_(self.rel_pos, std=0.02)
+
+    def forward(
+        self,
+        x: Tensor,
+        num_heads: int,
+        grid: tuple[int, int],
+        *,
+        embed_dim: int,
+        residual: Tensor | None,
+        gradients: GradientAccumulator | None = None,
+    ) -> Tensor:
+        qkv = self.qkv(x, num_heads, gradients=gradients)
+        heads = kernels.attention(
+            qkv, self.rel_pos, num_heads=num_heads, grid=grid, gradients=gradients
+        )
+        return self.proj(heads, embed_dim, residual=residual, gradients=gradients)
+
+
+class MLP(nn.Module):
+    """fc1, exact GELU, fc2."""
+
+    def __init__(self, width_max: int, hidden_max: int) -> None:
+        super().__init__()
+        self.fc1 = SlicedLinear(width_max, hidden_max)
+        self.fc2 = SlicedLinear(hidden_max, width_max)
+
+    def forward(
+        self,
+        x: Tensor,
+        hidden_dim: int,
+        *,
+        embed_dim: int,
+        residual: Tensor | None,
+        gradients: GradientAccumulator | None = None,
+    ) -> Tensor:
+        hidden = self.fc1(x, hidden_dim, activation="gelu", gradients=gradients)
+        return self.fc2(hidden, embed_dim, residual=residual, gradients=gradients)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block; drop path drops a branch per sample (stochastic depth)."""
+
+    def __init__(
+        self,
+        width_max: int,
+        heads_max: int,
+        head_dim: int,
+        hidden_max: int,
+        *,
+        max_relative_position: int | None,
+        qkv_bias: str,
+        layer_norm_eps: float,
+        drop_path: float,
+    ) -> None:
+        super().__init__()
+        self.norm1 = SlicedLayerNorm(width_max, layer_norm_eps)
+        self.attn = Attention(width_max, heads_max, head_dim, max_relative_position, qkv_bias)
+        self.norm2 = SlicedLayerNorm(width_max, layer_norm_eps)
+        self.mlp = MLP(width_max, hidden_max)
+        self.drop_path = drop_path
+
+    def forward(
+        self,
+        x: Tensor,
+        num_heads: int,
+        hidden_dim: int,
+        grid: tuple[int, int],
+        gradients: GradientAccumulator | None = None,
+    ) -> Tensor:
+        embed_dim = x.shape[-1]
+        drop = self.training and self.drop_path > 0.0
+        residual = None if drop else x
+        y = self.norm1(x, gradients=gradients)
+        y = self.attn(
+            y, num_heads, grid, embed_dim=embed_dim, residual=residual, gradients=gradients
+        )
+        x = self._add_branch(x, y) if drop else y
+        residual = None if drop else x
+        y = self.norm2(x, gradients=gradients)
+        y = self.mlp(y, hidden_dim, embed_dim=embed_dim, residual=residual, gradients=gradients)
+        return self._add_branch(x, y) if drop else y
+
+    def _add_branch(self, x: Tensor, branch: Tensor) -> Tensor:
+        """x plus the branch, kept per sample with probability 1 - drop_path and rescaled."""
+        keep = 1.0 - self.drop_path
+        mask = torch.rand(x.shape[0], 1, 1, device=x.device).lt(keep).to(branch.dtype) / keep
+        return x + branch * mask

@@ -1,0 +1,226 @@
+"""An ordinary Vision Transformer in plain PyTorch: what extraction hands over.
+
+It runs with torch alone. Relative position uses an exact reformulation as one plain attention of
+head dim ``d + H + W + 1`` (design notes: docs/attention.md): the query carries its products with
+the row and column tables, the key one-hot codes of its row and column, so any scaled dot product
+attention kernel applies and no N x N tensor is written by this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class RelativeAttention(nn.Module):
+    """Multi-head self-attention, with 2-D relative position on keys and values if asked."""
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        head_dim: int,
+        grid: tuple[int, int],
+        class_token: bool,
+        max_relative_position: int | None,
+    ) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim, self.grid = num_heads, head_dim, grid
+        self.prefix = int(class_token)
+        self.qkv = nn.Linear(embed_dim, 3 * num_heads * head_dim)
+        self.proj = nn.Linear(num_heads * head_dim, embed_dim)
+        self.rel_pos: nn.Parameter | None = None
+        if max_relative_position is not None:
+            rows = 2 * max_relative_position + 2
+            self.rel_pos = nn.Parameter(torch.zeros(4, rows, head_dim))
+            for name, side in (("row_index", grid[0]), ("column_index", grid[1])):
+                at = torch.arange(side)
+                distance = (at[None, :] - at[:, None]).clamp(
+                    -max_relative_position, max_relative_position
+                )
+                index = distance + max_relative_position + 1  # [query, key]
+                self.register_buffer(name, index, persistent=False)
+            self.register_buffer("codes", self._codes(), persistent=False)
+
+    row_index: Tensor
+    column_index: Tensor
+    codes: Tensor
+
+    def _codes(self) -> Tensor:
+        """One-hot row, column and class-token code of every key: ``[N, H + W (+ 1)]``."""
+        height, width = self.grid
+        rows = torch.eye(height).repeat_interleave(width, 0)
+        columns = torch.eye(width).repeat(height, 1)
+        codes = torch.cat((rows, columns), 1)
+        if self.prefix:
+            codes = F.pad(codes, (0, 1, 1, 0))
+            codes[0, -1] = 1.0
+        return codes
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, _ = x.shape
+        q, k, v = (
+            self.qkv(x).view(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        )
+        scale = float(self.head_dim) ** -0.5
+        if self.rel_pos is None:
+            out = F.scaled_dot_product_attention(q, k, v, scale=scale)
+        else:
+            out = self._relative_attention(q, k, v, self.rel_pos.to(q.dtype), scale)
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+    def _relative_attention(
+        self, q: Tensor, k: Tensor, v: Tensor, tables: Tensor, scale: float
+    ) -> Tensor:
+        height, width = self.grid
+        row_keys, row_values = tables[0][self.row_index], tables[2][self.row_index]
+        column_keys, column_values = tables[1][self.column_index], tables[3][self.column_index]
+
+        patches = q[:, :, self.prefix :].unflatten(2, self.grid)  # [B, h, H, W, d]
+        terms = [
+            torch.einsum("bhyxd,ykd->bhyxk", patches, row_keys).flatten(2, 3),
+            torch.einsum("bhyxd,xkd->bhyxk", patches, column_keys).flatten(2, 3),
+        ]
+        if self.prefix:
+            terms.append(q[:, :, 1:] @ (tables[0, 0] + tables[1, 0]).unsqueeze(-1))
+        # a class-token query sees the same table entry at every key: softmax ignores it
+        query_codes = F.pad(torch.cat(terms, -1), (0, 0, self.prefix, 0))
+        key_codes = self.codes.to(k.dtype).expand(*k.shape[:2], -1, -1)
+
+        out = F.scaled_dot_product_attention(
+            torch.cat((q, query_codes), -1),
+            torch.cat((k, key_codes), -1),
+            torch.cat((v, key_codes), -1),
+            scale=scale,
+        )
+        out, sums = out.split((self.head_dim, out.shape[-1] - self.head_dim), -1)
+        rows, columns = sums[:, :, self.prefix :, : height + width].split((height, width), -1)
+        relative = torch.einsum(
+            "bhyxk,ykd->bhyxd", rows.unflatten(2, self.grid), row_values
+        ) + torch.einsum("bhyxk,xkd->bhyxd", columns.unflatten(2, self.grid), column_values)
+        relative = relative.flatten(2, 3)
+        if self.prefix:
+            token = (tables[2, 0] + tables[3, 0]).unsqueeze(0)
+            relative = relative + sums[:, :, 1:, -1:] @ token
+            first = token.expand(*relative.shape[:2], 1, -1)  # its probabilities sum to one
+            relative = torch.cat((first, relative), 2)
+        return out + relative
+
+
+class MLP(nn.Module):
+    """fc1, exact GELU, fc2."""
+
+    def __init__(self, embed_dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(embed_dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, embed_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, attention: RelativeAttention, mlp: MLP, embed_dim: int, eps: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(embed_dim, eps)
+        self.attn = attention
+        self.norm2 = nn.LayerNorm(embed_dim, eps)
+        self.mlp = mlp
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class PatchEmbedding(nn.Module):
+    """Strided convolution to tokens ``[B, P, embed_dim]`` in row-major order."""
+
+    def __init__(self, in_chans: int, embed_dim: int, patch_size: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, patch_size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.proj(images).flatten(2).transpose(1, 2)
+
+
+class VisionTransformer(nn.Module):
+    """A stand-alone Vision Transformer, blocks of individual head counts and hidden widths.
+
+    Parameter names follow timm's ViT, with ``blocks.i.attn.rel_pos`` ``[4, 2r + 2, head_dim]``
+    beside them where relative position is on. Arguments as in :class:`growtas.Supernet`;
+    ``num_heads`` and ``hidden_dims`` have one entry per block.
+    """
+
+    def __init__(
+        self,
+        *,
+        embed_dim: int,
+        num_heads: Sequence[int],
+        hidden_dims: Sequence[int],
+        head_dim: int,
+        image_size: Sequence[int],
+        patch_size: int,
+        num_classes: int,
+        in_chans: int = 3,
+        pool: str = "mean",
+        class_token: bool = True,
+        absolute_position: bool = True,
+        relative_position: bool = True,
+        max_relative_position: int = 14,
+        layer_norm_eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        self.config: dict[str, Any] = {
+            "embed_dim": embed_dim,
+            "num_heads": list(num_heads),
+            "hidden_dims": list(hidden_dims),
+            "head_dim": head_dim,
+            "image_size": list(image_size),
+            "patch_size": patch_size,
+            "num_classes": num_classes,
+            "in_chans": in_chans,
+            "pool": pool,
+            "class_token": class_token,
+            "absolute_position": absolute_position,
+            "relative_position": relative_position,
+            "max_relative_position": max_relative_position,
+            "layer_norm_eps": layer_norm_eps,
+        }
+        grid = (image_size[0] // patch_size, image_size[1] // patch_size)
+        tokens = grid[0] * grid[1] + int(class_token)
+        self.pool, self.prefix = pool, int(class_token)
+        self.patch_embed = PatchEmbedding(in_chans, embed_dim, patch_size)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if class_token else None
+        self.pos_embed = (
+            nn.Parameter(torch.zeros(1, tokens, embed_dim)) if absolute_position else None
+        )
+        reach = max_relative_position if relative_position else None
+        self.blocks = nn.ModuleList(
+            Block(
+                RelativeAttention(embed_dim, heads, head_dim, grid, class_token, reach),
+                MLP(embed_dim, hidden),
+                embed_dim,
+                layer_norm_eps,
+            )
+            for heads, hidden in zip(num_heads, hidden_dims, strict=True)
+        )
+        self.norm = nn.LayerNorm(embed_dim, layer_norm_eps)
+        self.head = nn.Linear(embed_dim, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``[B, num_classes]`` of images ``[B, in_chans, height, width]``."""
+        x = self.patch_embed(images)
+        if self.cls_token is not None:
+            x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1).to(x.dtype), x), 1)
+        if self.pos_embed is not None:
+            x = x + self.pos_embed
+        for block in self.blocks:
+            x = block(x)
+        x = self.norm(x)
+        return self.head(x[:, 0] if self.pool == "cls" else x[:, self.prefix :].mean(1))

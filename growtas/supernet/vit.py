@@ -1,0 +1,258 @@
+"""The supernet: one Vision Transformer whose leading slices are all subnets of a search space."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from growtas import cost
+from growtas.kernels import GradientAccumulator
+from growtas.space import SearchSpace, Subnet
+from growtas.supernet.layers import Block, PatchEmbedding, SlicedLayerNorm, SlicedLinear
+from growtas.supernet.standalone import VisionTransformer
+
+_QKV_BIAS = ("blocks", "autoformer")
+_POOL = ("mean", "cls")
+
+
+class Supernet(nn.Module):
+    """Weight-sharing Vision Transformer over a :class:`~growtas.SearchSpace` (AutoFormer, ICCV
+    2021; GrowTAS). The subnet is an argument of ``forward``; the module keeps none.
+
+    Args:
+        space: choices and sizes of the max-size parameters.
+        image_size: side in pixels, or ``(height, width)``; a multiple of ``patch_size``.
+        patch_size: side of a square patch in pixels.
+        num_classes: outputs of the classifier.
+        in_chans: image channels.
+        pool: ``"mean"`` over the patch tokens (class token excluded), or ``"cls"``.
+        class_token: put a learned token before the patches (AutoFormer does even with mean pool).
+        absolute_position: add a learned position embedding.
+        relative_position: 2-D relative position on keys and values in every block.
+        max_relative_position: distances beyond it share a table row; tables have 2r + 2 rows.
+        drop_path: stochastic depth rate of the supernet's last block; block i of L has
+            ``drop_path * i / (L - 1)`` whatever the sampled depth.
+        qkv_bias: ``"blocks"``, or ``"autoformer"`` for AutoFormer's checkpoints.
+        layer_norm_eps: AutoFormer's 1e-5.
+
+    Raises:
+        ValueError: a size, rate or option outside its range.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        image_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        *,
+        pool: str = "mean",
+        class_token: bool = True,
+        absolute_position: bool = True,
+        relative_position: bool = True,
+        max_relative_position: int = 14,
+        drop_path: float = 0.0,
+        qkv_bias: str = "blocks",
+        layer_norm_eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        height, width = (image_size,) * 2 if isinstance(image_size, int) else tuple(image_size)
+        if patch_size < 1 or min(height, width) < 1 or height % patch_size or width % patch_size:
+            raise ValueError(
+                f"image_size {height} x {width} is not a multiple of patch_size {patch_size}"
+            )
+        for name, value in (("num_classes", num_classes), ("in_chans", in_chans)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}, it must be at least 1")
+        if max_relative_position < 0:
+            raise ValueError(f"max_relative_position is {max_relative_position}, minimum 0")
+        if not 0.0 <= drop_path < 1.0:
+            raise ValueError(f"drop_path is {drop_path}, it must be in [0, 1)")
+        if pool not in _POOL:
+            raise ValueError(f"pool is {pool!r}, allowed: {', '.join(_POOL)}")
+        if pool == "cls" and not class_token:
+            raise ValueError("pool 'cls' needs class_token=True")
+        if qkv_bias not in _QKV_BIAS:
+            raise ValueError(f"qkv_bias is {qkv_bias!r}, allowed: {', '.join(_QKV_BIAS)}")
+
+        self.space = space
+        self.config: dict[str, Any] = {
+            "image_size": [height, width],
+            "patch_size": patch_size,
+            "num_classes": num_classes,
+            "in_chans": in_chans,
+            "pool": pool,
+            "class_token": class_token,
+            "absolute_position": absolute_position,
+            "relative_position": relative_position,
+            "max_relative_position": max_relative_position,
+            "drop_path": drop_path,
+            "qkv_bias": qkv_bias,
+            "layer_norm_eps": layer_norm_eps,
+        }
+        self.image_size = (height, width)
+        self.grid = (height // patch_size, width // patch_size)
+
+        size = space.supernet
+        tokens = self.grid[0] * self.grid[1] + int(class_token)
+        self.patch_embed = PatchEmbedding(in_chans, patch_size, size.embed_dim)
+        self.cls_token = self._token(1, size.embed_dim) if class_token else None
+        self.pos_embed = self._token(tokens, size.embed_dim) if absolute_position else None
+        self.blocks = nn.ModuleList(
+            Block(
+                size.embed_dim,
+                size.num_heads,
+                space.head_dim,
+                size.hidden_dim,
+                max_relative_position=max_relative_position if relative_position else None,
+                qkv_bias=qkv_bias,
+                layer_norm_eps=layer_norm_eps,
+                drop_path=drop_path * i / max(size.depth - 1, 1),
+            )
+            for i in range(size.depth)
+        )
+        self.norm = SlicedLayerNorm(size.embed_dim, layer_norm_eps)
+        self.head = SlicedLinear(size.embed_dim, num_classes)
+
+    @staticmethod
+    def _token(count: int, width: int) -> nn.Parameter:
+        return nn.Parameter(nn.init.trunc_normal_(torch.empty(1, count, width), std=0.02))
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], space: SearchSpace) -> Supernet:
+        """A freshly initialised supernet with another's ``config``."""
+        values = dict(config)
+        values["image_size"] = tuple(values["image_size"])
+        return cls(space, **values)
+
+    def forward(
+        self, images: Tensor, subnet: Subnet, *, gradients: GradientAccumulator | None = None
+    ) -> Tensor:
+        """Class logits of one subnet.
+
+        Args:
+            images: ``[B, in_chans, height, width]``, normalised floats.
+            subnet: any subnet that fits the supernet's sizes.
+            gradients: None for ordinary dense gradients; an accumulator makes the operators add
+                into the slices of ``.grad`` instead.
+
+        Returns:
+            ``[B, num_classes]`` in the images' dtype (under autocast in the autocast dtype).
+
+        Raises:
+            ValueError: images of another shape, or a subnet larger than the supernet.
+        """
+        self._check(images, subnet)
+        x = self.patch_embed(images, subnet.embed_dim, gradients=gradients)
+        if self.cls_token is not None:
+            token = self.cls_token[..., : subnet.embed_dim].expand(x.shape[0], -1, -1)
+            x = torch.cat((token.to(x.dtype), x), 1)
+        if self.pos_embed is not None:
+            x = x + self.pos_embed[..., : subnet.embed_dim]
+        for i in range(subnet.depth):
+            x = self.blocks[i](
+                x, subnet.num_heads[i], subnet.hidden_dims[i], self.grid, gradients
+            )
+        x = self.norm(x, gradients=gradients)
+        if self.config["pool"] == "cls":
+            x = x[:, 0]
+        else:
+            x = x[:, x.shape[1] - self.grid[0] * self.grid[1] :].mean(1)
+        return self.head(x, gradients=gradients)
+
+    def _check(self, images: Tensor, subnet: Subnet) -> None:
+        expected = (self.config["in_chans"], *self.image_size)
+        if images.dim() != 4 or tuple(images.shape[1:]) != expected:
+            raise ValueError(
+                f"images must be [B, {expected[0]}, {expected[1]}, {expected[2]}], got "
+                f"{tuple(images.shape)}"
+            )
+        self.check_subnet(subnet)
+
+    def check_subnet(self, subnet: Subnet) -> None:
+        """Whether the parameters hold this subnet; it need not be a choice of the space.
+
+        Raises:
+            ValueError: naming the first size that is too large.
+        """
+        size = self.space.supernet
+        for name, value, limit in (
+            ("embed_dim", subnet.embed_dim, size.embed_dim),
+            ("depth", subnet.depth, size.depth),
+            ("num_heads", max(subnet.num_heads), size.num_heads),
+            ("hidden_dim = int(embed_dim * mlp_ratio)", max(subnet.hidden_dims), size.hidden_dim),
+        ):
+            if value > limit:
+                raise ValueError(f"subnet's {name} is {value}, the supernet has at most {limit}")
+
+    def extents(self, subnet: Subnet) -> dict[str, tuple[int, ...]]:
+        """For each parameter that a subnet reads, the leading box it reads; others are absent.
+
+        Boxes nest, so ``extents(space.largest())`` bounds what any subnet of a space reads. A
+        subnet reads exactly its boxes (AutoFormer's flat qkv bias: a prefix).
+        """
+        self.check_subnet(subnet)
+        embed, head_dim = subnet.embed_dim, self.space.head_dim
+        boxes: dict[str, tuple[int, ...]] = {
+            "patch_embed.weight": (embed, self.patch_embed.weight.shape[1]),
+            "patch_embed.bias": (embed,),
+        }
+        if self.cls_token is not None:
+            boxes["cls_token"] = (1, 1, embed)
+        if self.pos_embed is not None:
+            boxes["pos_embed"] = (1, self.pos_embed.shape[1], embed)
+        for i, (heads, hidden) in enumerate(
+            zip(subnet.num_heads, subnet.hidden_dims, strict=True)
+        ):
+            block = f"blocks.{i}."
+            for norm in ("norm1", "norm2"):
+                boxes[f"{block}{norm}.weight"] = boxes[f"{block}{norm}.bias"] = (embed,)
+            boxes[f"{block}attn.qkv.weight"] = (3, heads, head_dim, embed)
+            flat = self.config["qkv_bias"] == "autoformer"
+            boxes[f"{block}attn.qkv.bias"] = (
+                (3 * heads * head_dim,) if flat else (3, heads, head_dim)
+            )
+            if self.config["relative_position"]:
+                rows = 2 * self.config["max_relative_position"] + 2
+                boxes[f"{block}attn.rel_pos"] = (4, rows, head_dim)
+            boxes[f"{block}attn.proj.weight"] = (embed, heads * head_dim)
+            boxes[f"{block}attn.proj.bias"] = (embed,)
+            boxes[f"{block}mlp.fc1.weight"] = (hidden, embed)
+            boxes[f"{block}mlp.fc1.bias"] = (hidden,)
+            boxes[f"{block}mlp.fc2.weight"] = (embed, hidden)
+            boxes[f"{block}mlp.fc2.bias"] = (embed,)
+        boxes["norm.weight"] = boxes["norm.bias"] = (embed,)
+        boxes["head.weight"] = (self.config["num_classes"], embed)
+        boxes["head.bias"] = (self.config["num_classes"],)
+        return boxes
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters without weight decay, besides biases and 1-D ones (AutoFormer's groups)."""
+        return {"pos_embed", "cls_token"}
+
+    def _cost_arguments(self) -> dict[str, Any]:
+        names = (
+            "num_classes", "patch_size", "in_chans", "class_token", "absolute_position",
+            "relative_position", "max_relative_position",
+        )  # fmt: skip
+        return {"image_size": self.image_size, **{name: self.config[name] for name in names}}
+
+    def num_params(self, subnet: Subnet) -> int:
+        """Parameters of the extracted subnet, exactly; no tensor is touched."""
+        self.check_subnet(subnet)
+        return cost.num_params(self.space, subnet, **self._cost_arguments())
+
+    def macs(self, subnet: Subnet) -> int:
+        """Multiply-adds of one image through the extracted subnet (see growtas.cost.macs)."""
+        self.check_subnet(subnet)
+        return cost.macs(self.space, subnet, **self._cost_arguments())
+
+    def extract(self, subnet: Subnet) -> VisionTransformer:
+        """The subnet as an ordinary module with its own copy of the weights; same logits."""
+        from growtas.supernet.extract import extract
+
+        return extract(self, subnet)

@@ -1,0 +1,211 @@
+"""linear: exactness, slices read in place, nothing outside them touched."""
+
+from __future__ import annotations
+
+import oracles
+import pytest
+import torch
+from oracles import DTYPES, EMBED_WIDTHS, HIDDEN_WIDTHS, assert_within_budget, bits_equal
+
+from growtas import kernels
+
+
+def case(in_features, out_features, *, rows=(2, 7), in_max=None, out_max=None, stacked=None,
+         bias=True, residual=False, seed=0):  # fmt: skip
+    """Random tensors; weights outside the slice are NaN, so reading them shows."""
+    g = torch.Generator().manual_seed(seed)
+    in_max, out_max = in_max or in_features + 5, out_max or out_features + 3
+    shape = (out_max, in_max) if stacked is None else (*stacked, in_max)
+    weight = torch.full(shape, float("nan"))
+    flat = weight.view(1, out_max, in_max) if stacked is None else weight.view(
+        stacked[0], -1, in_max
+    )
+    groups = flat.shape[0]
+    flat[:, :out_features, :in_features] = (
+        torch.randn(groups, out_features, in_features, generator=g) * in_features**-0.5
+    )
+    inputs = {
+        "x": torch.randn(*rows, in_features, generator=g),
+        "weight": weight,
+        "bias": None,
+    }
+    if bias:
+        values = torch.full((groups, flat.shape[1]), float("nan"))
+        values[:, :out_features] = torch.randn(groups, out_features, generator=g)
+        inputs["bias"] = values[0] if stacked is None else values.view(stacked)
+    width = groups * out_features
+    inputs["residual"] = torch.randn(*rows, width, generator=g) if residual else None
+    return inputs, torch.randn(*rows, width, generator=g)
+
+
+def run_all(inputs, cotangent, dtype, **arguments):
+    stored = {k: None if v is None else v.to(dtype) for k, v in inputs.items()}
+    golden = oracles.outputs_and_gradients(
+        oracles.linear, stored, cotangent.to(dtype), torch.float64, **arguments
+    )
+    plain = oracles.outputs_and_gradients(oracles.linear, stored, cotangent, dtype, **arguments)
+    actual = oracles.outputs_and_gradients(kernels.linear, stored, cotangent, dtype, **arguments)
+    return actual, golden, plain
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("activation", [None, "gelu"])
+@pytest.mark.parametrize("residual", [False, True], ids=["plain", "residual"])
+@pytest.mark.parametrize(("in_features", "out_features"), [(1, 1), (15, 33), (16, 32), (17, 31)])
+def test_matches_float64(backend, dtype, activation, residual, in_features, out_features):
+    inputs, cotangent = case(in_features, out_features, residual=residual)
+    actual, golden, plain = run_all(
+        inputs, cotangent, dtype, out_features=out_features, activation=activation
+    )
+    assert_within_budget(actual, golden, plain, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("embed", EMBED_WIDTHS)
+def test_autoformer_embed_widths(backend, dtype, embed):
+    """qkv, proj and head shapes of every embed dim, in the max-size buffers of its space."""
+    in_max = next(m for m in (256, 448, 640) if m >= embed)
+    inputs, cotangent = case(embed, 3 * 64, rows=(5,), in_max=in_max, stacked=(3, 4, 64))
+    actual, golden, plain = run_all(inputs, cotangent, dtype, out_features=3 * 64)
+    assert_within_budget(actual, golden, plain, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("hidden", HIDDEN_WIDTHS)
+def test_autoformer_hidden_widths(backend, dtype, hidden):
+    """fc1 with GELU, then fc2 with a residual, at every kind of hidden width."""
+    inputs, cotangent = case(216, hidden, rows=(5,), in_max=256, out_max=2560)
+    actual, golden, plain = run_all(
+        inputs, cotangent, dtype, out_features=hidden, activation="gelu"
+    )
+    assert_within_budget(actual, golden, plain, dtype)
+    inputs, cotangent = case(hidden, 216, rows=(5,), in_max=2560, out_max=256, residual=True)
+    actual, golden, plain = run_all(inputs, cotangent, dtype, out_features=216)
+    assert_within_budget(actual, golden, plain, dtype)
+
+
+def test_flat_bias_of_a_stacked_weight_is_a_prefix(backend):
+    """AutoFormer's reading: entry t * out + r of the flat bias, whatever the buffer's size."""
+    inputs, cotangent = case(8, 6, stacked=(3, 2, 5), bias=False)
+    bias = torch.full((30,), float("nan"))
+    bias[:18] = torch.randn(18, generator=torch.Generator().manual_seed(1))
+    inputs["bias"] = bias
+    actual, golden, plain = run_all(inputs, cotangent, torch.float32, out_features=6)
+    assert_within_budget(actual, golden, plain, torch.float32)
+    assert torch.all(actual["bias"][18:] == 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_float32_master_weights(backend, dtype):
+    """Weights stay float32 while activations are in a lower dtype, as under autocast."""
+    inputs, cotangent = case(24, 40)
+    x = inputs["x"].to(dtype).requires_grad_()
+    weight, bias = (inputs[name].requires_grad_() for name in ("weight", "bias"))
+    y = kernels.linear(x, weight, bias, out_features=40)
+    y.backward(cotangent.to(dtype))
+    assert y.dtype == x.grad.dtype == dtype
+    assert weight.grad.dtype == bias.grad.dtype == torch.float32
+    want = oracles.linear(
+        x.detach().double(), weight.detach().to(dtype).double(), bias.detach().double(),
+        out_features=40,
+    )  # fmt: skip
+    torch.testing.assert_close(y.double(), want, rtol=0, atol=2 * torch.finfo(dtype).eps * 8)
+
+
+def test_dense_gradient_is_zero_outside_the_slice(backend):
+    inputs, cotangent = case(9, 6, stacked=(3, 2, 5))
+    actual, _, _ = run_all(inputs, cotangent, torch.float32, out_features=6)
+    weight = actual["weight"].view(3, 10, -1)
+    assert torch.all(weight[:, 6:] == 0)
+    assert torch.all(weight[:, :, 9:] == 0)
+    assert torch.all(actual["bias"].view(3, 10)[:, 6:] == 0)
+
+
+@pytest.mark.parametrize("stacked", [None, (3, 2, 5)], ids=["matrix", "stacked"])
+def test_accumulate_adds_inside_and_keeps_every_bit_outside(backend, stacked):
+    inputs, cotangent = case(9, 6, out_max=10, stacked=stacked)
+    weight, bias = (torch.nn.Parameter(inputs[name]) for name in ("weight", "bias"))
+    accumulator = kernels.GradientAccumulator([weight, bias])
+    sentinels = {}
+    for parameter in (weight, bias):
+        parameter.grad.copy_(torch.randn(parameter.shape))
+        sentinels[parameter] = parameter.grad.clone()
+    before = weight.detach().clone()
+
+    x = inputs["x"].requires_grad_()
+    kernels.linear(x, weight, bias, out_features=6, gradients=accumulator).backward(cotangent)
+    dense = oracles.outputs_and_gradients(
+        kernels.linear, inputs, cotangent, torch.float32, out_features=6
+    )
+    for parameter, name in ((weight, "weight"), (bias, "bias")):
+        outside = dense[name] == 0
+        assert bits_equal(parameter.grad[outside], sentinels[parameter][outside])
+        torch.testing.assert_close(parameter.grad, sentinels[parameter] + dense[name])
+    assert bits_equal(weight.detach(), before)
+    torch.testing.assert_close(x.grad, dense["x"])
+    assert accumulator.dirty(weight) == ((6, 9) if stacked is None else (3, 2, 5, 9))
+
+    accumulator.zero_()
+    box = weight.grad.view(-1, 10, weight.shape[-1])[:, :6, :9]
+    assert torch.all(box == 0)
+    assert accumulator.dirty(weight) is None
+
+
+def test_bit_equal_repetition(backend):
+    inputs, cotangent = case(200, 300, rows=(64,), residual=True)
+    first, second = (
+        oracles.outputs_and_gradients(
+            kernels.linear, inputs, cotangent, out_features=300, activation="gelu"
+        )
+        for _ in range(2)
+    )
+    assert all(bits_equal(first[name], second[name]) for name in first)
+
+
+def test_gradcheck(backend):
+    inputs, _ = case(5, 6, rows=(3,), stacked=(2, 3, 4), residual=True)
+    tensors = [
+        torch.nan_to_num(inputs[name].double()).requires_grad_()
+        for name in ("x", "weight", "bias", "residual")
+    ]
+
+    def function(x, weight, bias, residual):
+        return kernels.linear(
+            x, weight, bias, out_features=6, activation="gelu", residual=residual
+        )
+
+    assert torch.autograd.gradcheck(function, tensors)
+
+
+def test_autocast_computes_in_the_autocast_dtype(backend):
+    x, weight = torch.randn(4, 8, requires_grad=True), torch.randn(16, 8, requires_grad=True)
+    residual = torch.randn(4, 12)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = kernels.linear(x, weight, out_features=12)
+        stream = kernels.linear(x, weight, out_features=12, residual=residual)
+    assert y.dtype == torch.bfloat16
+    assert stream.dtype == torch.float32
+    stream.sum().backward()
+    assert x.grad.dtype == weight.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"out_features": 9}, r"out_features is 9, the weight has 1 to 8"),
+        ({"out_features": 0}, r"out_features is 0"),
+        ({"activation": "relu"}, r"activation is 'relu', allowed: None, 'gelu'"),
+        ({"bias": torch.zeros(7)}, r"bias has 7 entries"),
+        ({"x": torch.zeros(2, 7)}, r"x has 7 features, the weight takes 1 to 6"),
+        ({"weight": torch.zeros(8)}, r"2 or more dimensions"),
+    ],
+)
+def test_bad_input_is_named(backend, arguments, message):
+    given = {"x": torch.zeros(2, 6), "weight": torch.zeros(8, 6), **arguments}
+    with pytest.raises(ValueError, match=message):
+        kernels.linear(given.pop("x"), given.pop("weight"), **given)
+
+
+def test_weight_of_another_dtype_is_refused(backend):
+    with pytest.raises(TypeError, match="bfloat16"):
+        kernels.linear(torch.zeros(2, 6), torch.zeros(8, 6, dtype=torch.bfloat16))
