@@ -1,0 +1,1 @@
+"""Baselines, cases, an interleaved runner, stored results. Not installed with the package."""

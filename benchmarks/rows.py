@@ -1,0 +1,203 @@
+"""Result rows: one measured number each, with all that is needed to judge it. Stored as CSV."""
+
+from __future__ import annotations
+
+import csv
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TypedDict
+
+import torch
+
+import growtas
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where and when a run took place; the same for all of its rows."""
+
+    timestamp: str  # start of the run, UTC; names the run within a file
+    hardware: str
+    cores: int
+    simd: str
+    python: str
+    torch: str
+    triton: str
+    growtas: str
+    commit: str
+    dirty: bool  # files other than stored results differ from the commit
+    threads: int
+
+
+@dataclass(frozen=True)
+class Row(Provenance):
+    """One number. Times in s, memory in bytes, ratios without unit."""
+
+    device: str
+    dtype: str
+    batch: int
+    space: str
+    subnet: str
+    task: str
+    variant: str  # of a ratio: "numerator / denominator"
+    metric: str
+    unit: str
+    median: float
+    q20: float
+    q80: float
+    n: int
+
+
+def provenance(device: str) -> Provenance:
+    """Facts of this machine and working tree.
+
+    Args:
+        device: "cpu" or "cuda".
+    """
+    commit, dirty = _git_state()
+    cuda = device == "cuda"
+    return Provenance(
+        timestamp=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        hardware=torch.cuda.get_device_name() if cuda else cpu_model(),
+        cores=len(_available_cores()),
+        simd=_simd(),
+        python=platform.python_version(),
+        torch=torch.__version__,
+        triton=_version("triton"),
+        growtas=growtas.__version__,
+        commit=commit,
+        dirty=dirty,
+        threads=torch.get_num_threads(),
+    )
+
+
+def result_name(device: str) -> str:
+    """File stem of the results: `cpu-<model>-torch<version>`."""
+    model = torch.cuda.get_device_name() if device == "cuda" else cpu_model()
+    slug = re.sub(r"[^a-z0-9]+", "-", model.lower()).strip("-")
+    return f"{device}-{slug}-torch{torch.__version__.split('+')[0]}"
+
+
+def cpu_model() -> str:
+    """The processor's marketing name."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        match = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE)
+        if match:
+            return match.group(1).strip()
+    return platform.processor() or platform.machine()
+
+
+def _available_cores() -> Sequence[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return range(os.cpu_count() or 1)
+
+
+def _simd() -> str:
+    capability = torch.backends.cpu.get_cpu_capability()
+    info = Path("/proc/cpuinfo")
+    if info.exists() and re.search(r"\bavx512_bf16\b", info.read_text()):
+        capability += "+BF16"
+    return capability
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
+
+
+def _git_state() -> tuple[str, bool]:
+    def git(*arguments: str) -> str | None:
+        command = ["git", "-C", str(ROOT), *arguments]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        except FileNotFoundError:
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = git("rev-parse", "--short=12", "HEAD")
+    status = git("status", "--porcelain", "--", ".", ":!benchmarks/results")
+    return commit or "none", commit is None or bool(status)
+
+
+def quantile(samples: Sequence[float], q: float) -> float:
+    """Linear interpolation between order statistics."""
+    if not samples:
+        raise ValueError("no samples")
+    ordered = sorted(samples)
+    position = q * (len(ordered) - 1)
+    low = int(position)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (position - low) * (ordered[high] - ordered[low])
+
+
+class Summary(TypedDict):
+    """The four numbers of a row."""
+
+    median: float
+    q20: float
+    q80: float
+    n: int
+
+
+def summary(samples: Sequence[float]) -> Summary:
+    """Median, 20 % and 80 % quantile and the number of samples."""
+    return {
+        "median": quantile(samples, 0.5),
+        "q20": quantile(samples, 0.2),
+        "q80": quantile(samples, 0.8),
+        "n": len(samples),
+    }
+
+
+def append(path: Path, rows: Iterable[Row]) -> None:
+    """Add rows to a CSV file, which gets a header when it is new.
+
+    Raises:
+        ValueError: the file has other columns.
+    """
+    names = [f.name for f in fields(Row)]
+    new = not path.exists()
+    if not new:
+        with path.open(newline="") as file:
+            header = next(csv.reader(file), None)
+        if header != names:
+            raise ValueError(f"{path} has other columns than this version writes: {header}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, names, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        for row in rows:
+            values = asdict(row)
+            for name in ("median", "q20", "q80"):
+                values[name] = f"{values[name]:.6g}"
+            writer.writerow(values)
+
+
+def read(path: Path) -> list[Row]:
+    """All rows of a CSV file that `append` wrote."""
+    convert = {"int": int, "float": float, "str": str, "bool": lambda text: text == "True"}
+    with path.open(newline="") as file:
+        return [
+            Row(**{f.name: convert[str(f.type)](line[f.name]) for f in fields(Row)})
+            for line in csv.DictReader(file)
+        ]
+
+
+def latest_run(rows: Sequence[Row]) -> list[Row]:
+    """The rows of the run that started last."""
+    newest = max(row.timestamp for row in rows)
+    return [row for row in rows if row.timestamp == newest]

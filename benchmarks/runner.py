@@ -1,0 +1,284 @@
+"""The measuring loop: correctness first, then A B C A B C ... in one process, pairs compared."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+
+import torch
+from torch import Tensor
+
+from benchmarks.cases import Case, make_batch
+from benchmarks.rows import Provenance, Row, summary
+from benchmarks.variants import Variant
+
+Samples = dict[str, list[float]]  # metric -> seconds
+
+
+class WrongResult(RuntimeError):
+    """A variant does not compute what it is compared with; nothing is timed."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to measure: at least `min_rounds`, then until `seconds` or `max_rounds`."""
+
+    min_rounds: int = 5
+    max_rounds: int = 30
+    seconds: float = 20.0
+
+
+def measure_once(step: Callable[[], object], device: str) -> dict[str, float]:
+    """Wall time of a call; on CUDA until the device is done, and the time between events too.
+
+    Event time hides what the host costs while it runs ahead, so both are kept.
+    """
+    if device != "cuda":
+        start = time.perf_counter()
+        step()
+        return {"wall_time": time.perf_counter() - start}
+    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    before.record()
+    step()
+    after.record()
+    torch.cuda.synchronize()
+    wall = time.perf_counter() - start
+    return {"wall_time": wall, "event_time": before.elapsed_time(after) / 1000}
+
+
+@contextmanager
+def no_gc() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def warm_up(steps: Mapping[str, Callable[[], object]], device: str = "cpu") -> dict[str, float]:
+    """Call every step once, compilation and first allocations included; seconds of each."""
+    return {name: measure_once(step, device)["wall_time"] for name, step in steps.items()}
+
+
+def interleave(
+    steps: Mapping[str, Callable[[], object]], effort: Effort, device: str = "cpu"
+) -> dict[str, Samples]:
+    """Time warm steps in turn, round after round, so that drift of the machine hits all alike."""
+    samples: dict[str, Samples] = {name: {} for name in steps}
+    with no_gc():
+        start = time.perf_counter()
+        rounds = 0
+        while rounds < effort.min_rounds or (
+            rounds < effort.max_rounds and time.perf_counter() - start < effort.seconds
+        ):
+            for name, step in steps.items():
+                for metric, seconds in measure_once(step, device).items():
+                    samples[name].setdefault(metric, []).append(seconds)
+            rounds += 1
+    return samples
+
+
+def paired_ratios(numerator: Sequence[float], denominator: Sequence[float]) -> list[float]:
+    """Round by round, because only the two times of one round saw the same machine."""
+    return [a / b for a, b in zip(numerator, denominator, strict=True)]
+
+
+class Rows:
+    """Makes the rows of one case."""
+
+    def __init__(
+        self,
+        where: Provenance,
+        *,
+        device: str,
+        dtype: str,
+        batch: int,
+        space: str,
+        subnet: str,
+        task: str,
+    ) -> None:
+        self.rows: list[Row] = []
+        self._template = Row(
+            **asdict(where),
+            device=device,
+            dtype=dtype,
+            batch=batch,
+            space=space,
+            subnet=subnet,
+            task=task,
+            variant="",
+            metric="",
+            unit="",
+            median=0.0,
+            q20=0.0,
+            q80=0.0,
+            n=0,
+        )
+
+    @classmethod
+    def of_case(cls, where: Provenance, case: Case, device: str, task: str | None = None) -> Rows:
+        return cls(
+            where,
+            device=device,
+            dtype=case.dtype,
+            batch=case.batch,
+            space=case.space.name,
+            subnet=case.subnet_name,
+            task=task or case.task,
+        )
+
+    def add(self, variant: str, metric: str, unit: str, samples: Sequence[float]) -> None:
+        self.add_summary(variant, metric, unit, **summary(samples))
+
+    def add_summary(
+        self, variant: str, metric: str, unit: str, *, median: float, q20: float, q80: float, n: int
+    ) -> None:
+        self.rows.append(
+            replace(
+                self._template,
+                variant=variant,
+                metric=metric,
+                unit=unit,
+                median=median,
+                q20=q20,
+                q80=q80,
+                n=n,
+            )
+        )
+
+    def add_timings(self, samples: Mapping[str, Samples], baselines: Sequence[str]) -> None:
+        """Times of every variant, and every baseline / ours, pair by pair."""
+        for name, metrics in samples.items():
+            for metric, seconds in sorted(metrics.items()):
+                self.add(name, metric, "s", seconds)
+        for baseline in (name for name in baselines if name in samples):
+            for ours in (name for name in samples if name.startswith("growtas")):
+                for metric in sorted(samples[ours]):
+                    ratios = paired_ratios(samples[baseline][metric], samples[ours][metric])
+                    self.add(f"{baseline} / {ours}", f"{metric}_ratio", "1", ratios)
+
+
+def relative_error(got: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """||got - expected|| / ||expected|| over all tensors taken together, in float64."""
+    if got.keys() != expected.keys():
+        raise WrongResult(f"other tensors: {sorted(got.keys() ^ expected.keys())}")
+    error = sum(float((got[k].double() - expected[k].double()).square().sum()) for k in expected)
+    size = sum(float(value.double().square().sum()) for value in expected.values())
+    return (error / size) ** 0.5
+
+
+def errors(
+    variant: Variant,
+    case: Case,
+    batch: tuple[Tensor, Tensor],
+    reference: dict[str, dict[str, Tensor]],
+) -> dict[str, float]:
+    """Relative errors of the logits and, for training, of the whole gradient."""
+    found = results(variant, case, batch)
+    return {name: relative_error(found[name], reference[name]) for name in reference}
+
+
+def results(
+    variant: Variant, case: Case, batch: tuple[Tensor, Tensor]
+) -> dict[str, dict[str, Tensor]]:
+    """{"logit_error": logits, "gradient_error": gradients}: what a case's task computes."""
+    images, labels = batch
+    if case.task == "forward":
+        return {"logit_error": {"": variant.forward_step(case, images, case.subnet)}}
+    logits = variant.train_step(case, images, labels, case.subnet)
+    gradients = {name: grad.clone() for name, grad in variant.gradients().items()}
+    return {"logit_error": {"": logits}, "gradient_error": gradients}
+
+
+# In float32 summation order only. In bfloat16 the errors against the float32 naive supernet may
+# be twice those of the naive supernet under autocast.
+FLOAT32_TOLERANCE = 1e-4
+BFLOAT16_FACTOR = 2.0
+
+
+def check(
+    variants: Mapping[str, Variant], case: Case, batch: tuple[Tensor, Tensor]
+) -> dict[str, dict[str, float]]:
+    """Compare every variant with the naive supernet in float32 on the tensors to be timed.
+
+    Returns:
+        errors by variant and name ("logit_error", "gradient_error").
+
+    Raises:
+        WrongResult: an error is over its budget, or not finite.
+    """
+    naive = variants["naive"]
+    reference = results(naive, replace(case, dtype="float32"), batch)
+    budget = dict.fromkeys(reference, FLOAT32_TOLERANCE)
+    if case.dtype != "float32":
+        budget = {
+            name: BFLOAT16_FACTOR * error + FLOAT32_TOLERANCE
+            for name, error in errors(naive, case, batch, reference).items()
+        }
+    found = {}
+    for name, variant in variants.items():
+        if not variant.same_function:
+            continue
+        found[name] = errors(variant, case, batch, reference)
+        for what, error in found[name].items():
+            if not error <= budget[what]:
+                raise WrongResult(
+                    f"{name}: {what} {error:.3g} exceeds {budget[what]:.3g} "
+                    f"({case.task}, {case.dtype}, {case.subnet_name} of {case.space.name})"
+                )
+    return found
+
+
+BASELINES = ("naive", "smart", "timm", "compile-static", "compile-dynamic")
+
+
+def step_of(variant: Variant, case: Case, batch: tuple[Tensor, Tensor]) -> Callable[[], object]:
+    """The timed call of a task."""
+    images, labels = batch
+    subnet = case.subnet
+    if case.task == "forward":
+        return lambda: variant.forward_step(case, images, subnet)
+    if case.task == "train":
+        return lambda: variant.train_step(case, images, labels, subnet)
+    if case.task == "train_adamw":
+        # A rate of zero: the state is updated in full, the weights that were checked stay.
+        parameters = list(variant.model.parameters())
+        optimizer = torch.optim.AdamW(parameters, lr=0.0, fused=images.is_cuda)
+
+        def step() -> None:
+            variant.train_step(case, images, labels, subnet)
+            optimizer.step()
+
+        return step
+    raise ValueError(f"task must be forward, train or train_adamw: got {case.task!r}")
+
+
+def run_case(
+    variants: Mapping[str, Variant],
+    case: Case,
+    where: Provenance,
+    effort: Effort,
+    device: str = "cpu",
+) -> list[Row]:
+    """Check, then time, all variants of a case. `variants` must hold "naive"."""
+    for variant in variants.values():
+        variant.prepare(case.subnet)
+        variant.model.train(case.task != "forward")
+    batch = make_batch(case, device)
+    rows = Rows.of_case(where, case, device)
+    steps = {name: step_of(variant, case, batch) for name, variant in variants.items()}
+    for name, seconds in warm_up(steps, device).items():
+        rows.add(name, "warmup_time", "s", [seconds])
+    for name, found in check(variants, case, batch).items():
+        for what, error in found.items():
+            rows.add(name, what, "1", [error])
+    rows.add_timings(interleave(steps, effort, device), BASELINES)
+    for variant in variants.values():
+        variant.model.zero_grad()
+    return rows.rows

@@ -1,0 +1,247 @@
+// The one file that registers operators. Stable ABI only: one build serves every torch from
+// TORCH_TARGET_VERSION on. All operators write into given tensors, so Python owns allocation.
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <cmath>
+#include <optional>
+
+#include "cpu/ops.h"
+
+namespace {
+
+using growtas::AttentionShape;
+using growtas::Buffer;
+using growtas::ConstBuffer;
+using growtas::DType;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+DType dtype_of(const Tensor& t, const char* name) {
+  switch (t.scalar_type()) {
+    case ScalarType::Double: return DType::float64;
+    case ScalarType::Float: return DType::float32;
+    case ScalarType::BFloat16: return DType::bfloat16;
+    case ScalarType::Half: return DType::float16;
+    default: break;
+  }
+  STD_TORCH_CHECK(false, name, ": dtype must be float64, float32, bfloat16 or float16");
+  return DType::float32;
+}
+
+ConstBuffer input(const Tensor& t, const char* name) {
+  STD_TORCH_CHECK(t.is_cpu(), name, ": must be a CPU tensor");
+  return {t.const_data_ptr(), dtype_of(t, name)};
+}
+
+Buffer output(const Tensor& t, const char* name) {
+  STD_TORCH_CHECK(t.is_cpu(), name, ": must be a CPU tensor");
+  return {t.mutable_data_ptr(), dtype_of(t, name)};
+}
+
+void check_shape(const Tensor& t, const char* name, std::initializer_list<int64_t> shape) {
+  bool same = t.dim() == int64_t(shape.size());
+  int64_t axis = 0;
+  for (const int64_t size : shape) {
+    if (!same) break;
+    same = t.size(axis++) == size;
+  }
+  STD_TORCH_CHECK(same, name, ": unexpected shape");
+}
+
+void check_dtype(const char* name, DType dtype, DType wanted, const char* like) {
+  STD_TORCH_CHECK(dtype == wanted, name, ": dtype must be ", like);
+}
+
+// [rows, width] with contiguous rows; returns the row stride.
+int64_t check_rows(const Tensor& t, const char* name, int64_t rows, int64_t width) {
+  check_shape(t, name, {rows, width});
+  STD_TORCH_CHECK(width == 1 || t.stride(1) == 1, name, ": last dimension must be contiguous");
+  return t.stride(0);
+}
+
+void check_contiguous(const Tensor& t, const char* name) {
+  STD_TORCH_CHECK(t.is_contiguous(), name, ": must be contiguous");
+}
+
+// A parameter of which the first `width` entries are meant.
+void check_parameter(const Tensor& t, const char* name, int64_t width) {
+  STD_TORCH_CHECK(t.dim() == 1 && t.size(0) >= width, name, ": must be 1-D with at least ", width,
+                  " entries");
+  check_contiguous(t, name);
+}
+
+DType arithmetic(DType storage) {
+  return storage == DType::float64 ? DType::float64 : DType::float32;
+}
+
+void layer_norm_forward(const Tensor& x, const Tensor& weight, const Tensor& bias, double eps,
+                        const Tensor& y, const Tensor& mean, const Tensor& rstd) {
+  STD_TORCH_CHECK(x.dim() == 2 && x.size(1) > 0, "x: must be [rows, width] with width > 0");
+  growtas::LayerNormForward a;
+  a.rows = x.size(0);
+  a.width = x.size(1);
+  a.x = input(x, "x");
+  a.weight = input(weight, "weight");
+  a.bias = input(bias, "bias");
+  a.y = output(y, "y");
+  a.mean = output(mean, "mean");
+  a.rstd = output(rstd, "rstd");
+  a.x_stride = check_rows(x, "x", a.rows, a.width);
+  a.y_stride = check_rows(y, "y", a.rows, a.width);
+  a.eps = eps;
+  check_parameter(weight, "weight", a.width);
+  check_parameter(bias, "bias", a.width);
+  check_shape(mean, "mean", {a.rows});
+  check_shape(rstd, "rstd", {a.rows});
+  check_contiguous(mean, "mean");
+  check_contiguous(rstd, "rstd");
+  check_dtype("mean", a.mean.dtype, arithmetic(a.x.dtype), "float32 (float64 for float64 x)");
+  check_dtype("rstd", a.rstd.dtype, arithmetic(a.x.dtype), "float32 (float64 for float64 x)");
+  growtas::layer_norm_forward(a);
+}
+
+Buffer parameter_gradient(const std::optional<Tensor>& t, const char* name, int64_t width) {
+  if (!t.has_value()) return {};
+  check_parameter(*t, name, width);
+  return output(*t, name);
+}
+
+void layer_norm_backward(const Tensor& dy, const Tensor& x, const Tensor& weight,
+                         const Tensor& mean, const Tensor& rstd, const Tensor& dx,
+                         const std::optional<Tensor>& dweight,
+                         const std::optional<Tensor>& dbias) {
+  STD_TORCH_CHECK(x.dim() == 2 && x.size(1) > 0, "x: must be [rows, width] with width > 0");
+  growtas::LayerNormBackward a;
+  a.rows = x.size(0);
+  a.width = x.size(1);
+  a.dy = input(dy, "dy");
+  a.x = input(x, "x");
+  a.weight = input(weight, "weight");
+  a.mean = input(mean, "mean");
+  a.rstd = input(rstd, "rstd");
+  a.dx = output(dx, "dx");
+  a.dy_stride = check_rows(dy, "dy", a.rows, a.width);
+  a.x_stride = check_rows(x, "x", a.rows, a.width);
+  a.dx_stride = check_rows(dx, "dx", a.rows, a.width);
+  check_parameter(weight, "weight", a.width);
+  check_shape(mean, "mean", {a.rows});
+  check_shape(rstd, "rstd", {a.rows});
+  check_contiguous(mean, "mean");
+  check_contiguous(rstd, "rstd");
+  check_dtype("mean", a.mean.dtype, arithmetic(a.x.dtype), "float32 (float64 for float64 x)");
+  check_dtype("rstd", a.rstd.dtype, arithmetic(a.x.dtype), "float32 (float64 for float64 x)");
+  growtas::layer_norm_backward(a, parameter_gradient(dweight, "dweight", a.width),
+                               parameter_gradient(dbias, "dbias", a.width));
+}
+
+AttentionShape attention_shape(const Tensor& qkv, const std::optional<Tensor>& tables,
+                               int64_t num_heads, int64_t grid_h, int64_t grid_w, double scale) {
+  STD_TORCH_CHECK(qkv.dim() == 3, "qkv: must be [batch, tokens, 3 * num_heads * head_dim]");
+  check_contiguous(qkv, "qkv");
+  STD_TORCH_CHECK(num_heads > 0 && qkv.size(2) > 0 && qkv.size(2) % (3 * num_heads) == 0,
+                  "qkv: last dimension ", qkv.size(2), " is not 3 * num_heads * head_dim with ",
+                  num_heads, " heads");
+  AttentionShape s;
+  s.batch = qkv.size(0);
+  s.tokens = qkv.size(1);
+  s.heads = num_heads;
+  s.head_dim = qkv.size(2) / (3 * num_heads);
+  s.grid_h = grid_h;
+  s.grid_w = grid_w;
+  STD_TORCH_CHECK(grid_h > 0 && grid_w > 0 && grid_h <= s.tokens && grid_w <= s.tokens,
+                  "grid: ", grid_h, " x ", grid_w, " does not fit ", s.tokens, " tokens");
+  s.class_token = s.tokens - grid_h * grid_w;
+  STD_TORCH_CHECK(s.class_token == 0 || s.class_token == 1, "grid: ", grid_h, " x ", grid_w,
+                  " patches and at most one class token do not make ", s.tokens, " tokens");
+  s.is_double = dtype_of(qkv, "qkv") == DType::float64;
+  s.scale = scale;
+  s.table_rows = 0;
+  if (tables.has_value()) {
+    const Tensor& t = *tables;
+    STD_TORCH_CHECK(t.dim() == 3 && t.size(0) == 4 && t.size(2) == s.head_dim,
+                    "tables: must be [4, rows, ", s.head_dim, "]");
+    s.table_rows = t.size(1);
+    STD_TORCH_CHECK(s.table_rows >= 2 && s.table_rows % 2 == 0,
+                    "tables: rows must be 2 * max_relative_position + 2, not ", s.table_rows);
+    check_contiguous(t, "tables");
+  }
+  return s;
+}
+
+void check_lse(const Tensor& lse, const AttentionShape& s, DType dtype) {
+  check_shape(lse, "lse", {s.batch, s.heads, s.tokens});
+  check_contiguous(lse, "lse");
+  check_dtype("lse", dtype_of(lse, "lse"), arithmetic(dtype), "float32 (float64 for float64 qkv)");
+}
+
+void check_out(const Tensor& out, const char* name, const AttentionShape& s) {
+  check_shape(out, name, {s.batch, s.tokens, s.heads * s.head_dim});
+  check_contiguous(out, name);
+}
+
+void attention_forward(const Tensor& qkv, const std::optional<Tensor>& tables, int64_t num_heads,
+                       int64_t grid_h, int64_t grid_w, double scale, const Tensor& out,
+                       const Tensor& lse) {
+  growtas::AttentionForward a;
+  a.shape = attention_shape(qkv, tables, num_heads, grid_h, grid_w, scale);
+  a.qkv = input(qkv, "qkv");
+  a.tables = nullptr;
+  a.out = output(out, "out");
+  a.lse = output(lse, "lse");
+  check_out(out, "out", a.shape);
+  check_lse(lse, a.shape, a.qkv.dtype);
+  growtas::attention_forward(a, tables.has_value() ? input(*tables, "tables") : ConstBuffer{});
+}
+
+void attention_backward(const Tensor& dout, const Tensor& qkv, const std::optional<Tensor>& tables,
+                        const Tensor& lse, int64_t num_heads, int64_t grid_h, int64_t grid_w,
+                        double scale, const Tensor& dqkv, const std::optional<Tensor>& dtables) {
+  growtas::AttentionBackward a;
+  a.shape = attention_shape(qkv, tables, num_heads, grid_h, grid_w, scale);
+  a.dout = input(dout, "dout");
+  a.qkv = input(qkv, "qkv");
+  a.lse = input(lse, "lse");
+  a.tables = nullptr;
+  a.dqkv = output(dqkv, "dqkv");
+  check_out(dout, "dout", a.shape);
+  check_lse(lse, a.shape, a.qkv.dtype);
+  check_shape(dqkv, "dqkv", {qkv.size(0), qkv.size(1), qkv.size(2)});
+  check_contiguous(dqkv, "dqkv");
+  Buffer table_gradient;
+  if (dtables.has_value()) {
+    STD_TORCH_CHECK(tables.has_value(), "dtables: given without tables");
+    check_shape(*dtables, "dtables", {4, a.shape.table_rows, a.shape.head_dim});
+    check_contiguous(*dtables, "dtables");
+    table_gradient = output(*dtables, "dtables");
+  }
+  growtas::attention_backward(a, tables.has_value() ? input(*tables, "tables") : ConstBuffer{},
+                              table_gradient);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY(growtas_native, m) {
+  m.def(
+      "layer_norm_forward(Tensor x, Tensor weight, Tensor bias, float eps, Tensor(a!) y, "
+      "Tensor(b!) mean, Tensor(c!) rstd) -> ()");
+  m.def(
+      "layer_norm_backward(Tensor dy, Tensor x, Tensor weight, Tensor mean, Tensor rstd, "
+      "Tensor(a!) dx, Tensor(b!)? dweight, Tensor(c!)? dbias) -> ()");
+  m.def(
+      "attention_forward(Tensor qkv, Tensor? tables, int num_heads, int grid_h, int grid_w, "
+      "float scale, Tensor(a!) out, Tensor(b!) lse) -> ()");
+  m.def(
+      "attention_backward(Tensor dout, Tensor qkv, Tensor? tables, Tensor lse, "
+      "int num_heads, int grid_h, int grid_w, float scale, Tensor(a!) dqkv, "
+      "Tensor(b!)? dtables) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(growtas_native, CPU, m) {
+  m.impl("layer_norm_forward", TORCH_BOX(&layer_norm_forward));
+  m.impl("layer_norm_backward", TORCH_BOX(&layer_norm_backward));
+  m.impl("attention_forward", TORCH_BOX(&attention_forward));
+  m.impl("attention_backward", TORCH_BOX(&attention_backward));
+}

@@ -1,0 +1,91 @@
+// What one SIMD level offers. The same kernel sources are compiled once per level; the drivers
+// (layer_norm.cpp, attention.cpp) own threads, scratch memory and the order of every reduction.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "dtype.h"
+
+namespace growtas {
+
+// Rows of E values, last dimension contiguous. Arithmetic is in double when x is, else in float.
+struct LayerNormForward {
+  int64_t rows, width;
+  ConstBuffer x, weight, bias;
+  Buffer y, mean, rstd;
+  int64_t x_stride, y_stride;
+  double eps;
+};
+
+struct LayerNormBackward {
+  int64_t rows, width;
+  ConstBuffer dy, x, weight, mean, rstd;
+  Buffer dx;
+  int64_t dy_stride, x_stride, dx_stride;
+};
+
+// qkv is [batch, tokens, 3, heads, head_dim], tables [4, table_rows, head_dim] in the order
+// key-vertical, key-horizontal, value-vertical, value-horizontal.
+struct AttentionShape {
+  int64_t batch, tokens, heads, head_dim;
+  int64_t grid_h, grid_w;
+  int64_t class_token;  // 1 when token 0 is a class token, else 0
+  int64_t table_rows;   // 2 r + 2; 0 without relative position
+  bool is_double;
+  double scale;
+};
+
+struct AttentionForward {
+  AttentionShape shape;
+  ConstBuffer qkv;
+  const void* tables;  // prepared by prepare_tables, or null
+  Buffer out, lse;
+};
+
+struct AttentionBackward {
+  AttentionShape shape;
+  ConstBuffer dout, qkv, lse;
+  const void* tables;
+  Buffer dqkv;
+};
+
+// Every pointer called `scratch` is 64-byte aligned, owned by the caller and holds the bytes the
+// matching *_bytes function asks for; its contents on entry do not matter.
+struct KernelSet {
+  const char* name;
+
+  // Rows [begin, end). weight and bias hold `width` values of the arithmetic type.
+  size_t (*layer_norm_scratch_bytes)(int64_t width, bool is_double);
+  void (*layer_norm_forward)(const LayerNormForward&, int64_t begin, int64_t end, void* scratch);
+  // Adds the chunk's weight and bias gradient into dweight and dbias (arithmetic type).
+  void (*layer_norm_backward)(const LayerNormBackward&, int64_t begin, int64_t end, void* dweight,
+                              void* dbias, void* scratch);
+  // dst[i] += sum over chunks, in order, of partials[chunk * width + i], for i in [begin, end).
+  void (*add_partials)(Buffer dst, const void* partials, bool is_double, int64_t chunks,
+                       int64_t width, int64_t begin, int64_t end);
+  // To the arithmetic type.
+  void (*widen)(ConstBuffer src, void* dst, bool is_double, int64_t n);
+
+  size_t (*attention_tables_bytes)(const AttentionShape&);
+  void (*attention_prepare_tables)(const AttentionShape&, ConstBuffer tables, void* prepared);
+  size_t (*attention_forward_scratch_bytes)(const AttentionShape&);
+  void (*attention_forward)(const AttentionForward&, int64_t batch_head, void* scratch);
+  // Partial table gradients cover the relative offsets the grid has, not the stored rows.
+  size_t (*attention_partial_elements)(const AttentionShape&);
+  size_t (*attention_backward_scratch_bytes)(const AttentionShape&, bool with_dtables);
+  // Adds into partial when it is not null.
+  void (*attention_backward)(const AttentionBackward&, int64_t batch_head, void* partial,
+                             void* scratch);
+  // Adds the chunks' partials, in order, into dtables ([4, table_rows, head_dim]).
+  void (*attention_fold_partials)(const AttentionShape&, const void* partials, int64_t chunks,
+                                  Buffer dtables, void* scratch);
+};
+
+const KernelSet& kernels_baseline();
+#if defined(GROWTAS_X86_LEVELS)
+const KernelSet& kernels_avx2();
+const KernelSet& kernels_avx512();
+#endif
+
+}  // namespace growtas

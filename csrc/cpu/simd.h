@@ -1,0 +1,257 @@
+// Vectors of one SIMD level, built on the GNU vector extensions (GCC and Clang, any architecture).
+// Other compilers get vectors of one lane and the same kernels. Included once per level, inside
+// that level's namespace, after the target pragma: everything here has internal meaning only.
+#pragma once
+
+#include <cfloat>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__GNUC__) || defined(__clang__)
+#define GROWTAS_INLINE inline __attribute__((always_inline))
+#define GROWTAS_NOINLINE __attribute__((noinline))
+#else
+#define GROWTAS_INLINE inline
+#define GROWTAS_NOINLINE
+#endif
+
+#if defined(__clang__)
+#define GROWTAS_UNROLL _Pragma("clang loop unroll(full)")
+#elif defined(__GNUC__)
+#define GROWTAS_UNROLL _Pragma("GCC unroll 32")
+#else
+#define GROWTAS_UNROLL
+#endif
+
+namespace growtas {
+namespace GROWTAS_LEVEL {
+
+template <class T>
+struct Simd;
+
+#if GROWTAS_VECTOR_BYTES > 0
+template <>
+struct Simd<float> {
+  typedef float Vec __attribute__((vector_size(GROWTAS_VECTOR_BYTES)));
+  typedef int32_t Mask __attribute__((vector_size(GROWTAS_VECTOR_BYTES)));
+  typedef uint32_t Bits __attribute__((vector_size(GROWTAS_VECTOR_BYTES)));
+  static constexpr int lanes = GROWTAS_VECTOR_BYTES / 4;
+};
+template <>
+struct Simd<double> {
+  typedef double Vec __attribute__((vector_size(GROWTAS_VECTOR_BYTES)));
+  typedef int64_t Mask __attribute__((vector_size(GROWTAS_VECTOR_BYTES)));
+  static constexpr int lanes = GROWTAS_VECTOR_BYTES / 8;
+};
+template <class T>
+GROWTAS_INLINE T get_lane(const typename Simd<T>::Vec& v, int lane) {
+  return v[lane];
+}
+#else
+template <>
+struct Simd<float> {
+  using Vec = float;
+  using Mask = bool;
+  using Bits = uint32_t;
+  static constexpr int lanes = 1;
+};
+template <>
+struct Simd<double> {
+  using Vec = double;
+  using Mask = bool;
+  static constexpr int lanes = 1;
+};
+template <class T>
+GROWTAS_INLINE T get_lane(const T& v, int) {
+  return v;
+}
+#endif
+
+template <class T>
+using Vec = typename Simd<T>::Vec;
+
+template <class T>
+constexpr int kLanes = Simd<T>::lanes;
+
+template <class To, class From>
+GROWTAS_INLINE To bit_cast(const From& from) {
+  static_assert(sizeof(To) == sizeof(From), "sizes differ");
+  To to;
+  std::memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+template <class T>
+GROWTAS_INLINE Vec<T> splat(T value) {
+  return value - Vec<T>{};  // folds to a broadcast; adding zero would not, for -0.0's sake
+}
+
+template <class T>
+GROWTAS_INLINE Vec<T> load(const T* p) {
+  Vec<T> v;
+  std::memcpy(&v, p, sizeof(v));
+  return v;
+}
+
+template <class T>
+GROWTAS_INLINE void store(T* p, const Vec<T>& v) {
+  std::memcpy(p, &v, sizeof(v));
+}
+
+// The first n lanes, the others zero; nothing beyond p[n - 1] is read.
+template <class T>
+GROWTAS_INLINE Vec<T> load_partial(const T* p, int64_t n) {
+  T lanes[kLanes<T>] = {};
+  for (int64_t i = 0; i < n; ++i) lanes[i] = p[i];
+  return load(lanes);
+}
+
+template <class T>
+GROWTAS_INLINE void store_partial(T* p, const Vec<T>& v, int64_t n) {
+  T lanes[kLanes<T>];
+  store(lanes, v);
+  for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
+}
+
+template <class T>
+GROWTAS_INLINE Vec<T> maximum(const Vec<T>& a, const Vec<T>& b) {
+  return a > b ? a : b;
+}
+
+template <class T>
+GROWTAS_INLINE T sum_lanes(const Vec<T>& v) {
+  T lanes[kLanes<T>];
+  store(lanes, v);
+  for (int width = kLanes<T> / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+  return lanes[0];
+}
+
+template <class T>
+GROWTAS_INLINE T max_lanes(const Vec<T>& v) {
+  T result = get_lane<T>(v, 0);
+  for (int i = 1; i < kLanes<T>; ++i) {
+    const T lane = get_lane<T>(v, i);
+    result = lane > result ? lane : result;
+  }
+  return result;
+}
+
+// All ones in the first n lanes: select(first_lanes(n), v, 0) drops a tail, NaN included.
+template <class T>
+GROWTAS_INLINE typename Simd<T>::Mask first_lanes(int64_t n) {
+  T index[kLanes<T>];
+  for (int i = 0; i < kLanes<T>; ++i) index[i] = T(i);
+  return load(index) < splat(T(n));
+}
+
+// e^x to about one unit in the last place for x <= 88; 0 below the smallest normal number.
+// x = n ln2 + r with |r| <= ln2 / 2, e^r by a polynomial fitted to minimal relative error
+// (3e-9), 2^n through the exponent bits. NaN stays NaN.
+GROWTAS_INLINE Vec<float> exponential(const Vec<float>& x) {
+  using Bits = Simd<float>::Bits;
+  const float shift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the low bits
+  const Vec<float> shifted = x * 1.44269504f + shift;
+  const Vec<float> n = shifted - shift;
+  Vec<float> r = x - n * 0.693359375f;
+  r = r + n * 2.12194440e-4f;
+  Vec<float> p = r * 0.001381454008f + 0.008368745213f;
+  p = p * r + 0.04166839079f;
+  p = p * r + 0.166665204f;
+  p = p * r + 0.4999999343f;
+  const Vec<float> exp_r = (p * (r * r) + r) + 1.0f;
+  const Bits power = (bit_cast<Bits>(shifted) << 23) + 0x3f800000u;
+  const Vec<float> result = exp_r * bit_cast<Vec<float>>(power);
+  return x < splat(-87.3f) ? Vec<float>{} : result;
+}
+
+GROWTAS_INLINE Vec<double> exponential(const Vec<double>& x) {
+  double lanes[kLanes<double>];
+  store(lanes, x);
+  for (int i = 0; i < kLanes<double>; ++i) lanes[i] = std::exp(lanes[i]);
+  return load(lanes);
+}
+
+// sums[l] = the sum of the lanes of v[l]: a tree of interleavings, so one add serves two vectors.
+template <class T>
+GROWTAS_INLINE Vec<T> sum_each(Vec<T> (&v)[kLanes<T>]);
+
+#if GROWTAS_VECTOR_BYTES > 0 && defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define GROWTAS_HAS_SHUFFLE 1
+#endif
+#endif
+
+#if defined(GROWTAS_HAS_SHUFFLE)
+template <int... I>
+struct Lanes {};
+template <int N, int... I>
+struct MakeLanes : MakeLanes<N - 1, N - 1, I...> {};
+template <int... I>
+struct MakeLanes<0, I...> {
+  using type = Lanes<I...>;
+};
+
+// Low halves interleaved: a0 b0 a1 b1 ...; high halves likewise.
+template <class V, int... I>
+GROWTAS_INLINE V interleave_low(const V& a, const V& b, Lanes<I...>) {
+  return __builtin_shufflevector(a, b, (I / 2 + (I % 2) * int(sizeof...(I)))...);
+}
+template <class V, int... I>
+GROWTAS_INLINE V interleave_high(const V& a, const V& b, Lanes<I...>) {
+  return __builtin_shufflevector(
+      a, b, (I / 2 + int(sizeof...(I)) / 2 + (I % 2) * int(sizeof...(I)))...);
+}
+
+template <class T>
+GROWTAS_INLINE Vec<T> sum_each(Vec<T> (&v)[kLanes<T>]) {
+  using L = typename MakeLanes<kLanes<T>>::type;
+  GROWTAS_UNROLL
+  for (int half = kLanes<T> / 2; half > 0; half /= 2) {
+    GROWTAS_UNROLL
+    for (int i = 0; i < half; ++i)
+      v[i] = interleave_low(v[i], v[i + half], L()) + interleave_high(v[i], v[i + half], L());
+  }
+  return v[0];
+}
+
+// Transposes a square of kLanes x kLanes values in place.
+template <class T>
+GROWTAS_INLINE void transpose(Vec<T> (&v)[kLanes<T>]) {
+  using L = typename MakeLanes<kLanes<T>>::type;
+  constexpr int half = kLanes<T> / 2;
+  GROWTAS_UNROLL
+  for (int step = 1; step < kLanes<T>; step *= 2) {
+    Vec<T> next[kLanes<T>];
+    GROWTAS_UNROLL
+    for (int i = 0; i < half; ++i) {
+      next[2 * i] = interleave_low(v[i], v[i + half], L());
+      next[2 * i + 1] = interleave_high(v[i], v[i + half], L());
+    }
+    GROWTAS_UNROLL
+    for (int i = 0; i < kLanes<T>; ++i) v[i] = next[i];
+  }
+}
+#else
+template <class T>
+GROWTAS_INLINE Vec<T> sum_each(Vec<T> (&v)[kLanes<T>]) {
+  T sums[kLanes<T>];
+  for (int i = 0; i < kLanes<T>; ++i) sums[i] = sum_lanes<T>(v[i]);
+  return load(sums);
+}
+
+template <class T>
+GROWTAS_INLINE void transpose(Vec<T> (&v)[kLanes<T>]) {
+  T square[kLanes<T>][kLanes<T>];
+  for (int i = 0; i < kLanes<T>; ++i) {
+    T lanes[kLanes<T>];
+    store(lanes, v[i]);
+    for (int j = 0; j < kLanes<T>; ++j) square[j][i] = lanes[j];
+  }
+  for (int i = 0; i < kLanes<T>; ++i) v[i] = load(square[i]);
+}
+#endif
+
+}  // namespace GROWTAS_LEVEL
+}  // namespace growtas

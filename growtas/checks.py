@@ -1,0 +1,72 @@
+"""Checks of plain values that name the value and what is allowed. Pure Python."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from growtas.config import nearest
+
+
+def positive_int(label: str, value: Any) -> int:
+    """`value` as an int of at least 1; TypeError for anything that is not an integer."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{label} must be an integer, got {value!r}") from None
+    if isinstance(value, bool):
+        raise TypeError(f"{label} must be an integer, got {value!r}")
+    if number < 1:
+        raise ValueError(f"{label} must be at least 1, got {number}")
+    return number
+
+
+def positive_float(label: str, value: Any) -> float:
+    """`value` as a finite float above 0; TypeError for anything that is not a number."""
+    if isinstance(value, bool) or not hasattr(value, "__float__"):
+        raise TypeError(f"{label} must be a number, got {value!r}")
+    number = float(value)
+    if not (math.isfinite(number) and number > 0):
+        raise ValueError(f"{label} must be positive and finite, got {value}")
+    return number
+
+
+def listed(values: Iterable[Any]) -> str:
+    """The values separated by commas."""
+    return ", ".join(str(value) for value in values)
+
+
+def as_tuple(label: str, values: Any) -> tuple[Any, ...]:
+    """The items of a list-like value; TypeError for a scalar or a text."""
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+        raise TypeError(f"{label} must be a list, got {values!r}")
+    return tuple(values)
+
+
+def mapping(
+    label: str,
+    values: Any,
+    *,
+    required: Iterable[str] = (),
+    optional: Iterable[str] | None = None,
+) -> dict[str, Any]:
+    """A copy of a mapping whose keys are checked; `optional` None lets any other key pass.
+
+    Raises:
+        TypeError: `values` is not a mapping.
+        ValueError: a required key is missing or a key is unknown; the nearest known one is named.
+    """
+    if not isinstance(values, Mapping):
+        raise TypeError(f"{label} must map names to values, got {values!r}")
+    if optional is not None:
+        known = [*required, *optional]
+        for key in values:
+            if key not in known:
+                hint = nearest(str(key), known)
+                raise ValueError(f"unknown {label} field {key!r}{hint}; known: {listed(known)}")
+    for key in required:
+        if key not in values:
+            raise ValueError(f"{label} field {key!r} is missing; needed: {listed(required)}")
+    return dict(values)

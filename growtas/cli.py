@@ -1,0 +1,307 @@
+"""The ``growtas`` command: run, train, search, evaluate, extract, info."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from growtas.version import __version__
+
+if TYPE_CHECKING:
+    from growtas.run_folder import Run
+
+BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+
+# Failures of a run that its user can do something about; others are defects and keep the traceback.
+_FAILURES = ("BackendUnavailable", "ExportMismatch", "NonFiniteLossError", "OutOfMemoryError")
+# Packages that the core does without, by import name.
+_OPTIONAL = ("PIL", "matplotlib", "sklearn", "timm", "torchvision", "tqdm")
+
+_EPILOGS = {
+    "run": """\
+examples:
+  growtas run digits
+  growtas run digits train.epochs=10 output.dir=runs/short
+  growtas run autoformer-tiny data.root=/path/to/imagenet
+  torchrun --nproc-per-node 8 -m growtas run autoformer-tiny data.root=/path/to/imagenet
+  growtas run runs/digits/config.yaml --resume
+
+{overrides}""",
+    "train": """\
+examples:
+  growtas train digits
+  torchrun --nproc-per-node 8 -m growtas train autoformer-small data.root=/path/to/imagenet
+
+{overrides}""",
+    "search": """\
+examples:
+  growtas search runs/digits
+  growtas search runs/digits search.limits='[{{max_params: 80K}}]'
+  growtas search runs/digits search.generations=20 --resume
+then `growtas run runs/digits/config.yaml --resume` tests and exports the new winners.
+
+{overrides}""",
+    "evaluate": """\
+examples:
+  growtas evaluate runs/digits largest
+  growtas evaluate runs/digits 60K --split test
+
+{subnets}
+{overrides}""",
+    "extract": """\
+examples:
+  growtas extract runs/digits best
+  growtas extract runs/digits 60K --to exported/60K
+
+{subnets}
+{overrides}""",
+    "info": """\
+examples:
+  growtas info
+  GROWTAS_BACKEND=reference growtas info --json
+""",
+}
+_SUBNETS = """\
+SUBNET is one of
+  the name of a limit  its winner in search.json
+  best                 the winner with the best search result
+  smallest, largest    the ends of the search space
+  FILE.json            a file with embed_dim, num_heads and mlp_ratio
+  JSON                 '{"embed_dim": 32, "num_heads": [2, 2, 3, 2], "mlp_ratio": [2, 3, 3, 2]}'
+"""
+_OVERRIDES = """\
+any field of the recipe can be changed as section.field=value:
+  train.epochs=100 optim.lr=1e-3 data.root=/path/to/images output.dir=runs/mine
+  search.limits='[{max_params: 6M}, {name: small, max_macs: 1.3G}]'
+`growtas run RECIPE --print-recipe` shows all fields and their values.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code.
+
+    Args:
+        arguments: without the program name; ``sys.argv`` if left out.
+
+    Returns:
+        0 if all went well, 2 for input that cannot be used, 1 for a run that failed, 130 if it was
+        interrupted. A failure is one line on stderr; ``--debug`` adds the traceback.
+    """
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    # argparse stops collecting overrides at the first option; they may come after it too.
+    unknown = [text for text in rest if text.startswith("-") or "=" not in text]
+    if unknown or (rest and not hasattr(options, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(unknown or rest)}")
+    if rest:
+        options.overrides = [*options.overrides, *rest]
+    try:
+        options.command(options)
+    except (Exception, KeyboardInterrupt) as error:
+        code, message = _explain(error)
+        if options.debug or not message:
+            raise
+        # What is wrong with the input is the same on every rank; one of them says so.
+        if code != BAD_INPUT or _rank() == 0:
+            print(f"growtas {options.name}: {message}", file=sys.stderr)
+        return code
+    return 0
+
+
+def _explain(error: BaseException) -> tuple[int, str]:
+    """Exit code and message for what a user can do something about; no message for a defect."""
+    text = " ".join(str(error).split())
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED, "interrupted; the same command with --resume continues"
+    if isinstance(error, ImportError):
+        package = (error.name or "").partition(".")[0]
+        if package in _OPTIONAL and "pip install" not in text:
+            text = f"this needs {package}: pip install 'growtas[demo]'"
+        return BAD_INPUT, text if "pip install" in text else ""
+    if isinstance(error, (ValueError, OSError)):
+        return BAD_INPUT, text or type(error).__name__
+    return FAILED, text if type(error).__name__ in _FAILURES else ""
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def _say(text: str) -> None:
+    if _rank() == 0:
+        print(text, flush=True)
+
+
+def _run(options: argparse.Namespace) -> None:
+    from growtas import pipeline
+    from growtas.recipe import Recipe
+
+    recipe = Recipe.load(options.recipe, options.overrides)
+    if options.print_recipe:
+        _say(recipe.to_yaml().rstrip())
+        return
+    pipeline.run(recipe, resume=options.resume, overwrite=options.overwrite, say=_say)
+
+
+def _train(options: argparse.Namespace) -> None:
+    from growtas.recipe import Recipe
+    from growtas.run_folder import SUPERNET, Run
+
+    recipe = Recipe.load(options.recipe, options.overrides)
+    run = Run.start(recipe, resume=options.resume, overwrite=options.overwrite, say=_say)
+    run.train(resume=options.resume)
+    _say(f"supernet: {run.folder / SUPERNET}")
+
+
+def _search(options: argparse.Namespace) -> None:
+    from growtas.report import winners_table
+
+    _say(winners_table(_open(options).search(resume=options.resume)))
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    run = _open(options)
+    subnet = run.find_subnet(options.subnet)
+    score = run.evaluate(subnet, options.split)
+    params, macs = run.model.num_params(subnet), run.model.macs(subnet)
+    if options.json:
+        facts = {"subnet": subnet.to_dict(), "num_params": params, "macs": macs}
+        _say(json.dumps({**facts, "split": options.split, **score._asdict()}))
+        return
+    _say(f"subnet    {subnet}")
+    _say(f"size      {params:,} parameters, {macs:,} multiply-adds per image")
+    _say(f"accuracy  {score.accuracy:.2%} of {score.count:,} {options.split} images")
+    _say(f"loss      {score.loss:.4f}")
+
+
+def _extract(options: argparse.Namespace) -> None:
+    from growtas.run_folder import BEST
+
+    run = _open(options)
+    subnet = run.find_subnet(options.subnet)
+    folder = Path(options.to) if options.to else run.folder / BEST
+    difference = run.extract(subnet, folder)
+    _say(f"{folder}: {subnet}, {run.model.num_params(subnet):,} parameters")
+    _say(f"its logits are the supernet's to rounding (largest difference {difference:.1e})")
+
+
+def _info(options: argparse.Namespace) -> None:
+    from growtas import info
+
+    facts = info.collect()
+    _say(json.dumps(facts, indent=1) if options.json else info.describe(facts))
+
+
+def _open(options: argparse.Namespace) -> Run:
+    from growtas.run_folder import Run
+
+    return Run.open(options.run, options.overrides, say=_say)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="growtas",
+        description="Train a weight-sharing Vision Transformer supernet, search it, ship the best "
+        "subnet. Start with: growtas run digits",
+    )
+    parser.add_argument("--version", action="version", version=f"growtas {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    run = _command(
+        commands, _run, "the whole chain: train, search, test the winners once, export the best"
+    )
+    _recipe_arguments(run)
+    run.add_argument(
+        "--print-recipe", action="store_true", help="print the complete recipe and stop"
+    )
+
+    train = _command(commands, _train, "only train the supernet")
+    _recipe_arguments(train)
+
+    search = _command(
+        commands, _search, "search a trained supernet for the best subnet inside each limit"
+    )
+    _run_arguments(search)
+    search.add_argument(
+        "--resume", action="store_true", help="keep what was scored before and continue"
+    )
+
+    evaluate = _command(
+        commands, _evaluate, "accuracy and loss of one subnet of a trained supernet"
+    )
+    _run_arguments(evaluate, subnet=True)
+    evaluate.add_argument(
+        "--split",
+        choices=("search", "test"),
+        default="search",
+        help="images to evaluate on (default: search; choose nothing by the test images)",
+    )
+    evaluate.add_argument("--json", action="store_true", help="print JSON")
+
+    extract = _command(
+        commands, _extract, "export one subnet as an ordinary model that runs with torch alone"
+    )
+    _run_arguments(extract, subnet=True)
+    extract.add_argument("--to", metavar="FOLDER", help="where to (default: RUN/best)")
+
+    info = _command(
+        commands, _info, "what is installed and built, and which backend runs each operator here"
+    )
+    info.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    function: Callable[[argparse.Namespace], None],
+    summary: str,
+) -> argparse.ArgumentParser:
+    name = function.__name__.removeprefix("_")
+    parser = commands.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=_EPILOGS[name].format(overrides=_OVERRIDES, subnets=_SUBNETS),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.set_defaults(command=function, name=name)
+    return parser
+
+
+def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    from growtas.recipe import available
+
+    names = ", ".join(available())
+    parser.add_argument("recipe", metavar="RECIPE", help=f"a YAML file, or one of {names}")
+    _override_argument(parser)
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="keep what an earlier call finished and continue what it began",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="delete an earlier run in the output folder"
+    )
+
+
+def _run_arguments(parser: argparse.ArgumentParser, *, subnet: bool = False) -> None:
+    parser.add_argument("run", metavar="RUN", help="folder of a run, such as runs/digits")
+    if subnet:
+        parser.add_argument("subnet", metavar="SUBNET", help="which subnet, see below")
+    _override_argument(parser)
+
+
+def _override_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "overrides",
+        metavar="section.field=value",
+        nargs="*",
+        default=[],
+        help="change fields of the recipe, for example train.epochs=3",
+    )

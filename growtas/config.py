@@ -1,0 +1,355 @@
+"""Strict loading of YAML into dataclasses: an unknown name or a wrong type is an error that helps.
+
+Three steps, each usable alone: `load_yaml` reads text into plain values, `apply_override` changes
+one of them from ``section.field=value``, and `build` turns the plain values into (nested)
+dataclasses. `to_plain` and `dump_yaml` are the way back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import functools
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+T = TypeVar("T")
+
+# YAML 1.1 reads `1e-3` as a string because it has no dot; users mean a number.
+_FLOAT_WITHOUT_DOT = (
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+class _Unset:
+    def __repr__(self) -> str:
+        return "(not set)"
+
+
+_UNSET = _Unset()
+
+
+class ConfigError(ValueError):
+    """A recipe, an override or a file that cannot be used; the message is meant for the user."""
+
+
+def load_yaml(text: str, *, source: str = "YAML") -> Any:
+    """Reads YAML into plain values: dict, list, str, int, float, bool, None, and no other objects.
+
+    Differs from ``yaml.safe_load`` in three ways: ``1e-3`` is a number; ``off``, ``on``, ``yes``
+    and ``no`` are words (as in YAML 1.2; only ``true`` and ``false`` are booleans); and a key that
+    is written twice is refused.
+
+    Raises:
+        ConfigError: the text is not valid YAML; the message names `source` and the line.
+    """
+    import yaml
+
+    try:
+        return yaml.load(text, Loader=_loader())
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}" if mark is not None else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ConfigError(f"{source}{place}: {problem}") from None
+
+
+@functools.cache
+def _loader() -> Any:
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            seen: list[Any] = []
+            for key_node, _ in node.value:
+                if key_node.tag == "tag:yaml.org,2002:merge":
+                    continue
+                key = self.construct_object(key_node, deep=True)
+                if key in seen:
+                    problem = f"{key!r} is written twice"
+                    raise yaml.constructor.ConstructorError(
+                        None, None, problem, key_node.start_mark
+                    )
+                seen.append(key)
+            return super().construct_mapping(node, deep=deep)
+
+    boolean = "tag:yaml.org,2002:bool"
+    Loader.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != boolean]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    Loader.add_implicit_resolver(
+        boolean, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+    )
+    Loader.add_implicit_resolver(*_FLOAT_WITHOUT_DOT)
+    return Loader
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`` (did you mean 'x'?)`` for the known name closest to `name`, else the empty string."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def split_override(text: str) -> tuple[tuple[str, ...], Any]:
+    """``"optim.lr=1e-3"`` -> ``(("optim", "lr"), 0.001)``; the value is read as YAML.
+
+    Raises:
+        ConfigError: there is no ``=`` or no name before it.
+    """
+    name, equals, value = text.partition("=")
+    path = tuple(name.strip().split("."))
+    if not equals or not all(path):
+        raise ConfigError(
+            f"cannot read {text!r}: write section.field=value, for example train.epochs=3"
+        )
+    return path, load_yaml(value, source=f"override {text!r}")
+
+
+def apply_override(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    """Sets ``values[path[0]][path[1]]... = value`` in place; a number in the path indexes a list.
+
+    Names are not checked here but by `build`, which knows the fields.
+    """
+    dotted = ".".join(path)
+    here: Any = values
+    for position, key in enumerate(path[:-1]):
+        here = _child(here, key, ".".join(path[: position + 1]), dotted)
+    last = path[-1]
+    if isinstance(here, list):
+        here[_list_index(here, last, dotted)] = value
+    else:
+        here[last] = value
+
+
+def _child(here: Any, key: str, so_far: str, dotted: str) -> Any:
+    if isinstance(here, list):
+        child = here[_list_index(here, key, dotted)]
+    else:
+        if here.get(key) is None:
+            here[key] = {}
+        child = here[key]
+    if not isinstance(child, (dict, list)):
+        raise ConfigError(f"cannot set {dotted}: {so_far} is the value {child!r}, it has no fields")
+    return child
+
+
+def _list_index(items: list[Any], key: str, dotted: str) -> int:
+    if not key.isdigit() or int(key) >= len(items):
+        raise ConfigError(
+            f"cannot set {dotted}: {key!r} is not one of the list positions 0..{len(items) - 1}"
+        )
+    return int(key)
+
+
+def build(cls: type[T], values: Any, *, where: str = "") -> T:
+    """Builds the dataclass `cls` from a mapping of plain values, checking every name and type.
+
+    Args:
+        cls: a dataclass; its fields may be dataclasses, scalars, Literal, unions, tuples, lists and
+            mappings.
+        values: what YAML gave; ``None`` (an empty section) means all defaults.
+        where: dotted name of `values` in the recipe, put in front of every message.
+
+    Raises:
+        ConfigError: an unknown field (the nearest name is suggested), a missing field, a value of
+            another type (the message states the value and what is expected), or whatever
+            ``__post_init__`` refuses.
+    """
+    if not dataclasses.is_dataclass(cls):
+        raise TypeError(f"{cls!r} is not a dataclass")
+    values = {} if values is None else values
+    if not isinstance(values, Mapping):
+        raise ConfigError(
+            f"{where or 'recipe'}: expected fields (name: value), got {_shown(values)}"
+        )
+    prefix = f"{where}." if where else ""
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    for name in values:
+        if name not in fields:
+            known = ", ".join(fields)
+            hint = nearest(str(name), fields)
+            raise ConfigError(f"unknown field {prefix}{name}{hint}; known fields: {known}")
+    hints = typing.get_type_hints(cls)
+    arguments: dict[str, Any] = {}
+    for name, field in fields.items():
+        if name in values:
+            arguments[name] = convert(values[name], hints[name], where=prefix + name)
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"{prefix}{name} is missing ({_type_name(hints[name])})")
+    try:
+        return cls(**arguments)
+    except ConfigError:
+        raise
+    except (ValueError, TypeError) as error:
+        # Some sections name themselves in their messages ("data.batch_size is 0; ...").
+        named = not where or str(error).startswith(prefix)
+        raise ConfigError(str(error) if named else f"{where}: {error}") from None
+
+
+def convert(value: Any, annotation: Any, *, where: str) -> Any:
+    """Checks a plain value against a type annotation; returns it in that type (list -> tuple)."""
+    if annotation is Any:
+        return value
+    if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
+        return value if isinstance(value, annotation) else build(annotation, value, where=where)
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return _convert_union(value, arguments, annotation, where)
+    if origin is Literal:
+        if any(value == choice and type(value) is type(choice) for choice in arguments):
+            return value
+        raise _mismatch(where, value, annotation)
+    container = origin or annotation
+    if container in (tuple, list) or getattr(container, "__name__", "") in ("Sequence",):
+        return _convert_sequence(value, container, arguments, annotation, where)
+    if container is dict or getattr(container, "__name__", "") in ("Mapping", "MutableMapping"):
+        if not isinstance(value, Mapping):
+            raise _mismatch(where, value, annotation)
+        item = arguments[1] if arguments else Any
+        return {key: convert(entry, item, where=f"{where}.{key}") for key, entry in value.items()}
+    return _convert_scalar(value, annotation, where)
+
+
+def _convert_scalar(value: Any, annotation: Any, where: str) -> Any:
+    if annotation in (None, type(None)):
+        if value is None:
+            return None
+    elif annotation is float:
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+    elif annotation is int:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+        if isinstance(value, float) and value.is_integer():  # 5e5 is a float in YAML, yet a count
+            return int(value)
+    elif isinstance(annotation, type) and isinstance(value, annotation):
+        return value
+    raise _mismatch(where, value, annotation)
+
+
+def _convert_union(value: Any, choices: tuple[Any, ...], annotation: Any, where: str) -> Any:
+    # An arm of exactly the value's type wins, so that `int | float` keeps 3 an int.
+    for choice in choices:
+        if type(value) is choice or (value is None and choice is type(None)):
+            return value
+    if isinstance(value, Mapping):
+        for choice in choices:
+            if dataclasses.is_dataclass(choice):
+                return convert(value, choice, where=where)  # its error says more than "A or B"
+    for choice in choices:
+        with contextlib.suppress(ConfigError):
+            return convert(value, choice, where=where)
+    raise _mismatch(where, value, annotation)
+
+
+def _convert_sequence(
+    value: Any, container: Any, arguments: tuple[Any, ...], annotation: Any, where: str
+) -> Any:
+    if not isinstance(value, (list, tuple)):
+        raise _mismatch(where, value, annotation)
+    items: list[Any]
+    if container is tuple and arguments and arguments[-1] is not Ellipsis:
+        items = list(arguments)
+        if len(value) != len(items):
+            raise _mismatch(where, value, annotation)
+    else:
+        items = [arguments[0] if arguments else Any] * len(value)
+    converted = [
+        convert(v, t, where=f"{where}[{i}]")
+        for i, (v, t) in enumerate(zip(value, items, strict=True))
+    ]
+    return converted if container is list else tuple(converted)
+
+
+def to_plain(value: Any) -> Any:
+    """Dataclasses, tuples and mappings as dicts and lists that YAML and JSON can hold."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {
+            f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init
+        }
+    if isinstance(value, Mapping):
+        return {key: to_plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_plain(entry) for entry in value]
+    return value
+
+
+def dump_yaml(values: Mapping[str, Any]) -> str:
+    """YAML text of plain values: one line per field, lists of scalars on their field's line."""
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        pass
+
+    def represent_list(dumper: Any, items: list[Any]) -> Any:
+        nested = any(isinstance(item, (list, dict)) for item in items)
+        return dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=not nested)
+
+    Dumper.add_representer(list, represent_list)
+    Dumper.add_implicit_resolver(*_FLOAT_WITHOUT_DOT)  # so that the text "1e-3" gets quotes
+    return yaml.dump(to_plain(values), Dumper=Dumper, sort_keys=False, default_flow_style=False)
+
+
+def differences(left: Mapping[str, Any], right: Mapping[str, Any], *, where: str = "") -> list[str]:
+    """One line ``name: left -> right`` for every value in which two nested mappings differ."""
+    lines = []
+    for key in [*left, *(k for k in right if k not in left)]:
+        name, a, b = f"{where}{key}", left.get(key, _UNSET), right.get(key, _UNSET)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            lines += differences(a, b, where=f"{name}.")
+        elif a != b:
+            lines.append(f"{name}: {a!r} -> {b!r}")
+    return lines
+
+
+def _mismatch(where: str, value: Any, annotation: Any) -> ConfigError:
+    return ConfigError(f"{where}: expected {_type_name(annotation)}, got {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    kinds = {
+        dict: "mapping",
+        list: "list",
+        str: "text",
+        int: "integer",
+        float: "number",
+        bool: "true/false",
+    }
+    return (
+        "nothing (null)"
+        if value is None
+        else f"{value!r} ({kinds.get(type(value), type(value).__name__)})"
+    )
+
+
+def _type_name(annotation: Any) -> str:
+    names = {
+        int: "an integer",
+        float: "a number",
+        str: "a text",
+        bool: "true or false",
+        type(None): "null",
+    }
+    if annotation in names:
+        return names[annotation]
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_type_name(a) for a in arguments)
+    if origin is Literal:
+        return "one of " + ", ".join(repr(a) for a in arguments)
+    if dataclasses.is_dataclass(annotation):
+        return "a mapping with " + ", ".join(f.name for f in dataclasses.fields(annotation))
+    if origin is tuple and arguments and arguments[-1] is not Ellipsis:
+        return f"a list of {len(arguments)}: " + ", ".join(_type_name(a) for a in arguments)
+    if origin in (tuple, list) or getattr(origin, "__name__", "") == "Sequence":
+        return f"a list, each item {_type_name(arguments[0])}"
+    if origin is dict or getattr(origin, "__name__", "") in ("Mapping", "MutableMapping"):
+        return "a mapping"
+    return getattr(annotation, "__name__", str(annotation))

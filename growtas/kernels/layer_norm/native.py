@@ -1,0 +1,57 @@
+"""layer_norm on the CPU by the compiled operators."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from growtas.kernels.layer_norm.reference import statistics_dtype
+from growtas.kernels.native_library import operators, unavailable, unsupported
+
+__all__ = ["available", "backward_", "forward", "unsupported"]
+
+available = unavailable
+
+
+def _rows(x: Tensor) -> Tensor:
+    """``[..., width]`` as ``[rows, width]`` with contiguous rows; a copy only if it must be."""
+    rows = x.reshape(-1, x.shape[-1])
+    return rows if rows.stride(-1) == 1 else rows.contiguous()
+
+
+def forward(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, out_dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See :func:`growtas.kernels.layer_norm.reference.forward`."""
+    y = x.new_empty(x.shape, dtype=out_dtype)
+    mean = x.new_empty(x.shape[:-1], dtype=statistics_dtype(x.dtype))
+    rstd = torch.empty_like(mean)
+    width = x.shape[-1]
+    operators().layer_norm_forward(
+        _rows(x), weight, bias, eps, y.view(-1, width), mean.view(-1), rstd.view(-1)
+    )
+    return y, mean, rstd
+
+
+def backward_(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    grad_weight: Tensor | None,
+    grad_bias: Tensor | None,
+) -> Tensor:
+    """See :func:`growtas.kernels.layer_norm.reference.backward_`."""
+    dx = x.new_empty(x.shape)
+    operators().layer_norm_backward(
+        _rows(dy),
+        _rows(x),
+        weight,
+        mean.view(-1),
+        rstd.view(-1),
+        dx.view(-1, x.shape[-1]),
+        grad_weight,
+        grad_bias,
+    )
+    return dx

@@ -1,0 +1,82 @@
+"""The compiled operator library: found, loaded once, or the reason why not.
+
+The library holds ``torch.ops.growtas_native.*``, CPU operators registered through torch's stable
+ABI. They write into tensors given to them and return nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from growtas.build_info import build_info
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+_OPERATORS = (
+    "layer_norm_forward",
+    "layer_norm_backward",
+    "attention_forward",
+    "attention_backward",
+)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+class LibraryStatus(NamedTuple):
+    """Whether the native operators can be called, and if not, why."""
+
+    available: bool
+    reason: str  # empty when available
+
+
+@functools.cache
+def status() -> LibraryStatus:
+    """Load the library on the first call; the answer stays the same for the process."""
+    info = build_info()
+    paths = sorted(_PACKAGE.glob("_ops*.so"))
+    if not paths:
+        return LibraryStatus(False, f"the native library is not built: {info['reason']}")
+    try:
+        torch.ops.load_library(paths[0])
+    except OSError as error:
+        return LibraryStatus(False, f"the native library does not load: {error}")
+    for name in _OPERATORS:
+        torch.library.register_fake(f"growtas_native::{name}", _fake)
+    return LibraryStatus(True, "")
+
+
+def _fake(*args: object) -> None:
+    """The operators only write into given tensors: there is nothing to allocate."""
+
+
+@functools.cache
+def operators() -> Any:
+    """The namespace ``torch.ops.growtas_native``, loaded.
+
+    Raises:
+        RuntimeError: the library is not available; the message says why.
+    """
+    available, reason = status()
+    if not available:
+        raise RuntimeError(reason)
+    return torch.ops.growtas_native
+
+
+def unavailable() -> str | None:
+    """Why no native operator can run in this process; None if they can."""
+    return status().reason or None
+
+
+def unsupported(*tensors: torch.Tensor) -> str | None:
+    """Why the native operators cannot take such tensors; None if they can."""
+    reason = unavailable()
+    if reason is not None:
+        return reason
+    for tensor in tensors:
+        if tensor.device.type != "cpu":
+            return f"it runs on the CPU, not on {tensor.device.type}"
+        if tensor.dtype not in DTYPES:
+            return f"it takes floating-point tensors, not {tensor.dtype}"
+    return None

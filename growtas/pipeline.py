@@ -1,0 +1,85 @@
+"""The whole chain: train, search, test each winner once, export the best, draw the front."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from growtas.recipe import Recipe
+from growtas.run_folder import BEST, FRONT, SUMMARY, Run, Say, Winner, best_limit
+
+
+def run(
+    recipe: Recipe, *, resume: bool = False, overwrite: bool = False, say: Say = print
+) -> list[Winner]:
+    """Trains, searches, tests the winners once, exports the best one and draws the front.
+
+    The best is the winner with the best search result: test images choose nothing.
+
+    Args:
+        recipe: what to run; its ``output.dir`` receives the files.
+        resume: keep what an earlier call finished and continue what it began.
+        overwrite: delete an earlier run in that folder first.
+        say: receives one line for every step worth telling, and the final table.
+
+    Returns:
+        One winner per limit, in the recipe's order.
+
+    Raises:
+        ConfigError: see `Run.start`.
+        ExportMismatch: the exported model is not the searched one.
+    """
+    from growtas.report import plot_front, winners_table
+
+    _require_packages(recipe)
+    current = Run.start(recipe, resume=resume, overwrite=overwrite, say=say)
+    seconds: dict[str, float] = {}
+
+    @contextmanager
+    def timed(stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        seconds[stage] = round(time.perf_counter() - start, 2)
+
+    with timed("train"):
+        current.train(resume=resume)
+    with timed("search"):
+        result = current.search(resume=resume)
+    with timed("random"):
+        random_subnets = current.random_subnets(result)
+    with timed("test"):
+        winners = current.test(result, resume=resume)
+    chosen = best_limit(result)
+    winner = winners[result.limits.index(chosen)]
+    with timed("export"):
+        difference = current.extract(chosen.subnet, current.folder / BEST, winner.to_dict())
+    summary = {
+        "winners": [winner.to_dict() for winner in winners],
+        "best": winner.limit,
+        "logit_difference": difference,
+        "seconds": seconds,
+    }
+    current.write_json(SUMMARY, summary)
+    if current.process.is_main:
+        plot_front(result, current.folder / FRONT, random_subnets=random_subnets)
+    current.say(winners_table(result, {w.limit: w.test_accuracy for w in winners}))
+    current.say(f"tested once on {winner.test_images:,} images that training and search never saw")
+    current.say(
+        f"{current.folder / BEST}: the winner of {winner.limit}, the best by search; its logits are "
+        f"the supernet's to rounding ({difference:.1e})"
+    )
+    current.say("time: " + ", ".join(f"{stage} {spent:.0f} s" for stage, spent in seconds.items()))
+    return winners
+
+
+def _require_packages(recipe: Recipe) -> None:
+    """Finds a missing package before the training, not after it."""
+    modules = ["timm", "matplotlib", *(["sklearn"] if recipe.data.dataset == "digits" else [])]
+    modules += ["tqdm"] if recipe.train.progress else []
+    modules += ["tensorboard"] if recipe.train.tensorboard else []
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        extra = "dev" if missing == ["tensorboard"] else "demo"
+        raise ImportError(f"this needs {', '.join(missing)}: pip install 'growtas[{extra}]'")

@@ -1,0 +1,252 @@
+"""A recipe: everything one run needs, from the search space to where the results go, as YAML.
+
+Package recipes (``growtas/recipes/*.yaml``) are found by name, any other recipe by path. Every
+field has a default and can be overridden on the command line as ``section.field=value``. A run
+saves the complete recipe as ``config.yaml``, which is itself a recipe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from growtas.config import (
+    ConfigError,
+    apply_override,
+    build,
+    convert,
+    dump_yaml,
+    load_yaml,
+    nearest,
+    split_override,
+    to_plain,
+)
+from growtas.search.config import SearchConfig
+from growtas.training.config import AugmentConfig, DataConfig, OptimConfig, TrainConfig
+
+if TYPE_CHECKING:
+    from growtas.schedule import Strategy
+    from growtas.space import SearchSpace
+    from growtas.supernet import Supernet
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What the supernet is apart from its search space; AutoFormer's model by default."""
+
+    patch_size: int = 16  # pixels per patch side
+    # What the classifier reads: the mean of the patch tokens, or the class token.
+    pool: Literal["mean", "cls"] = "mean"
+    class_token: bool = True  # it takes part in attention even if the classifier reads the mean
+    absolute_position: bool = True  # learned position embedding, added once to the patches
+    # Learned 2-D relative positions on keys and values, in every block.
+    relative_position: bool = True
+    max_relative_position: int = 14  # longer distances count as this one, in patches
+    drop_path: float = 0.0  # stochastic depth rate of the last block; linear in depth from 0
+    qkv_bias: Literal["blocks", "autoformer"] = "blocks"  # "autoformer": for its checkpoints
+    layer_norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        for name, least in (("patch_size", 1), ("max_relative_position", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if not 0.0 <= self.drop_path < 1.0:
+            raise ValueError(f"drop_path must be in [0, 1), got {self.drop_path}")
+        if not self.layer_norm_eps > 0.0:
+            raise ValueError(f"layer_norm_eps must be positive, got {self.layer_norm_eps}")
+        if self.pool == "cls" and not self.class_token:
+            raise ValueError("pool: cls needs class_token: true")
+
+
+@dataclass(frozen=True)
+class OutputConfig:
+    """Where the run leaves its files and what it draws."""
+
+    dir: str | None = None  # folder of the run; default runs/<name of the recipe>
+    random_subnets: int = 100  # random subnets that front.png shows beside the search's, 0 for none
+
+    def __post_init__(self) -> None:
+        if self.random_subnets < 0:
+            raise ValueError(f"random_subnets must be at least 0, got {self.random_subnets}")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The sections of a recipe; `load` reads one, `save` writes one complete with all defaults."""
+
+    space: str | dict[str, Any]  # name of a preset ("autoformer-tiny", "digits"), or the choices
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    # Which subnet trains when, see growtas.schedule.build_strategy.
+    strategy: dict[str, Any] = field(default_factory=lambda: {"name": "uniform"})
+    search: SearchConfig = field(default_factory=SearchConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+
+    def __post_init__(self) -> None:
+        """Builds the space and the strategy once, to find a mistake in them before any work."""
+        self.build_strategy(self.build_space())
+
+    @classmethod
+    def load(cls, source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+        """Reads a recipe and applies overrides.
+
+        Args:
+            source: name of a package recipe (see `available`) or path of a YAML file.
+            overrides: ``section.field=value`` each, values in YAML; later ones win.
+
+        Raises:
+            ConfigError: no such recipe, a field that does not exist, a value of the wrong type or
+                out of range.
+        """
+        text, name = _read(source)
+        values = load_yaml(text, source=str(source))
+        if not isinstance(values, dict):
+            raise ConfigError(
+                f"{source}: a recipe is a mapping with the sections {', '.join(_sections())}"
+            )
+        return cls.from_dict(values, overrides, name=name)
+
+    @classmethod
+    def from_dict(
+        cls, values: Mapping[str, Any], overrides: Sequence[str] = (), *, name: str = "run"
+    ) -> Recipe:
+        """The same from plain values; `name` makes the default output folder, ``runs/<name>``."""
+        values = dict(to_plain(values))
+        for override in overrides:
+            path, value = split_override(override)
+            _check_section(path)
+            apply_override(values, path, value)
+        for section in values:
+            _check_section((str(section),))
+        output = convert(values.get("output") or {}, OutputConfig, where="output")
+        if output.dir is None:
+            values["output"] = {**to_plain(output), "dir": f"runs/{name}"}
+        return build(cls, values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values of every field; `from_dict` reads them back to an equal recipe."""
+        return to_plain(self)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the complete recipe as YAML."""
+        Path(path).write_text(self.to_yaml(), encoding="utf-8")
+
+    def to_yaml(self) -> str:
+        """The complete recipe as YAML text."""
+        header = (
+            "# Everything this run used, defaults included; `growtas run <this file>` repeats it.\n"
+        )
+        return header + dump_yaml(self.to_dict())
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of the run."""
+        return Path(self.output.dir or "runs")
+
+    def build_space(self) -> SearchSpace:
+        """The search space, from its preset name or its choices."""
+        from growtas.space import SearchSpace
+
+        try:
+            return (
+                SearchSpace.preset(self.space)
+                if isinstance(self.space, str)
+                else SearchSpace.from_dict(self.space)
+            )
+        except (ValueError, TypeError, KeyError) as error:
+            raise ConfigError(f"space: {_message(error)}") from None
+
+    def build_strategy(self, space: SearchSpace) -> Strategy:
+        """The training strategy, for a space that `build_space` built."""
+        from growtas.schedule import build_strategy
+
+        try:
+            strategy = build_strategy(self.strategy, space)
+            strategy.phases(space, self.train.epochs)
+        except (ValueError, TypeError, KeyError) as error:
+            raise ConfigError(f"strategy: {_message(error)}") from None
+        return strategy
+
+    def build_model(
+        self, *, in_chans: int, image_size: int | tuple[int, int], num_classes: int
+    ) -> Supernet:
+        """A freshly initialised supernet for images of this shape."""
+        from growtas.supernet import Supernet
+
+        return Supernet(
+            self.build_space(),
+            image_size=image_size,
+            num_classes=num_classes,
+            in_chans=in_chans,
+            **to_plain(self.model),
+        )
+
+
+def available() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(
+        p.name.removesuffix(".yaml")
+        for p in _package_recipes().iterdir()
+        if p.name.endswith(".yaml")
+    )
+
+
+def _package_recipes() -> Any:
+    return resources.files("growtas") / "recipes"
+
+
+def _read(source: str | Path) -> tuple[str, str]:
+    """Text and name of a recipe; a name is a package recipe unless a file is called so."""
+    path = Path(source)
+    if path.is_file():
+        # The config.yaml of a run is called after its folder: "config" would say nothing.
+        name = path.parent.resolve().name if path.stem == "config" else path.stem
+        return path.read_text(encoding="utf-8"), name
+    if str(source) in available():
+        return (_package_recipes() / f"{source}.yaml").read_text(encoding="utf-8"), str(source)
+    names = available()
+    raise ConfigError(
+        f"no recipe {str(source)!r}{nearest(str(source), names)}: neither a file nor one of "
+        f"{', '.join(names)}"
+    )
+
+
+def _sections() -> list[str]:
+    return [f.name for f in fields(Recipe)]
+
+
+def _check_section(path: tuple[str, ...]) -> None:
+    """Refuses an unknown section; suggests ``train.epochs`` for a bare ``epochs``."""
+    sections, first = _sections(), path[0]
+    if first in sections:
+        return
+    leaves = [f"{section}.{name}" for section, names in _section_fields().items() for name in names]
+    owners = [leaf for leaf in leaves if leaf.rpartition(".")[2] == first]
+    if owners:
+        hint = f" (did you mean {' or '.join(repr(owner) for owner in owners)}?)"
+    else:
+        hint = nearest(".".join(path), leaves) or nearest(first, sections)
+    raise ConfigError(f"unknown section {first!r}{hint}; sections: {', '.join(sections)}")
+
+
+def _section_fields() -> dict[str, list[str]]:
+    classes = {
+        "model": ModelConfig,
+        "data": DataConfig,
+        "augment": AugmentConfig,
+        "optim": OptimConfig,
+        "train": TrainConfig,
+        "search": SearchConfig,
+        "output": OutputConfig,
+    }
+    return {name: [f.name for f in fields(cls)] for name, cls in classes.items()}
+
+
+def _message(error: Exception) -> str:
+    return str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)

@@ -1,0 +1,446 @@
+"""A run folder: every stage reads what earlier ones left there, so each can be repeated alone.
+
+``config.yaml`` is the complete recipe; ``metrics.csv``, ``checkpoint.pt`` and
+``supernet.safetensors`` come from training, ``search.json`` and ``random_subnets.json`` from the
+search, ``summary.json`` (the winners, tested), ``best/`` (the exported model) and ``front.png``
+from `growtas.pipeline`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from growtas.config import ConfigError, differences
+from growtas.recipe import Recipe
+from growtas.space import Subnet
+
+if TYPE_CHECKING:
+    from growtas.search import Candidate, Evaluator, LimitResult, Score, SearchResult
+    from growtas.supernet import Supernet
+    from growtas.training.data import DataBundle
+
+CONFIG = "config.yaml"
+METRICS = "metrics.csv"
+SUPERNET = "supernet.safetensors"
+SEARCH = "search.json"
+SEARCH_STATE = "search_state.json"
+RANDOM = "random_subnets.json"
+SUMMARY = "summary.json"
+BEST = "best"
+FRONT = "front.png"
+_TRAINED = (METRICS, "metrics.jsonl", "checkpoint.pt", "tensorboard", SUPERNET)
+_SEARCHED = (SEARCH, SEARCH_STATE, RANDOM)
+_REPORTED = (SUMMARY, BEST, FRONT)
+
+# Fields that say how a run is carried out, not what comes out of it: they may differ on resume.
+_FREE_ON_RESUME = (
+    "output.",
+    "search.",
+    "data.root:",
+    "data.download:",
+    "data.eval_batch_size:",
+    "train.checkpoint_every:",
+    "train.device:",
+    "train.eval_every:",
+    "train.log_every:",
+    "train.progress:",
+    "train.tensorboard:",
+)
+
+# Largest difference between the logits of the supernet and of the exported model, relative to the
+# largest logit: float32 sums in another order, with a margin.
+LOGIT_TOLERANCE = 1e-4
+CHECK_IMAGES = 32
+
+Split = Literal["search", "test"]
+Say = Callable[[str], None]
+
+
+class ExportMismatch(RuntimeError):
+    """The exported model does not give the supernet's logits."""
+
+
+@dataclass(frozen=True)
+class Winner:
+    """The best subnet inside one limit, with its one result on the test images."""
+
+    limit: str
+    subnet: Subnet
+    num_params: int
+    macs: int  # multiply-adds for one image
+    search_accuracy: float  # 0 to 1
+    test_accuracy: float  # 0 to 1
+    test_loss: float
+    test_images: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON; `from_dict` reads them back."""
+        return {**vars(self), "subnet": self.subnet.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Winner:
+        """Reads `to_dict`'s form."""
+        return cls(**{**values, "subnet": Subnet.from_dict(values["subnet"])})
+
+
+class Run:
+    """A run folder and its recipe. `Run.start` makes a new one, `Run.open` finds an old one.
+
+    Under torchrun every process makes the same calls; only rank 0 writes.
+
+    Args:
+        recipe: what to run.
+        folder: where the files are.
+        say: receives one line for every step worth telling.
+    """
+
+    def __init__(self, recipe: Recipe, folder: str | Path, say: Say = print) -> None:
+        from growtas.training import distributed
+
+        self.recipe = recipe
+        self.folder = Path(folder)
+        self.process = distributed.start(recipe.train.device)
+        self.say = say if self.process.is_main else lambda line: None
+
+    @classmethod
+    def start(
+        cls, recipe: Recipe, *, resume: bool = False, overwrite: bool = False, say: Say = print
+    ) -> Run:
+        """Prepares ``recipe.output.dir`` and saves the recipe there.
+
+        Args:
+            recipe: what to run.
+            resume: continue a run of the same recipe; fields that cannot change its result may
+                differ.
+            overwrite: delete the files of a run that is there.
+            say: as for `Run`.
+
+        Raises:
+            ConfigError: the folder holds a run and neither `resume` nor `overwrite` is given, both
+                are, or the run to resume has another recipe (the message lists the fields).
+        """
+        if resume and overwrite:
+            raise ConfigError("resume and overwrite exclude each other")
+        run = cls(recipe, recipe.run_dir, say)
+        found = [n for n in (*_TRAINED, *_SEARCHED, *_REPORTED) if (run.folder / n).exists()]
+        if found and not (resume or overwrite):
+            raise ConfigError(
+                f"{run.folder} already holds a run ({', '.join(found)}): add --resume to continue "
+                "it, --overwrite to replace it, or output.dir=FOLDER to write elsewhere"
+            )
+        if resume:
+            run._check_trained_alike()
+        run.process.barrier()  # every process has looked before the first one changes anything
+        if overwrite:
+            run._remove(*_TRAINED, *_SEARCHED, *_REPORTED)
+        run._save_recipe()
+        return run
+
+    @classmethod
+    def open(cls, folder: str | Path, overrides: Sequence[str] = (), say: Say = print) -> Run:
+        """The run in `folder`, its recipe changed by `overrides` in memory only.
+
+        Raises:
+            ConfigError: there is no run in `folder`, or an override is wrong.
+        """
+        config = Path(folder) / CONFIG
+        if not config.is_file():
+            raise ConfigError(
+                f"{folder} is not the folder of a run (no {CONFIG}); "
+                "`growtas run RECIPE` and `growtas train RECIPE` make one"
+            )
+        recipe = Recipe.load(config, overrides)
+        return cls(replace(recipe, output=replace(recipe.output, dir=str(folder))), folder, say)
+
+    @cached_property
+    def data(self) -> DataBundle:
+        """The three splits of the recipe's data set."""
+        from growtas.training.data import build_data
+
+        return build_data(self.recipe.data, self.recipe.augment)
+
+    @cached_property
+    def model(self) -> Supernet:
+        """The trained supernet, on the recipe's device, in evaluation mode."""
+        from growtas.supernet import load_supernet
+
+        path = self.folder / SUPERNET
+        if not path.is_file():
+            raise ConfigError(
+                f"{self.folder} has no trained supernet ({SUPERNET}): `growtas train RECIPE` makes "
+                "one, with --resume it finishes a training that was interrupted"
+            )
+        return load_supernet(path, device=str(self.process.device))
+
+    def train(self, *, resume: bool = False) -> None:
+        """Trains the supernet; `resume` keeps a finished training and continues a begun one."""
+        if resume and (self.folder / SUPERNET).is_file():
+            self.say(f"train: done before, using {self.folder / SUPERNET}")
+            return
+        import torch
+
+        from growtas.training.trainer import Trainer
+
+        self._remove(*_SEARCHED, *_REPORTED, *(() if resume else _TRAINED))
+        recipe, data = self.recipe, self.data
+        torch.manual_seed(recipe.train.seed)
+        model = recipe.build_model(
+            in_chans=data.in_chans, image_size=data.image_size, num_classes=data.num_classes
+        )
+        strategy = recipe.build_strategy(model.space)
+        trainer = Trainer(model, strategy, data, recipe.train, self.folder, optim=recipe.optim)
+        trainer.fit(resume=resume)
+        self.__dict__.pop("model", None)  # of an earlier training
+
+    def search(self, *, resume: bool = False) -> SearchResult:
+        """Searches the supernet under the recipe's limits, on the search split.
+
+        The recipe goes to ``config.yaml``, so that the folder says what it holds.
+
+        Args:
+            resume: keep a finished search with these settings and continue a begun one.
+
+        Raises:
+            ConfigError: the supernet was trained with another recipe.
+            ValueError: no subnet meets a limit, or the begun search has other settings.
+        """
+        from growtas.search import SearchResult, model_cost, search
+
+        self._check_trained_alike()
+        self._save_recipe()
+        path = self.folder / SEARCH
+        if resume and path.is_file():
+            result = SearchResult.load(path)
+            if result.config == self.recipe.search:
+                self.say(f"search: done before, using {path}")
+                return result
+        self._remove(*_REPORTED, *(() if resume else _SEARCHED))
+        return search(
+            self.model.space,
+            self._evaluator("search"),
+            self.recipe.search,
+            model_cost(self.model),
+            run_dir=self.folder,
+            resume=resume,
+            progress=self.recipe.train.progress,
+        )
+
+    def random_subnets(self, result: SearchResult) -> list[Candidate]:
+        """Random subnets scored on the search split, to draw beside what the search found."""
+        from growtas.search import Candidate, model_cost, score_random
+
+        path, count = self.folder / RANDOM, self.recipe.output.random_subnets
+        if path.is_file():
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            if len(stored) == count:
+                return [Candidate.from_dict(values) for values in stored]
+        candidates = score_random(
+            self.model.space,
+            self._evaluator("search"),
+            model_cost(self.model),
+            count=count,
+            seed=self.recipe.search.seed,
+            known=result.candidates,
+        )
+        self.write_json(RANDOM, [candidate.to_dict() for candidate in candidates])
+        return candidates
+
+    def test(self, result: SearchResult, *, resume: bool = False) -> list[Winner]:
+        """Each limit's winner on the test images: the only time that a run reads them.
+
+        Args:
+            result: of `search`.
+            resume: keep the results of these very winners if ``summary.json`` has them.
+        """
+        path = self.folder / SUMMARY
+        if resume and path.is_file():
+            stored = json.loads(path.read_text(encoding="utf-8"))["winners"]
+            winners = [Winner.from_dict(values) for values in stored]
+            wanted = [(entry.limit.name, entry.subnet) for entry in result.limits]
+            if [(winner.limit, winner.subnet) for winner in winners] == wanted:
+                self.say(f"test: done before, using {path}")
+                return winners
+        evaluator = self._evaluator("test")
+        winners = []
+        for entry in result.limits:
+            score = evaluator.score(entry.subnet)
+            winners.append(
+                Winner(
+                    limit=entry.limit.name,
+                    subnet=entry.subnet,
+                    num_params=entry.params,
+                    macs=entry.macs,
+                    search_accuracy=entry.score.accuracy,
+                    test_accuracy=score.accuracy,
+                    test_loss=score.loss,
+                    test_images=score.count,
+                )
+            )
+        return winners
+
+    def evaluate(self, subnet: Subnet, split: Split) -> Score:
+        """Accuracy and loss of one subnet on a split; nothing is written.
+
+        Raises:
+            ValueError: the supernet does not hold the subnet.
+        """
+        self.model.space.supernet.validate(subnet)
+        return self._evaluator(split).score(subnet)
+
+    def extract(
+        self, subnet: Subnet, folder: str | Path, info: dict[str, Any] | None = None
+    ) -> float:
+        """Exports one subnet to `folder` and checks what was written.
+
+        The check reads the files back and runs both models in float32 on the CPU.
+
+        Args:
+            subnet: what to export.
+            folder: where to.
+            info: further facts for its ``config.json``.
+
+        Returns:
+            The largest difference between the logits of the supernet and of the exported model.
+
+        Raises:
+            ExportMismatch: that difference is more than rounding.
+            ValueError: the supernet does not hold the subnet.
+        """
+        import torch
+
+        from growtas import export
+        from growtas.supernet import load_supernet
+
+        self.model.space.supernet.validate(subnet)
+        supernet = load_supernet(self.folder / SUPERNET)
+        if self.process.is_main:
+            export.save(
+                supernet.extract(subnet), folder, {**(info or {}), "subnet": subnet.to_dict()}
+            )
+        self.process.barrier()
+        images, _ = next(iter(self.data.eval_loader("search", batch_size=CHECK_IMAGES)))
+        with torch.inference_mode():
+            expected = supernet(images, subnet)
+            exported = export.load(folder)(images)
+        difference = float((expected - exported).abs().max())
+        allowed = LOGIT_TOLERANCE * max(1.0, float(expected.abs().max()))
+        if not difference <= allowed:  # also if it is not a number
+            raise ExportMismatch(
+                f"the model in {folder} is not the supernet's {subnet}: logits differ by "
+                f"{difference:.3g}, rounding explains {allowed:.3g}"
+            )
+        return difference
+
+    def find_subnet(self, text: str) -> Subnet:
+        """The subnet that a user means.
+
+        Args:
+            text: the name of a limit in ``search.json``, "best" (the winner with the best search
+                result), "smallest", "largest", the path of a JSON file, or JSON.
+
+        Raises:
+            ConfigError: none of these.
+        """
+        from growtas.search import SearchResult
+
+        if text in ("smallest", "largest"):
+            space = self.model.space
+            return space.smallest() if text == "smallest" else space.largest()
+        if text.lstrip().startswith("{"):
+            return _subnet_from_json(text, "the subnet")
+        if text.endswith(".json"):
+            return _subnet_from_json(Path(text).read_text(encoding="utf-8"), text)
+        path = self.folder / SEARCH
+        names: list[str] = []
+        if path.is_file():
+            result = SearchResult.load(path)
+            if text == "best":
+                return best_limit(result).subnet
+            names = [entry.limit.name for entry in result.limits]
+            if text in names:
+                return result[text].subnet
+        known = ", ".join([*(["best", *names] if names else []), "smallest", "largest"])
+        searched = "" if names else f" ({self.folder} has no {SEARCH} with winners yet)"
+        raise ConfigError(
+            f"no subnet {text!r}: use {known}, a JSON file or JSON with embed_dim, num_heads and "
+            f"mlp_ratio{searched}"
+        )
+
+    def write_json(self, name: str, values: Any) -> None:
+        """Writes a file of the folder, in one piece."""
+        from growtas.search.result import write_atomically
+
+        if self.process.is_main:
+            write_atomically(self.folder / name, json.dumps(values, indent=1) + "\n")
+
+    def _evaluator(self, split: Split) -> Evaluator:
+        from growtas.search import Evaluator
+
+        settings = self.recipe.search
+        max_images = settings.max_images if split == "search" else None
+        # A choice of images is made over the whole split, so then every rank has to read it.
+        whole = max_images is not None
+        rank, ranks = (0, 1) if whole else (self.process.rank, self.process.world_size)
+        return Evaluator.from_loader(
+            self.model,
+            self.data.eval_loader(split, rank=rank, world_size=ranks),
+            max_images=max_images,
+            sharded=not whole,
+            mean=self.data.config.mean,
+            std=self.data.config.std,
+            batch_size=settings.batch_size,
+            amp=self.recipe.train.amp,
+        )
+
+    def _check_trained_alike(self) -> None:
+        config = self.folder / CONFIG
+        if not config.is_file():
+            return
+        before, now = Recipe.load(config).to_dict(), self.recipe.to_dict()
+        changed = [
+            line for line in differences(before, now) if not line.startswith(_FREE_ON_RESUME)
+        ]
+        if changed:
+            raise ConfigError(
+                f"the run in {self.folder} has another recipe ({'; '.join(changed)}): repeat its "
+                "settings, or start over with --overwrite or in another output.dir"
+            )
+
+    def _save_recipe(self) -> None:
+        if self.process.is_main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.recipe.save(self.folder / CONFIG)
+        self.process.barrier()
+
+    def _remove(self, *names: str) -> None:
+        """Removes files of this run; what is built on something that changes must not stay."""
+        if self.process.is_main:
+            for path in (self.folder / name for name in names):
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+        self.process.barrier()
+
+
+def best_limit(result: SearchResult) -> LimitResult:
+    """The limit whose winner has the best search result by the search's own objective."""
+    from growtas.search import rank_key
+
+    return min(result.limits, key=lambda entry: rank_key(entry.best, result.config.objective))
+
+
+def _subnet_from_json(text: str, source: str) -> Subnet:
+    try:
+        values = json.loads(text)
+        if not isinstance(values, dict):
+            raise ConfigError(f"a subnet has embed_dim, num_heads and mlp_ratio, got {values!r}")
+        return Subnet.from_dict(values.get("subnet", values))
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{source}: {error}") from None

@@ -1,0 +1,32 @@
+"""Training strategies: generators of step plans, data in and data out, without a tensor."""
+
+from growtas.schedule.growtas import GrowTAS, PlusPhase, Stage
+from growtas.schedule.plan import (
+    Pass,
+    Phase,
+    Stateless,
+    StepContext,
+    StepPlan,
+    Strategy,
+    phase_at,
+    total_epochs,
+)
+from growtas.schedule.presets import build_strategy, growtas_preset
+from growtas.schedule.uniform import Uniform
+
+__all__ = [
+    "GrowTAS",
+    "Pass",
+    "Phase",
+    "PlusPhase",
+    "Stage",
+    "Stateless",
+    "StepContext",
+    "StepPlan",
+    "Strategy",
+    "Uniform",
+    "build_strategy",
+    "growtas_preset",
+    "phase_at",
+    "total_epochs",
+]

@@ -1,0 +1,62 @@
+"""Search: score many subnets of a trained supernet and find the best one inside each limit.
+
+>>> evaluator = Evaluator.from_loader(model, loader)
+>>> config = SearchConfig(limits=[{"max_params": "6M"}, {"max_params": "8M"}])
+>>> result = search(space, evaluator, config, model_cost(model), run_dir="runs/search", resume=True)
+>>> result["<=6M"].subnet, result["<=6M"].score
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from growtas.search.candidate import (
+    Candidate,
+    Cost,
+    CostFunction,
+    Score,
+    Scorer,
+    model_cost,
+    pareto_front,
+    rank_key,
+)
+from growtas.search.config import Limit, SearchConfig, format_count, parse_count
+from growtas.search.operators import crossover, mutate
+from growtas.search.result import LimitResult, SearchResult
+from growtas.search.run import evolution, random_search, score_random, search
+
+if TYPE_CHECKING:
+    from growtas.search.evaluator import Evaluator
+
+__all__ = [
+    "Candidate",
+    "Cost",
+    "CostFunction",
+    "Evaluator",
+    "Limit",
+    "LimitResult",
+    "Score",
+    "Scorer",
+    "SearchConfig",
+    "SearchResult",
+    "crossover",
+    "evolution",
+    "format_count",
+    "model_cost",
+    "mutate",
+    "pareto_front",
+    "parse_count",
+    "random_search",
+    "rank_key",
+    "score_random",
+    "search",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # The only part that needs torch; settings and results are read without it.
+    if name == "Evaluator":
+        from growtas.search.evaluator import Evaluator
+
+        return Evaluator
+    raise AttributeError(f"module 'growtas.search' has no attribute {name!r}")

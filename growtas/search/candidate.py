@@ -1,0 +1,121 @@
+"""What a search knows about a subnet: its size, its score, and how two of them compare."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol
+
+from growtas.space import Subnet
+
+Objective = Literal["accuracy", "loss"]
+Axis = Literal["params", "macs"]
+
+
+class Cost(NamedTuple):
+    """Size of the extracted model."""
+
+    params: int  # parameters
+    macs: int  # multiply-adds for one image
+
+
+class Score(NamedTuple):
+    """How well a subnet does on the search images."""
+
+    accuracy: float  # share of images whose top-1 prediction is right, 0 to 1
+    loss: float  # mean cross-entropy, in nats; NaN or infinity if the logits were
+    count: int  # type: ignore[assignment]  # images evaluated, over all processes
+
+
+class Scorer(Protocol):
+    """Anything that scores a subnet; `growtas.search.Evaluator` is the one for supernets.
+
+    A scorer may also have ``fingerprint() -> str``: a resumed search refuses scores of another one.
+    """
+
+    def score(self, subnet: Subnet) -> Score:
+        """Score of `subnet`; in a distributed search the same on every rank."""
+
+
+CostFunction = Callable[[Subnet], Cost]
+
+
+def model_cost(model: Any) -> CostFunction:
+    """The cost function of a supernet: ``model.num_params(subnet)`` and ``model.macs(subnet)``."""
+    return lambda subnet: Cost(model.num_params(subnet), model.macs(subnet))
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A subnet that has been evaluated."""
+
+    subnet: Subnet
+    params: int
+    macs: int
+    score: Score
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON; a loss that is not finite becomes text ("nan", "inf")."""
+        return {
+            "subnet": self.subnet.to_dict(),
+            "params": self.params,
+            "macs": self.macs,
+            "accuracy": self.score.accuracy,
+            "loss": json_number(self.score.loss),
+            "count": self.score.count,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Candidate:
+        """Reads `to_dict`'s form. Raises KeyError if a field is missing."""
+        score = Score(values["accuracy"], float(values["loss"]), values["count"])
+        return cls(Subnet.from_dict(values["subnet"]), values["params"], values["macs"], score)
+
+
+def json_number(value: float) -> float | str:
+    """`value`, or its text ("nan", "inf") where JSON has no number; `float` reads both back."""
+    return value if math.isfinite(value) else str(value)
+
+
+def rank_key(candidate: Candidate, objective: Objective = "accuracy") -> tuple[Any, ...]:
+    """Sort key, best first: the objective, then fewer parameters, fewer MACs, then the subnet
+    itself.
+
+    No two subnets have equal keys, so a ranking never depends on the order of evaluation.
+    """
+    value = -candidate.score.accuracy if objective == "accuracy" else candidate.score.loss
+    subnet = candidate.subnet
+    return (
+        math.inf if math.isnan(value) else value,
+        candidate.params,
+        candidate.macs,
+        subnet.embed_dim,
+        subnet.num_heads,
+        subnet.mlp_ratio,
+    )
+
+
+def pareto_front(
+    candidates: Iterable[Candidate], axis: Axis = "params", objective: Objective = "accuracy"
+) -> list[Candidate]:
+    """The candidates that no other one beats: at most their size on `axis`, and a better score.
+
+    Returns them by growing size, so by improving score. Of equals one stays, the first by
+    `rank_key`.
+
+    Raises:
+        ValueError: `axis` is neither "params" nor "macs", or `objective` neither "accuracy" nor
+            "loss".
+    """
+    if axis not in ("params", "macs"):
+        raise ValueError(f"axis must be params or macs, got {axis!r}")
+    if objective not in ("accuracy", "loss"):
+        raise ValueError(f"objective must be accuracy or loss, got {objective!r}")
+    front: list[Candidate] = []
+    keyed = ((getattr(c, axis), rank_key(c, objective), c) for c in candidates)
+    for _, key, candidate in sorted(keyed, key=lambda entry: entry[:2]):
+        # Sorted by size: a candidate is on the front if it scores better than all smaller ones.
+        if not front or key[0] < rank_key(front[-1], objective)[0]:
+            front.append(candidate)
+    return front

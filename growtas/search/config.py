@@ -1,0 +1,227 @@
+"""What to search for and how: the limits on the model and the settings of the evolution."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from decimal import Decimal, InvalidOperation
+from typing import Any, Literal
+
+Count = int | float | str | None
+
+_UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12}
+
+
+def parse_count(value: int | float | str, name: str = "count") -> int:
+    """A number of parameters or multiply-adds: ``6000000``, ``6e6``, ``"6M"``, ``"1.3G"``.
+
+    Units are powers of 1000: K, M, G (or B) and T, in either case.
+
+    Raises:
+        TypeError: neither a number nor text.
+        ValueError: not a non-negative whole number.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise TypeError(f"{name} must be a number or a text like '6M', got {value!r}")
+    text = str(value).strip()
+    unit = _UNITS.get(text[-1:].upper(), 1)
+    try:
+        number = Decimal(text[:-1] if unit > 1 else text) * unit
+    except InvalidOperation:
+        raise ValueError(
+            f"{name} must be a number or a text like '6M' or '1.3G', got {value!r}"
+        ) from None
+    if not number.is_finite() or number < 0 or number != number.to_integral_value():
+        raise ValueError(f"{name} must be a whole number that is not negative, got {value!r}")
+    return int(number)
+
+
+def format_count(count: float) -> str:
+    """`count` with a unit of 1000: 6000000 -> ``6M``, 5366056 -> ``5.366056M``."""
+    for suffix, unit in (("G", 10**9), ("M", 10**6), ("K", 10**3)):
+        if count >= unit:
+            return f"{count / unit:.12g}{suffix}"
+    return f"{count:.12g}"
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One window on the size of the model, both ends allowed; the search returns its best subnet.
+
+    Bounds are numbers or texts such as ``"6M"`` (see `parse_count`) and are kept as ints; a bound
+    left out does not bind. Parameters and multiply-adds are those of the extracted model.
+
+    Raises:
+        TypeError, ValueError: a bound is not a count, or a window ends before it begins.
+    """
+
+    # How results refer to this limit. Left out, it is made from the bounds: "5M-6M", "<=1.3G MACs".
+    name: str = ""
+    max_params: Count = None
+    min_params: Count = None
+    max_macs: Count = None
+    min_macs: Count = None
+
+    def __post_init__(self) -> None:
+        for bound in ("max_params", "min_params", "max_macs", "min_macs"):
+            value = getattr(self, bound)
+            if value is not None:
+                object.__setattr__(self, bound, parse_count(value, bound))
+        for axis in ("params", "macs"):
+            low, high = self.window(axis)
+            if low > high:
+                span = f"min_{axis} = {format_count(low)}, max_{axis} = {format_count(high)}"
+                raise ValueError(f"a window must not end before it begins, got {span}")
+        if not isinstance(self.name, str):
+            raise TypeError(f"the name of a limit must be a text, got {self.name!r}")
+        if not self.name:
+            object.__setattr__(self, "name", self._describe())
+
+    def window(self, axis: str) -> tuple[float, float]:
+        """(min, max) allowed on "params" or "macs"; 0 and infinity where no bound is set."""
+        low, high = getattr(self, f"min_{axis}"), getattr(self, f"max_{axis}")
+        return (0 if low is None else low), (math.inf if high is None else high)
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether any bound is set."""
+        return any(self.window(axis) != (0, math.inf) for axis in ("params", "macs"))
+
+    def admits(self, params: int, macs: int) -> bool:
+        """Whether a model of this size is inside the window."""
+        return self.excess(params, macs) == 0
+
+    def excess(self, params: int, macs: int) -> float:
+        """How far outside the window this size is: relative distances to the violated bounds."""
+        total = 0.0
+        for value, (low, high) in ((params, self.window("params")), (macs, self.window("macs"))):
+            if value > high:
+                total += (value - high) / value
+            elif value < low:
+                total += (low - value) / low
+        return total
+
+    def _describe(self) -> str:
+        parts = []
+        for axis, unit in (("params", ""), ("macs", " MACs")):
+            low, high = self.window(axis)
+            if low and high < math.inf:
+                parts.append(f"{format_count(low)}-{format_count(high)}{unit}")
+            elif high < math.inf:
+                parts.append(f"<={format_count(high)}{unit}")
+            elif low:
+                parts.append(f">={format_count(low)}{unit}")
+        return ", ".join(parts) or "unlimited"
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """Settings of a search. The defaults are the paper's (GrowTAS 3.3) and AutoFormer's operators.
+
+    The budget is `population * generations` evaluated subnets for every limit, whatever the method;
+    none is evaluated twice, and all limits share what is evaluated.
+
+    Raises:
+        TypeError, ValueError: a value of the wrong kind or outside its range; the message names it.
+    """
+
+    method: Literal["evolution", "random"] = "evolution"  # "random": a baseline of equal budget
+    population: int = 50  # subnets evaluated in each generation, for each limit
+    generations: int = 20  # the first one is random
+    parents: int = 10  # the best so far inside the limit, from which a generation is bred
+    mutation_prob: float = 0.2  # a mutant redraws the heads, and the MLP ratio, of each block
+    depth_prob: float = 0.4  # ... and its depth
+    embed_prob: float = 0.4  # ... and its embedding dim, with these probabilities
+    crossover_size: int | None = (
+        None  # children of two parents per generation; None: population / 2
+    )
+    mutation_size: int | None = None  # mutants per generation; None: population / 2
+    objective: Literal["accuracy", "loss"] = "accuracy"  # ranks subnets; ties: fewer parameters
+    limits: tuple[Limit, ...] = ()  # windows on parameters and MACs, searched in one call; (): all
+    seed: int = 0
+    batch_size: int = 256  # images per evaluation step, in each process
+    max_images: int | None = None  # images used, spread evenly over the search split; None: all
+
+    def __post_init__(self) -> None:
+        for name, choices in (
+            ("method", ("evolution", "random")),
+            ("objective", ("accuracy", "loss")),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"{name} must be {' or '.join(choices)}, got {getattr(self, name)!r}"
+                )
+        for name in ("population", "generations", "parents", "batch_size"):
+            _whole(name, getattr(self, name), at_least=1)
+        if self.max_images is not None:
+            _whole("max_images", self.max_images, at_least=1)
+        _whole("seed", self.seed, at_least=None)
+        for name in ("mutation_prob", "depth_prob", "embed_prob"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise TypeError(f"{name} must be a number, got {value!r}")
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must be between 0 and 1, got {value}")
+        for name in ("crossover_size", "mutation_size"):
+            if getattr(self, name) is not None:
+                _whole(name, getattr(self, name), at_least=0)
+        if self.num_mutations + self.num_crossovers > self.population:
+            raise ValueError(
+                f"mutation_size + crossover_size is {self.num_mutations} + {self.num_crossovers}, "
+                f"more than the population of {self.population}"
+            )
+        object.__setattr__(self, "limits", _as_limits(self.limits))
+
+    @property
+    def num_mutations(self) -> int:
+        """Mutants wanted in each generation."""
+        return self.population // 2 if self.mutation_size is None else self.mutation_size
+
+    @property
+    def num_crossovers(self) -> int:
+        """Children of two parents wanted in each generation."""
+        return self.population // 2 if self.crossover_size is None else self.crossover_size
+
+    @property
+    def windows(self) -> tuple[Limit, ...]:
+        """The limits to search under: `limits`, or the one that admits every subnet."""
+        return self.limits or (Limit(),)
+
+
+def _whole(name: str, value: Any, *, at_least: int | None) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if at_least is not None and value < at_least:
+        raise ValueError(f"{name} must be at least {at_least}, got {value}")
+
+
+def _as_limits(values: Any) -> tuple[Limit, ...]:
+    if isinstance(values, (str, Mapping, Limit)) or not isinstance(values, Iterable):
+        raise TypeError(
+            f"limits must be a list of windows such as [{{max_params: 6M}}], got {values!r}"
+        )
+    limits = tuple(_as_limit(value, f"limits[{i}]") for i, value in enumerate(values))
+    names = [limit.name for limit in limits]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"limits must have different names, got {name!r} twice")
+    return limits
+
+
+def _as_limit(value: Any, where: str) -> Limit:
+    if isinstance(value, Limit):
+        return value
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{where} must be a window such as {{max_params: 6M}}, got {value!r}")
+    known = [field.name for field in fields(Limit)]
+    for key in value:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            raise ValueError(f"unknown field {key!r} in {where}{hint}; known: {', '.join(known)}")
+    try:
+        return Limit(**value)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{where}: {error}") from None

@@ -1,0 +1,155 @@
+"""What a search returns, and its JSON form."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from growtas.search.candidate import Axis, Candidate, Score, pareto_front, rank_key
+from growtas.search.config import Limit, SearchConfig
+from growtas.space import SearchSpace, Subnet
+
+
+@dataclass(frozen=True)
+class LimitResult:
+    """The outcome for one limit."""
+
+    limit: Limit
+    best: Candidate
+    # One entry per generation: its number (`generation`), how many subnets it evaluated
+    # (`evaluated`), their `mean_accuracy` and `mean_loss`, and the best subnet inside the limit so
+    # far (`best`, a `Candidate` dict).
+    history: tuple[Mapping[str, Any], ...]
+
+    @property
+    def subnet(self) -> Subnet:
+        """The best subnet."""
+        return self.best.subnet
+
+    @property
+    def params(self) -> int:
+        """Its parameters."""
+        return self.best.params
+
+    @property
+    def macs(self) -> int:
+        """Its multiply-adds."""
+        return self.best.macs
+
+    @property
+    def score(self) -> Score:
+        """Its score on the search images."""
+        return self.best.score
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The best subnet for each limit, and everything that was evaluated on the way."""
+
+    space: SearchSpace
+    config: SearchConfig
+    limits: tuple[LimitResult, ...]
+    candidates: tuple[Candidate, ...]  # in order of evaluation
+
+    def __getitem__(self, name: str) -> LimitResult:
+        """The result for the limit of this name. Raises KeyError stating the names there are."""
+        for result in self.limits:
+            if result.limit.name == name:
+                return result
+        raise KeyError(f"no limit {name!r}; there are {[r.limit.name for r in self.limits]}")
+
+    def front(self, axis: Axis = "params") -> list[Candidate]:
+        """Pareto front of all candidates: size on `axis` against the objective of the search."""
+        return pareto_front(self.candidates, axis, self.config.objective)
+
+    def ranked(self) -> list[Candidate]:
+        """All candidates, best first."""
+        return sorted(self.candidates, key=lambda c: rank_key(c, self.config.objective))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON; `from_dict` reads them back."""
+        return {
+            "space": self.space.to_dict(),
+            "config": config_to_dict(self.config),
+            "limits": [
+                {
+                    "name": result.limit.name,
+                    "best": result.best.to_dict(),
+                    "history": [dict(entry) for entry in result.history],
+                }
+                for result in self.limits
+            ],
+            "candidates": [candidate.to_dict() for candidate in self.candidates],
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SearchResult:
+        """Reads `to_dict`'s form. Raises KeyError if a field is missing."""
+        config = SearchConfig(**values["config"])
+        limits = zip(config.windows, values["limits"], strict=True)
+        return cls(
+            SearchSpace.from_dict(values["space"]),
+            config,
+            tuple(
+                LimitResult(limit, Candidate.from_dict(v["best"]), tuple(v["history"]))
+                for limit, v in limits
+            ),
+            tuple(Candidate.from_dict(v) for v in values["candidates"]),
+        )
+
+    def to_json(self) -> str:
+        """The result as JSON text."""
+        return to_json(self.to_dict())
+
+    @classmethod
+    def from_json(cls, text: str) -> SearchResult:
+        """Reads what `to_json` wrote."""
+        return cls.from_dict(json.loads(text))
+
+    def save(self, path: str | Path) -> None:
+        """Writes the result to a JSON file; the file is either complete or not there."""
+        write_atomically(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: str | Path) -> SearchResult:
+        """Reads a file that `save` wrote. Raises ValueError if it is something else."""
+        try:
+            return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is not the result of a search: {error!r}") from error
+
+
+def config_to_dict(config: SearchConfig) -> dict[str, Any]:
+    """The fields of `config` as plain values that ``SearchConfig(**values)`` reads back."""
+    values = dataclasses.asdict(config)
+    values["limits"] = list(values["limits"])
+    return values
+
+
+def to_json(values: Mapping[str, Any]) -> str:
+    """JSON with one line per entry of the top-level lists: small, yet readable and diffable."""
+    lines = []
+    for key, value in values.items():
+        if isinstance(value, Sequence) and not isinstance(value, str) and value:
+            entries = ",\n  ".join(json.dumps(entry, allow_nan=False) for entry in value)
+            lines.append(f"{json.dumps(key)}: [\n  {entries}\n ]")
+        else:
+            lines.append(f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}")
+    return "{\n " + ",\n ".join(lines) + "\n}\n"
+
+
+def write_atomically(path: str | Path, text: str) -> None:
+    """Writes `text` beside `path` and renames it: a reader sees the old file or the new one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

@@ -1,0 +1,323 @@
+"""The search loop: breed, score, record; saved as it goes, so that it can be resumed."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from growtas.search import distributed
+from growtas.search.breeding import next_generation
+from growtas.search.candidate import (
+    Candidate,
+    CostFunction,
+    Scorer,
+    json_number,
+    rank_key,
+)
+from growtas.search.config import Limit, SearchConfig
+from growtas.search.result import (
+    LimitResult,
+    SearchResult,
+    config_to_dict,
+    to_json,
+    write_atomically,
+)
+from growtas.search.size_table import SizeTable
+from growtas.search.window import Window
+from growtas.space import SearchSpace, Subnet
+
+STATE_FILE = "search_state.json"
+RESULT_FILE = "search.json"
+SAVE_SECONDS = 30.0  # at most this much scoring is lost when the process is killed
+
+# A resumed search may go on for more generations, and batches change nothing but speed.
+_MAY_CHANGE = ("generations", "batch_size")
+
+
+def search(
+    space: SearchSpace,
+    evaluator: Scorer,
+    config: SearchConfig,
+    cost: CostFunction,
+    *,
+    run_dir: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> SearchResult:
+    """Finds the best subnet of `space` inside each limit of `config`, by `config.method`.
+
+    Every limit gets `config.population * config.generations` evaluations of subnets that were not
+    evaluated before for any limit, fewer only where its window has no more subnets. The limits take
+    turns, generation by generation; each has its own random sequence, and draws parents and its
+    winner from all subnets evaluated inside its window.
+
+    Under torch.distributed every rank calls this; ranks take the same decisions, rank 0 writes and
+    shows.
+
+    Args:
+        space: where to search; may be smaller than the space the supernet was trained on.
+        evaluator: scores a subnet, see `Evaluator`.
+        config: method, budget, limits, seed.
+        cost: parameters and MACs of a subnet, see `model_cost`.
+        run_dir: folder for ``search_state.json`` (written during the search) and ``search.json``
+            (the result).
+        resume: continue from ``search_state.json`` if it is there; the outcome is that of an
+            uninterrupted search.
+        progress: show a progress bar (on a terminal; needs tqdm).
+
+    Raises:
+        ValueError: a limit that no subnet meets (the message states the reachable sizes), or a
+            state to resume that belongs to another search (the message states what differs).
+    """
+    run = _Search(space, evaluator, config, cost, None if run_dir is None else Path(run_dir))
+    if resume:
+        run.load()
+    run.go(progress)
+    result = run.result()
+    if run.folder is not None and distributed.rank() == 0:
+        result.save(run.folder / RESULT_FILE)
+    return result
+
+
+class _Search:
+    def __init__(
+        self,
+        space: SearchSpace,
+        evaluator: Scorer,
+        config: SearchConfig,
+        cost: CostFunction,
+        folder: Path | None,
+    ) -> None:
+        self.space = space
+        self.evaluator = evaluator
+        self.config = config
+        self.cost = cost
+        self.folder = folder
+        table = SizeTable.build(space, cost)
+        self.windows = [Window(space, limit, cost, table) for limit in config.windows]
+        # Seeded by the bounds: adding or renaming a limit leaves the draws of the others alone.
+        self.rngs = [random.Random(_seed(config.seed, limit)) for limit in config.windows]
+        self.histories: list[list[dict[str, Any]]] = [[] for _ in self.windows]
+        self.archive: dict[Subnet, Candidate] = {}
+        self.turn = 0  # generation * number of limits + limit
+        self.pending: list[Subnet] | None = None  # the generation of this turn, once it is bred
+        self.identity = self._identity()
+        self.saved_at = 0.0
+
+    def go(self, progress: bool) -> None:
+        """Takes all remaining turns."""
+        with _progress_bar(self._budget(), len(self.archive), progress) as bar:
+            while self.turn < self.config.generations * len(self.windows):
+                index = self.turn % len(self.windows)
+                if not self._exhausted(index):
+                    self._take_turn(index, bar)
+                self.pending = None
+                self.turn += 1
+        self.save()
+
+    def _take_turn(self, index: int, bar: Any) -> None:
+        window, rng = self.windows[index], self.rngs[index]
+        if self.pending is None:
+            parents = [c.subnet for c in self._ranked(window.limit)[: self.config.parents]]
+            is_known = self.archive.__contains__
+            self.pending = next_generation(self.config, window, parents, is_known, rng)
+            if not self.pending and not parents:
+                raise window.empty_error()
+            self.save()
+        try:
+            for subnet in self.pending:
+                if subnet not in self.archive:
+                    self.archive[subnet] = _evaluate(subnet, self.evaluator, self.cost)
+                    bar.update()
+                if time.monotonic() - self.saved_at > SAVE_SECONDS:
+                    self.save()
+        except BaseException:  # an interrupt too must not lose what was scored
+            self.save()
+            raise
+        best = self._ranked(window.limit)[0]
+        self.histories[index].append(self._record(best))
+        bar.set_description_str(f"search {window.limit.name}")
+        bar.set_postfix(accuracy=f"{best.score.accuracy:.2%}", loss=f"{best.score.loss:.4g}")
+
+    def _record(self, best: Candidate) -> dict[str, Any]:
+        scores = [self.archive[subnet].score for subnet in self.pending or ()]
+        return {
+            "generation": self.turn // len(self.windows),
+            "evaluated": len(scores),
+            "mean_accuracy": _mean([score.accuracy for score in scores]),
+            "mean_loss": _mean([score.loss for score in scores]),
+            "best": best.to_dict(),
+        }
+
+    def _ranked(self, limit: Limit) -> list[Candidate]:
+        inside = (c for c in self.archive.values() if limit.admits(c.params, c.macs))
+        return sorted(inside, key=lambda c: rank_key(c, self.config.objective))
+
+    def _exhausted(self, index: int) -> bool:
+        """Whether this limit's last generation was not full: its window has no new subnet left."""
+        history = self.histories[index]
+        return bool(history) and history[-1]["evaluated"] < self.config.population
+
+    def _budget(self) -> int:
+        return self.config.population * self.config.generations * len(self.windows)
+
+    def result(self) -> SearchResult:
+        limits = tuple(
+            LimitResult(window.limit, self._ranked(window.limit)[0], tuple(history))
+            for window, history in zip(self.windows, self.histories, strict=True)
+        )
+        return SearchResult(self.space, self.config, limits, tuple(self.archive.values()))
+
+    def save(self) -> None:
+        self.saved_at = time.monotonic()
+        if self.folder is not None and distributed.rank() == 0:
+            write_atomically(self.folder / STATE_FILE, to_json(self._state()))
+
+    def _identity(self) -> dict[str, Any]:
+        """What makes this search this one, in JSON's types."""
+        config = {k: v for k, v in config_to_dict(self.config).items() if k not in _MAY_CHANGE}
+        fingerprint = getattr(self.evaluator, "fingerprint", None)
+        return {
+            "space": self.space.to_dict(),
+            "config": config,
+            "evaluator": None if fingerprint is None else fingerprint(),
+        }
+
+    def _state(self) -> dict[str, Any]:
+        pending = self.pending
+        return {
+            "identity": self.identity,
+            "turn": self.turn,
+            "pending": None if pending is None else [subnet.to_dict() for subnet in pending],
+            "rng": [rng.getstate() for rng in self.rngs],
+            "histories": self.histories,
+            "candidates": [candidate.to_dict() for candidate in self.archive.values()],
+        }
+
+    def load(self) -> None:
+        """Continues from the state on disk, if any. Rank 0 reads, so one disk is enough."""
+        path = None if self.folder is None else self.folder / STATE_FILE
+        text = None
+        if distributed.rank() == 0 and path is not None and path.is_file():
+            text = path.read_text(encoding="utf-8")
+        text = distributed.broadcast_text(text)
+        if text is None:
+            return
+        try:
+            state = json.loads(text)
+            self._check_same(state["identity"])
+            self.turn = state["turn"]
+            pending = state["pending"]
+            self.pending = None if pending is None else [Subnet.from_dict(v) for v in pending]
+            for rng, (version, words, gauss) in zip(self.rngs, state["rng"], strict=True):
+                rng.setstate((version, tuple(words), gauss))
+            self.histories = state["histories"]
+            candidates = [Candidate.from_dict(values) for values in state["candidates"]]
+            self.archive = {candidate.subnet: candidate for candidate in candidates}
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} is not the state of a search: {error!r}") from error
+        if self.turn > self.config.generations * len(self.windows):
+            done = self.turn // len(self.windows)
+            raise ValueError(
+                f"{path} has {done} generations already, "
+                f"more than the {self.config.generations} asked for"
+            )
+
+    def _check_same(self, stored: dict[str, Any]) -> None:
+        ours = json.loads(json.dumps(self.identity))
+        for part in ("space", "config"):
+            for key in ours[part]:
+                old, new = stored[part].get(key), ours[part][key]
+                if old != new:
+                    raise ValueError(
+                        f"cannot resume this search: {part}.{key} was {old!r} and now is {new!r}"
+                    )
+        if stored["evaluator"] != ours["evaluator"]:
+            raise ValueError(
+                "cannot resume this search: its scores are of other weights or other images"
+            )
+
+
+def evolution(
+    space: SearchSpace, evaluator: Scorer, config: SearchConfig, cost: CostFunction, **options: Any
+) -> SearchResult:
+    """`search` with the paper's evolution, whatever ``config.method`` says."""
+    return search(space, evaluator, replace(config, method="evolution"), cost, **options)
+
+
+def random_search(
+    space: SearchSpace, evaluator: Scorer, config: SearchConfig, cost: CostFunction, **options: Any
+) -> SearchResult:
+    """`search` with random subnets only, whatever ``config.method`` says: the baseline."""
+    return search(space, evaluator, replace(config, method="random"), cost, **options)
+
+
+def score_random(
+    space: SearchSpace,
+    evaluator: Scorer,
+    cost: CostFunction,
+    *,
+    count: int = 100,
+    seed: int = 0,
+    known: Iterable[Candidate] = (),
+) -> list[Candidate]:
+    """Scores `count` different random subnets of `space` (all of them if it has fewer).
+
+    Args:
+        space, evaluator, cost: as for `search`.
+        count: how many subnets.
+        seed: of the draws.
+        known: candidates whose score is taken over instead of computed again.
+    """
+    rng, window = random.Random(seed), Window(space, Limit(), cost)
+    scored = {candidate.subnet: candidate for candidate in known}
+    drawn: dict[Subnet, Candidate] = {}
+    while len(drawn) < count:
+        subnet = window.draw(rng, lambda subnet: subnet not in drawn)
+        if subnet is None:
+            break
+        drawn[subnet] = scored.get(subnet) or _evaluate(subnet, evaluator, cost)
+    return list(drawn.values())
+
+
+def _evaluate(subnet: Subnet, evaluator: Scorer, cost: CostFunction) -> Candidate:
+    return Candidate(subnet, *cost(subnet), evaluator.score(subnet))
+
+
+def _seed(seed: int, limit: Limit) -> str:
+    return f"{seed} {limit.window('params')} {limit.window('macs')}"
+
+
+def _mean(values: Sequence[float]) -> float | str | None:
+    return json_number(sum(values) / len(values)) if values else None
+
+
+class _Silent:
+    """Stands in for a progress bar that is not shown."""
+
+    def update(self) -> None: ...
+
+    def set_description_str(self, text: str) -> None: ...
+
+    def set_postfix(self, **values: str) -> None: ...
+
+
+@contextmanager
+def _progress_bar(total: int, done: int, show: bool) -> Iterator[Any]:
+    if not show or distributed.rank() != 0:
+        yield _Silent()
+        return
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        raise ImportError(
+            "the progress bar of a search needs tqdm: pip install tqdm, or pass progress=False"
+        ) from None
+    with tqdm(total=total, initial=done, desc="search", unit="subnet") as bar:
+        yield bar

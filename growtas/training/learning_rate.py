@@ -1,0 +1,106 @@
+"""The learning rate over a run: a cosine with warm-up, and a new one where a phase asks for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from growtas.schedule import Phase
+from growtas.training.config import OptimConfig
+
+_RATE_FIELDS = ("lr", "min_lr", "warmup_epochs")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of the run with one cosine.
+
+    Attributes:
+        start: first epoch; may be fractional.
+        epochs: length.
+        optim: the settings that hold in it.
+    """
+
+    start: float
+    epochs: float
+    optim: OptimConfig
+
+
+def has_own_rate(phase: Phase) -> bool:
+    """Whether the phase starts a cosine (and fresh moments) of its own."""
+    return any(field in phase.recipe for field in _RATE_FIELDS)
+
+
+def segment_of(phases: Sequence[Phase], index: int, total: float, optim: OptimConfig) -> Segment:
+    """The stretch that phase `index` belongs to.
+
+    A phase whose recipe has lr, min_lr or warmup_epochs starts one, without warm-up unless it says
+    so; other phases continue the one before. Rates of a recipe are in the terms of `optim.lr`.
+
+    Args:
+        phases: all phases of the run.
+        index: the current one.
+        total: epochs of the whole run.
+        optim: settings of the run.
+    """
+    starts = [i for i in range(len(phases)) if i == 0 or has_own_rate(phases[i])]
+    own = max(i for i in starts if i <= index)
+    after = [phases[i].start for i in starts if i > index]
+    start = phases[own].start
+    if has_own_rate(phases[own]):
+        values: dict[str, Any] = {"warmup_epochs": 0.0, **phases[own].recipe}
+        optim = replace(
+            optim, **{field: values[field] for field in _RATE_FIELDS if field in values}
+        )
+    return Segment(start, (after[0] if after else total) - start, optim)
+
+
+class LearningRate:
+    """timm's cosine schedule over one segment; a pure function of the position in the run.
+
+    Args:
+        optimizer: its groups' rates are set.
+        segment: the stretch.
+        batch_size: images per step over all processes, which scales the peak rate.
+        steps_per_epoch: steps of one epoch.
+
+    Raises:
+        ValueError: the warm-up is longer than the stretch, or the final rate above the peak.
+    """
+
+    def __init__(
+        self, optimizer: Any, segment: Segment, batch_size: int, steps_per_epoch: int
+    ) -> None:
+        from timm.scheduler import CosineLRScheduler
+
+        optim = segment.optim
+        peak = optim.peak_lr(batch_size)
+        if optim.warmup_epochs > segment.epochs:
+            raise ValueError(
+                f"optim.warmup_epochs is {optim.warmup_epochs:g}; allowed: at most "
+                f"{segment.epochs:g}, the epochs it is a part of"
+            )
+        if optim.min_lr > peak:
+            raise ValueError(
+                f"min_lr is {optim.min_lr:g}; allowed: at most {peak:g}, the peak learning rate "
+                f"for a batch of {batch_size} images (lr {optim.lr:g} at {optim.lr_base_batch})"
+            )
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] = peak
+        self.segment = segment
+        self.unit = steps_per_epoch if optim.sched_on_updates else 1
+        self.steps_per_epoch = steps_per_epoch
+        self.schedule = CosineLRScheduler(
+            optimizer,
+            t_initial=max(1, round(segment.epochs * self.unit)),
+            lr_min=optim.min_lr,
+            warmup_t=optim.warmup_epochs * self.unit,
+            warmup_lr_init=optim.warmup_lr,
+        )
+
+    def set(self, step: int) -> None:
+        """Set the rate for optimizer step `step` of the run (0 is the first)."""
+        position = step - self.segment.start * self.steps_per_epoch
+        self.schedule.step(math.floor(position * self.unit / self.steps_per_epoch + 1e-6))

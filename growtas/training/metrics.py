@@ -1,0 +1,96 @@
+"""One row of figures per epoch, as CSV, as JSON lines and (if asked) for TensorBoard."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from growtas.training.optional import require
+
+FIELDS = (
+    "epoch",  # epochs finished
+    "step",  # optimizer steps finished
+    "phase",  # name of the phase the epoch ended in
+    "lr",  # learning rate of the last step
+    "train_loss",  # mean objective
+    "train_accuracy",  # of the sampled subnets, on augmented images, in [0, 1]
+    "smallest_accuracy",  # of the smallest subnet of the space on the search split, in [0, 1]
+    "smallest_loss",  # its mean cross-entropy there
+    "largest_accuracy",  # likewise of the largest subnet
+    "largest_loss",
+    "images_per_second",  # training only, over all processes
+    "seconds",  # of the epoch, evaluation included
+)
+
+
+class MetricsLog:
+    """Writes `metrics.csv` and `metrics.jsonl` of a run; figures without a value stay empty.
+
+    Args:
+        folder: where the files go.
+        finished: epochs that a resumed run has behind it; later rows, of epochs that are trained
+            again, are dropped. 0 starts new files.
+        tensorboard: also write TensorBoard event files to `folder`/tensorboard.
+    """
+
+    def __init__(self, folder: Path, finished: int = 0, tensorboard: bool = False) -> None:
+        self._csv = folder / "metrics.csv"
+        self._jsonl = folder / "metrics.jsonl"
+        rows = [row for row in read_metrics(self._jsonl) if row["epoch"] <= finished]
+        for path, text in (
+            (self._jsonl, self._lines(rows)),
+            (self._csv, _table(rows, header=True)),
+        ):
+            partial = path.with_name(path.name + ".partial")
+            partial.write_text(text)
+            os.replace(partial, path)
+        self._board = None
+        if tensorboard:
+            writer = require("torch.utils.tensorboard", "dev").SummaryWriter
+            self._board = writer(str(folder / "tensorboard"), purge_step=finished + 1)
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append one row; ValueError for a figure that is not in `FIELDS`."""
+        unknown = set(row) - set(FIELDS)
+        if unknown:
+            raise ValueError(f"unknown figures {sorted(unknown)}; known: {', '.join(FIELDS)}")
+        with open(self._jsonl, "a") as file:
+            file.write(self._lines([row]))
+        with open(self._csv, "a", newline="") as file:
+            file.write(_table([row], header=False))
+        if self._board is not None:
+            for name, value in row.items():
+                if isinstance(value, (int, float)) and name != "epoch":
+                    self._board.add_scalar(name, value, row["epoch"])
+            self._board.flush()
+
+    def close(self) -> None:
+        """Close the TensorBoard file."""
+        if self._board is not None:
+            self._board.close()
+
+    @staticmethod
+    def _lines(rows: list[dict[str, Any]]) -> str:
+        return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Rows of a `metrics.jsonl`; none if the file is missing. A last line that a crash cut short
+    (it lacks its end of line) is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def _table(rows: list[dict[str, Any]], header: bool) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, FIELDS, restval="", lineterminator="\n")
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,496 @@
+"""The training loop: executes a strategy's plans on a supernet, whatever the strategy is."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from growtas.config import differences, to_plain
+from growtas.kernels import GradientAccumulator
+from growtas.schedule import Phase, StepContext, StepPlan, Strategy, phase_at, total_epochs
+from growtas.supernet import Supernet, save_supernet
+from growtas.training import distributed
+from growtas.training.checkpoint import load_checkpoint, save_checkpoint
+from growtas.training.config import OptimConfig, TrainConfig
+from growtas.training.data import DataBundle
+from growtas.training.evaluation import evaluate
+from growtas.training.learning_rate import LearningRate, has_own_rate, segment_of
+from growtas.training.metrics import MetricsLog
+from growtas.training.optimizer import AdamW
+from growtas.training.optional import require
+from growtas.training.passes import PassRunner, StepLosses, trains
+from growtas.training.precision import amp_dtype
+
+CHECKPOINT = "checkpoint.pt"
+WEIGHTS = "supernet.safetensors"
+
+_NEVER = 2**62  # step number that stands for none
+
+# Settings that may change on resume, as the trained weights do not depend on them.
+_FREE = {
+    "train": ("eval_every", "checkpoint_every", "log_every", "device", "tensorboard", "progress"),
+    "data": ("root", "download", "eval_batch_size"),
+}
+
+
+class NonFiniteLossError(RuntimeError):
+    """Training diverged; raised on every process, with the last good checkpoint in place."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished run leaves.
+
+    Attributes:
+        epochs: epochs trained in all, earlier sessions of a resumed run included.
+        steps: optimizer steps, likewise.
+        seconds: wall time of this session.
+        metrics: the last row of metrics.csv written by this session; empty if it trained nothing.
+        weights: the saved supernet.
+    """
+
+    epochs: int
+    steps: int
+    seconds: float
+    weights: Path
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Trainer:
+    """Trains a supernet.
+
+    One process, or one per device under torchrun (DistributedDataParallel); all processes draw the
+    same subnets. A run that is resumed at the end of an epoch continues with the same numbers as if
+    it had not been interrupted. `run_dir` gets metrics.csv, metrics.jsonl, checkpoint.pt and, at
+    the end, supernet.safetensors (the averaged weights if averaging is on). Seeds the global random
+    generators of Python, NumPy and torch at every epoch.
+
+    Args:
+        model: the supernet; moved to the device and trained in place.
+        strategy: what to train at each step.
+        data: images; the test split is not touched.
+        config: the loop.
+        run_dir: folder of the run's files.
+        optim: optimizer and learning rate.
+
+    Raises:
+        ValueError: settings that do not fit the model, the data or each other.
+    """
+
+    def __init__(
+        self,
+        model: Supernet,
+        strategy: Strategy,
+        data: DataBundle,
+        config: TrainConfig,
+        run_dir: str | os.PathLike[str],
+        *,
+        optim: OptimConfig | None = None,
+    ) -> None:
+        self.strategy = strategy
+        self.data = data
+        self.config = config
+        self.optim = optim if optim is not None else OptimConfig()
+        self.run_dir = Path(run_dir)
+        self.process = distributed.start(config.device)
+        _check_fit(model, data)
+        self.model = model.to(self.process.device)
+        self.dtype = amp_dtype(config.amp, self.process.device)
+        self.phases = strategy.phases(model.space, config.epochs)
+        self.epochs = total_epochs(strategy, config.epochs)
+        self.loader = data.train_loader(
+            seed=config.seed,
+            rank=self.process.rank,
+            world_size=self.process.world_size,
+            device=self.process.device,
+        )
+        self.steps_per_epoch = len(self.loader)
+        self._parameters = dict(self.model.named_parameters())
+        self.optimizer = self._build_optimizer()
+        # Fails now rather than at the start of a late phase.
+        for index in range(len(self.phases)):
+            self._learning_rate(index)
+        self.scaler = torch.amp.GradScaler(
+            self.process.device.type, enabled=self.dtype is torch.float16
+        )
+        wrapped = self._wrap()
+        self.ema = self._build_ema()
+        if config.compile:
+            for block in self.model.blocks:
+                block.compile(dynamic=True)
+        self.runner = self._build_runner(wrapped)
+        self.epoch = 0
+        self.step = 0
+        self._phase = -1
+        self._rate: LearningRate | None = None
+        self._bad_step = torch.full((), _NEVER, dtype=torch.int64, device=self.process.device)
+        self._recent: deque[tuple[int, StepPlan]] = deque(maxlen=config.log_every)
+
+    @property
+    def final_model(self) -> Supernet:
+        """The model to evaluate, search and save: the averaged weights if averaging is on."""
+        return self.ema.module if self.ema is not None else self.model
+
+    @property
+    def phase(self) -> Phase:
+        """The current phase."""
+        return self.phases[max(self._phase, 0)]
+
+    def fit(self, resume: bool = False) -> TrainResult:
+        """Train to the end.
+
+        Args:
+            resume: continue from the run's checkpoint if there is one.
+
+        Raises:
+            FileExistsError: `run_dir` holds a checkpoint and `resume` is False.
+            NonFiniteLossError: the loss became infinite or not a number.
+            ValueError: the checkpoint belongs to a run with other settings, or a plan asks for
+                something this trainer does not have.
+        """
+        begun = time.perf_counter()
+        path = self.run_dir / CHECKPOINT
+        if path.exists():
+            if not resume:
+                raise FileExistsError(
+                    f"{path} exists: resume that run, or use another folder for this one"
+                )
+            self._restore(load_checkpoint(path, self.process.device))
+        self.process.barrier()
+        log = bar = None
+        row: dict[str, Any] = {}
+        try:
+            if self.process.is_main:
+                self.run_dir.mkdir(parents=True, exist_ok=True)
+                log = MetricsLog(self.run_dir, self.epoch, self.config.tensorboard)
+            bar = self._progress_bar()
+            while self.epoch < self.epochs:
+                row = self._epoch(bar)
+                if log is not None:
+                    log.write(row)
+                done = self.epoch == self.epochs
+                if done or self.epoch % self.config.checkpoint_every == 0:
+                    self._save(path)
+        finally:
+            if bar is not None:
+                bar.close()
+            if log is not None:
+                log.close()
+        weights = self.run_dir / WEIGHTS
+        if self.process.is_main:
+            save_supernet(self.final_model, weights)
+        self.process.barrier()
+        return TrainResult(self.epoch, self.step, time.perf_counter() - begun, weights, row)
+
+    def _epoch(self, bar: Any) -> dict[str, Any]:
+        begun = time.perf_counter()
+        self._seed_epoch()
+        self.loader.set_epoch(self.epoch)
+        totals = torch.zeros(2, dtype=torch.float64, device=self.process.device)
+        read = totals.clone()
+        seen = 0
+        lr = 0.0
+        for position, (images, labels) in enumerate(self.loader, start=1):
+            images = images.to(self.process.device, non_blocking=True)
+            labels = labels.to(self.process.device, non_blocking=True)
+            objective, correct, lr = self._train_step(images, labels)
+            totals[0] += objective * len(images)
+            totals[1] += correct
+            seen += len(images)
+            if bar is not None:
+                bar.update()
+            if position % self.config.log_every == 0 or position == self.steps_per_epoch:
+                read = self.process.sum(totals.clone())
+                self._stop_if_not_finite()
+                speed = seen * self.process.world_size / (time.perf_counter() - begun)
+                self._show(bar, read, seen, speed)
+        images_seen = seen * self.process.world_size
+        seconds = time.perf_counter() - begun
+        self.epoch += 1
+        row = {
+            "epoch": self.epoch,
+            "step": self.step,
+            "phase": self.phase.name,
+            "lr": lr,
+            "train_loss": float(read[0]) / images_seen,
+            "train_accuracy": float(read[1]) / images_seen,
+            "images_per_second": images_seen / seconds,
+        }
+        if self.epoch % self.config.eval_every == 0 or self.epoch == self.epochs:
+            row |= self._evaluate()
+        return {**row, "seconds": time.perf_counter() - begun}
+
+    def _train_step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, float]:
+        epoch = self.step / self.steps_per_epoch
+        index = self.phases.index(phase_at(self.phases, epoch))
+        if index != self._phase:
+            self._begin_phase(index)
+        assert self._rate is not None
+        self._rate.set(self.step)
+        # A generator per step: the same on all processes, and no state to save for a resume.
+        rng = random.Random(f"growtas:{self.config.seed}:{self.step}")
+        plan = self.strategy.plan(StepContext(rng, self.step, epoch, self.phase))
+        self._recent.append((self.step, plan))
+        self._zero_grad()
+        result = self.runner.run(plan, images, labels, self.step)
+        first_bad = (self._bad_step == _NEVER) & ~result.losses.isfinite().all()
+        self._bad_step = torch.where(first_bad, self.step, self._bad_step)
+        self._update(plan)
+        if self.ema is not None:
+            self.ema.update(self.model, self.step + 1)
+        self.strategy.observe(plan, StepLosses(result.losses, self.process))
+        self.step += 1
+        lr = float(self.optimizer.param_groups[0]["lr"]) * plan.lr_scale
+        return result.objective, result.correct, lr
+
+    def _zero_grad(self) -> None:
+        accumulator = self.runner.forward.get("gradients")
+        if accumulator is not None:
+            accumulator.zero_()
+        else:
+            self.optimizer.zero_grad(set_to_none=True)
+
+    def _update(self, plan: StepPlan) -> None:
+        self.scaler.unscale_(self.optimizer)
+        self.optimizer.zero_frozen_grad()
+        if self.optim.clip_grad is not None:
+            nn.utils.clip_grad_norm_(self._parameters.values(), self.optim.clip_grad)
+        active = None
+        if self.optim.inactive == "masked":
+            subnets = dict.fromkeys(step.subnet for step in plan.passes if trains(step))
+            active = [self._boxes(self.model.extents(subnet)) for subnet in subnets]
+        self.scaler.step(self.optimizer, active=active, lr_scale=plan.lr_scale)
+        self.scaler.update()
+
+    def _begin_phase(self, index: int) -> None:
+        """Enter a phase for the first time: averaged weights, fresh moments, freezing, rate."""
+        phase = self.phases[index]
+        if phase.freeze is not None and self.ema is not None:
+            # Trained and averaged weights must agree on the frozen boxes, and stay so.
+            self.model.load_state_dict(self.ema.module.state_dict())
+        if has_own_rate(phase):
+            self.optimizer.restart()
+        self._apply_phase(index)
+
+    def _apply_phase(self, index: int) -> None:
+        self._phase = index
+        freeze = self.phases[index].freeze
+        boxes = {} if freeze is None else self._boxes(self.model.extents(freeze.largest()))
+        self.optimizer.freeze(boxes)
+        self._rate = self._learning_rate(index)
+
+    def _boxes(self, extents: Mapping[str, tuple[int, ...]]) -> dict[Tensor, tuple[int, ...]]:
+        return {self._parameters[name]: extent for name, extent in extents.items()}
+
+    def _learning_rate(self, index: int) -> LearningRate:
+        segment = segment_of(self.phases, index, self.epochs, self.optim)
+        batch = self.data.config.batch_size
+        return LearningRate(self.optimizer, segment, batch, self.steps_per_epoch)
+
+    def _evaluate(self) -> dict[str, float]:
+        space = self.model.space
+        loader = self.data.eval_loader(
+            "search",
+            rank=self.process.rank,
+            world_size=self.process.world_size,
+            device=self.process.device,
+        )
+        subnets = [space.smallest(), space.largest()]
+        small, large = evaluate(self.final_model, subnets, loader, self.process, self.dtype)
+        return {
+            "smallest_accuracy": small.accuracy,
+            "smallest_loss": small.loss,
+            "largest_accuracy": large.accuracy,
+            "largest_loss": large.loss,
+        }
+
+    def _stop_if_not_finite(self) -> None:
+        bad = int(self.process.min(self._bad_step.clone()))
+        if bad == _NEVER:
+            return
+        plan = dict(self._recent).get(bad)
+        subnets = "" if plan is None else ", ".join(str(step.subnet) for step in plan.passes)
+        path = self.run_dir / CHECKPOINT
+        kept = f"the last good checkpoint is {path}" if path.exists() else "no checkpoint yet"
+        raise NonFiniteLossError(
+            f"the loss of step {bad} (epoch {bad // self.steps_per_epoch}, phase "
+            f"{self.phase.name!r}, subnet {subnets}) is not finite; {kept}. Try bf16 or no mixed "
+            "precision (train.amp), gradient clipping (optim.clip_grad) or a lower optim.lr"
+        )
+
+    def _save(self, path: Path) -> None:
+        models: list[nn.Module] = (
+            [self.model] if self.ema is None else [self.model, self.ema.module]
+        )
+        tensors = [p.detach() for model in models for p in model.parameters()]
+        if not torch.stack(torch._foreach_norm(tensors)).isfinite().all():
+            raise NonFiniteLossError(
+                f"weights are not finite after epoch {self.epoch}, so {path} was left as it is"
+            )
+        if self.process.is_main:
+            state = {
+                "epoch": self.epoch,
+                "step": self.step,
+                "phase": self._phase,
+                "settings": self._settings(),
+                "model": self.model.state_dict(),
+                "ema": None if self.ema is None else self.ema.module.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "strategy": self.strategy.state_dict(),
+            }
+            save_checkpoint(state, path)
+        self.process.barrier()
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        changed = differences(state["settings"], self._settings())
+        if changed:
+            raise ValueError(
+                f"{self.run_dir / CHECKPOINT} is from a run with other settings (then -> now): "
+                + "; ".join(changed)
+            )
+        self.model.load_state_dict(state["model"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.strategy.load_state_dict(state["strategy"])
+        self.epoch, self.step = state["epoch"], state["step"]
+        self._apply_phase(state["phase"])
+
+    def _settings(self) -> dict[str, Any]:
+        """What the numbers of the run depend on."""
+        sections = {
+            "train": to_plain(self.config),
+            "optim": to_plain(self.optim),
+            "data": to_plain(self.data.config),
+            "augment": to_plain(self.data.augment),
+        }
+        for section, fields in _FREE.items():
+            for name in fields:
+                del sections[section][name]
+        return {
+            **sections,
+            "model": to_plain(self.model.config),
+            "space": to_plain(self.model.space.to_dict()),
+            "phases": [str(phase) for phase in self.phases],
+            "processes": self.process.world_size,
+        }
+
+    def _seed_epoch(self) -> None:
+        """Random state of an epoch from its number, so that none has to be saved for a resume."""
+        numpy = require("numpy", "train")
+        name = f"growtas:{self.config.seed}:{self.epoch}:{self.process.rank}"
+        seed = random.Random(name).getrandbits(32)
+        random.seed(seed)
+        numpy.random.seed(seed)
+        torch.manual_seed(seed)
+
+    def _build_optimizer(self) -> AdamW:
+        groups = require("timm.optim", "train").param_groups_weight_decay(
+            self.model, self.optim.weight_decay, no_weight_decay_list=self.model.no_weight_decay()
+        )
+        return AdamW(
+            groups,
+            lr=self.optim.peak_lr(self.data.config.batch_size),
+            betas=self.optim.betas,
+            eps=self.optim.eps,
+            weight_decay=self.optim.weight_decay,
+            inactive=self.optim.inactive,
+        )
+
+    def _build_ema(self) -> Any:
+        if not self.config.ema_decay:
+            return None
+        ema = require("timm.utils", "train").ModelEmaV3
+        return ema(self.model, decay=self.config.ema_decay, use_warmup=self.config.ema_warmup)
+
+    def _wrap(self) -> nn.Module:
+        if self.process.world_size == 1:
+            return self.model
+        device = self.process.device
+        # Each step uses other blocks; DDP has to find out which.
+        return nn.parallel.DistributedDataParallel(
+            self.model,
+            device_ids=[device] if device.type == "cuda" else None,
+            broadcast_buffers=False,
+            find_unused_parameters=True,
+        )
+
+    def _build_runner(self, wrapped: nn.Module) -> PassRunner:
+        augment, forward = self.data.augment, {}
+        if self.process.world_size == 1 and not self.config.compile:
+            forward["gradients"] = GradientAccumulator(self._parameters.values())
+        mix = None
+        if augment.mixes:
+            mix = require("timm.data", "train").Mixup(
+                mixup_alpha=augment.mixup,
+                cutmix_alpha=augment.cutmix,
+                prob=augment.mixup_prob,
+                switch_prob=augment.mixup_switch_prob,
+                mode=augment.mixup_mode,
+                label_smoothing=augment.smoothing,
+                num_classes=self.data.num_classes,
+            )
+            share = self.data.config.batch_size // self.process.world_size
+            if share % 2:
+                raise ValueError(
+                    f"a process's share of data.batch_size is {share}; allowed: even numbers, as "
+                    "mixup and cutmix mix pairs"
+                )
+        return PassRunner(
+            wrapped,
+            self.model,
+            self.process,
+            dtype=self.dtype,
+            smoothing=augment.smoothing,
+            mix=mix,
+            scale_loss=self.scaler.scale,
+            search_batch=self._search_batch,
+            accumulate=self.config.accumulate,
+            **forward,
+        )
+
+    def _search_batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """The search images of a step: the same draw on all processes, each taking its share."""
+        view = self.data.search
+        batch = min(self.data.config.batch_size, len(view))
+        positions = random.Random(f"growtas:{self.config.seed}:{step}:search").sample(
+            range(len(view)), batch
+        )[self.process.rank :: self.process.world_size]
+        images, labels = zip(*(view[position] for position in positions), strict=True)
+        device = self.process.device
+        return torch.stack(images).to(device), torch.tensor(labels).to(device)
+
+    def _progress_bar(self) -> Any:
+        if not (self.config.progress and self.process.is_main):
+            return None
+        tqdm = require("tqdm", "train").tqdm
+        return tqdm(total=self.epochs * self.steps_per_epoch, initial=self.step, unit="step")
+
+    def _show(self, bar: Any, totals: Tensor, seen: int, speed: float) -> None:
+        if bar is None:
+            return
+        loss, accuracy = (totals / (seen * self.process.world_size)).tolist()
+        bar.set_description(f"epoch {self.epoch + 1}/{self.epochs}, {self.phase.name}")
+        bar.set_postfix_str(f"loss {loss:.3f}, accuracy {accuracy:.3f}, {speed:.0f} images/s")
+
+
+def _check_fit(model: Supernet, data: DataBundle) -> None:
+    height, width = model.config["image_size"]
+    for name, ours, theirs in (
+        ("image_size", [height, width], [data.image_size, data.image_size]),
+        ("in_chans", model.config["in_chans"], data.in_chans),
+        ("num_classes", model.config["num_classes"], data.num_classes),
+    ):
+        if ours != theirs:
+            raise ValueError(f"the model has {name} {ours}, the data {theirs}; they must agree")

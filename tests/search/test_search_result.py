@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from search.synthetic import KnownOptimum, cost_of
+
+from growtas import SearchSpace, Subnet
+from growtas.search import Candidate, Score, SearchConfig, SearchResult, pareto_front, search
+
+
+def candidate(params: int, accuracy: float, macs: int = 0, loss: float = 1.0) -> Candidate:
+    return Candidate(Subnet(params, (1,), (1.0,)), params, macs, Score(accuracy, loss, 100))
+
+
+@pytest.fixture
+def result(digits: SearchSpace) -> SearchResult:
+    config = SearchConfig(
+        population=6, generations=2, limits=({"max_params": "150K"}, {"name": "big", "min_macs": 1})
+    )
+    scorer = KnownOptimum(digits.largest())
+    return search(digits, scorer, config, cost_of(digits), progress=False)
+
+
+def test_the_front_holds_what_nothing_smaller_beats() -> None:
+    a, b, c, d = candidate(1, 0.5), candidate(2, 0.4), candidate(3, 0.7), candidate(4, 0.7)
+    assert pareto_front([d, b, c, a]) == [a, c]
+    assert pareto_front([]) == []
+
+
+def test_of_equal_sizes_the_better_one_is_on_the_front() -> None:
+    a, b = candidate(5, 0.5, macs=9), candidate(5, 0.6, macs=10)
+    assert pareto_front([a, b]) == [b]
+    assert pareto_front([a, b], axis="macs") == [a, b]
+
+
+def test_the_front_of_the_loss_is_another_one() -> None:
+    a, b = candidate(1, 0.9, loss=0.9), candidate(2, 0.8, loss=0.1)
+    assert pareto_front([a, b]) == [a]
+    assert pareto_front([a, b], objective="loss") == [a, b]
+
+
+def test_the_front_is_the_one_of_the_definition(result: SearchResult) -> None:
+    def beaten(c: Candidate) -> bool:
+        return any(
+            (o.params <= c.params and o.score.accuracy > c.score.accuracy)
+            or (o.params < c.params and o.score.accuracy >= c.score.accuracy)
+            for o in result.candidates
+        )
+
+    front = result.front()
+    assert {(c.params, c.score.accuracy) for c in front} == {
+        (c.params, c.score.accuracy) for c in result.candidates if not beaten(c)
+    }
+    assert [c.params for c in front] == sorted({c.params for c in front})
+
+
+@pytest.mark.parametrize("options", [{"axis": "flops"}, {"objective": "f1"}])
+def test_other_axes_are_refused(options: dict) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        pareto_front([], **options)
+
+
+def test_the_result_survives_json(result: SearchResult, tmp_path: Path) -> None:
+    result.save(tmp_path / "runs" / "search.json")
+    assert SearchResult.load(tmp_path / "runs" / "search.json") == result
+    assert SearchResult.from_json(result.to_json()) == result
+    plain = json.loads(result.to_json())
+    assert [entry["name"] for entry in plain["limits"]] == ["<=150K", "big"]
+    assert len(plain["candidates"]) == 24
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_is_valid_json(loss: float) -> None:
+    stored = json.dumps(candidate(1, 0.5, loss=loss).to_dict(), allow_nan=False)
+    read = Candidate.from_dict(json.loads(stored)).score.loss
+    assert repr(read) == repr(loss)
+
+
+def test_limits_are_found_by_name(result: SearchResult) -> None:
+    assert result["big"].limit.min_macs == 1
+    assert result.ranked()[0] == result["big"].best
+    with pytest.raises(KeyError, match="'<=150K', 'big'"):
+        result["small"]
+
+
+def test_another_file_is_refused_by_name(tmp_path: Path) -> None:
+    for text in ('{"a": 1}', "nonsense", "[]"):
+        (tmp_path / "x.json").write_text(text)
+        with pytest.raises(ValueError, match=r"x\.json is not the result of a search"):
+            SearchResult.load(tmp_path / "x.json")

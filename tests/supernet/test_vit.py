@@ -1,0 +1,266 @@
+"""The supernet reads exactly its slices, keeps no state, and fits every ordinary training loop."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import growtas
+from growtas import kernels
+
+from .conftest import SPACE, build
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"pool": "cls"},
+        {"class_token": False},
+        {"relative_position": False},
+        {"absolute_position": False},
+        {"max_relative_position": 2},
+        {"qkv_bias": "autoformer"},
+        {"in_chans": 1},
+        {"image_size": (8, 20)},
+    ],
+    ids=str,
+)
+def test_extents_are_exactly_what_a_subnet_reads(options, subnets):
+    """Everything outside may be NaN; every entry inside has an influence (a gradient)."""
+    model = build(**options)
+    channels, (height, width) = model.config["in_chans"], model.image_size
+    images = torch.randn(2, channels, height, width)
+    for subnet in subnets:
+        boxes = model.extents(subnet)
+        clean = model(images, subnet)
+        poisoned = copy.deepcopy(model)
+        for name, parameter in poisoned.named_parameters():
+            values = torch.full_like(parameter, float("nan"))
+            if name in boxes:
+                box = tuple(slice(0, extent) for extent in boxes[name])
+                values[box] = parameter.detach()[box]
+            parameter.data = values
+        assert torch.equal(poisoned(images, subnet), clean)
+
+        model.zero_grad()
+        model(images, subnet).square().sum().backward()
+        for name, parameter in model.named_parameters():
+            if name not in boxes:
+                assert parameter.grad is None
+            elif not name.endswith(("rel_pos", "qkv.bias")):
+                # tables have rows for distances a small grid lacks; a key bias has no influence
+                box = tuple(slice(0, extent) for extent in boxes[name])
+                assert (parameter.grad[box] != 0).float().mean() > 0.9, name
+
+
+def test_golden_shape_of_a_step(model, images, subnets):
+    """An ordinary loop lowers the loss of the subnet it trains."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    labels = torch.tensor([0, 3, 6])
+    for subnet in subnets[:2]:
+        first = None
+        for _ in range(12):
+            loss = F.cross_entropy(model(images, subnet), labels)
+            first = first or loss.item()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        assert loss.item() < 0.5 * first
+
+
+def test_no_hidden_current_subnet(model, images, subnets):
+    """Two subnets in flight at once: each backward belongs to its own forward."""
+    small, large = subnets[:2]
+    alone = {}
+    for subnet in (small, large):
+        model.zero_grad()
+        model(images, subnet).square().sum().backward()
+        alone[subnet] = model.head.weight.grad.clone()
+    first, second = model(images, small), model(images, large)
+    model.zero_grad()
+    first.square().sum().backward()
+    assert torch.equal(model.head.weight.grad, alone[small])
+    second.square().sum().backward()
+    torch.testing.assert_close(model.head.weight.grad, alone[small] + alone[large])
+
+
+def test_backends_agree(model, images, subnets):
+    for subnet in subnets:
+        results = []
+        for backend in ("reference", "native"):
+            try:
+                with kernels.use_backend(backend):
+                    model.zero_grad()
+                    logits = model(images, subnet)
+                    logits.square().sum().backward()
+                    gradients = [p.grad.clone() for p in model.blocks[0].parameters()]
+                    results.append([logits.detach(), *gradients])
+            except kernels.BackendUnavailable as error:
+                pytest.skip(str(error))
+        for a, b in zip(*results, strict=True):
+            torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-5 * max(1.0, b.abs().max().item()))
+
+
+def test_accumulate_equals_dense_over_several_subnets(model, images, subnets):
+    """The sum over subnets, and after zero_ only the newest step is left."""
+    dense = copy.deepcopy(model)
+    accumulator = kernels.GradientAccumulator(model.parameters())
+    for chosen in (subnets[1:4], subnets[:1]):
+        accumulator.zero_()
+        dense.zero_grad()
+        for subnet in chosen:
+            model(images, subnet, gradients=accumulator).square().sum().backward()
+            dense(images, subnet).square().sum().backward()
+        for (name, a), b in zip(model.named_parameters(), dense.parameters(), strict=True):
+            want = torch.zeros_like(a) if b.grad is None else b.grad
+            torch.testing.assert_close(a.grad, want, msg=lambda m, name=name: f"{name}: {m}")
+    boxes = model.extents(subnets[0])
+    weight = model.blocks[0].mlp.fc1.weight
+    assert accumulator.dirty(weight) == boxes["blocks.0.mlp.fc1.weight"]
+    assert accumulator.dirty(model.blocks[3].mlp.fc1.weight) is None
+
+
+def test_autocast_trains_close_to_float32(model, images, subnets):
+    subnet = subnets[1]
+    want = model(images, subnet)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = model(images, subnet)
+    assert logits.dtype == torch.bfloat16
+    assert (logits.float() - want).abs().max() < 0.03 * want.abs().max()
+    logits.float().square().sum().backward()
+    assert all(p.grad.dtype == torch.float32 for p in model.parameters() if p.grad is not None)
+
+
+def test_deepcopy_after_a_step_is_independent(model, images, subnets):
+    model(images, subnets[0]).sum().backward()
+    twin = copy.deepcopy(model)
+    before = twin(images, subnets[0])
+    with torch.no_grad():
+        model.head.bias.add_(1.0)
+    assert torch.equal(twin(images, subnets[0]), before)
+
+
+def test_drop_path_follows_the_supernet_depth_and_is_off_in_eval(images, subnets):
+    model = build(drop_path=0.3)
+    assert [block.drop_path for block in model.blocks] == pytest.approx([0.0, 0.1, 0.2, 0.3])
+    subnet = subnets[1]
+    model.eval()
+    expected = build()(images, subnet)
+    assert torch.equal(model(images, subnet), expected)
+    model.train()
+    torch.manual_seed(0)
+    draws = torch.stack([model(images, subnet) for _ in range(200)])
+    assert draws.std(0).max() > 1e-3
+    torch.testing.assert_close(draws.mean(0), expected, rtol=0.3, atol=0.3)
+
+
+def test_drop_path_keeps_or_drops_whole_samples():
+    block = build(drop_path=0.5).blocks[-1]
+    x, branch = torch.zeros(200, 3, 4), torch.ones(200, 3, 4)
+    out = block._add_branch(x, branch)
+    values = out[:, 0, 0]
+    assert set(values.tolist()) == {0.0, 2.0}
+    assert torch.equal(out, values.view(-1, 1, 1).expand_as(out))
+    assert 60 < (values == 0).sum() < 140
+
+
+def test_one_graph_per_depth_under_torch_compile(model, images, subnets):
+    """Widths, heads and hidden sizes are dynamic; only the depth unrolls another graph."""
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    counters["stats"].clear()
+    compiled = torch.compile(model, dynamic=True, fullgraph=True, backend="aot_eager")
+    for subnet in subnets:
+        want = torch.autograd.grad(model(images, subnet).square().sum(), model.head.weight)[0]
+        got = torch.autograd.grad(compiled(images, subnet).square().sum(), model.head.weight)[0]
+        torch.testing.assert_close(got, want)
+    assert counters["stats"]["unique_graphs"] <= len({s.depth for s in subnets})
+
+
+def test_state_dict_layout():
+    """Names and shapes other code relies on (checkpoints, optimizer groups)."""
+    model = build()
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    assert shapes["patch_embed.weight"] == (56, 48)
+    assert shapes["cls_token"] == (1, 1, 56)
+    assert shapes["pos_embed"] == (1, 17, 56)
+    assert shapes["blocks.3.attn.qkv.weight"] == (3, 4, 8, 56)
+    assert shapes["blocks.3.attn.qkv.bias"] == (3, 4, 8)
+    assert shapes["blocks.3.attn.rel_pos"] == (4, 30, 8)
+    assert shapes["blocks.3.attn.proj.weight"] == (56, 32)
+    assert shapes["blocks.3.mlp.fc1.weight"] == (224, 56)
+    assert shapes["blocks.3.mlp.fc2.weight"] == (56, 224)
+    assert shapes["head.weight"] == (7, 56)
+    assert build(qkv_bias="autoformer").blocks[0].attn.qkv.bias.shape == (96,)
+    assert model.no_weight_decay() == {"pos_embed", "cls_token"}
+
+
+def test_initialisation_follows_autoformer():
+    torch.manual_seed(0)
+    space = growtas.SearchSpace.preset("autoformer-tiny")
+    state = growtas.Supernet(space).state_dict()
+    for name, value in state.items():
+        if name.startswith("patch_embed"):
+            assert value.abs().max() <= 768**-0.5
+            assert value.std() == pytest.approx(768**-0.5 / 3**0.5, rel=0.15)
+        elif "norm" in name:
+            assert torch.all(value == float(name.endswith("weight")))
+        elif name.endswith("bias"):
+            assert torch.all(value == 0)
+        else:
+            assert value.std() == pytest.approx(0.02, rel=0.15), name
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image_size": 18}, "image_size 18 x 18 is not a multiple of patch_size 4"),
+        ({"num_classes": 0}, "num_classes is 0"),
+        ({"drop_path": 1.0}, r"drop_path is 1.0, it must be in \[0, 1\)"),
+        ({"pool": "max"}, "pool is 'max', allowed: mean, cls"),
+        ({"pool": "cls", "class_token": False}, "needs class_token=True"),
+        ({"qkv_bias": "interleaved"}, "allowed: blocks, autoformer"),
+        ({"max_relative_position": -1}, "max_relative_position is -1"),
+    ],
+)
+def test_bad_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        build(**options)
+
+
+def test_bad_inputs_are_named(model, images):
+    Subnet = growtas.Subnet
+    for subnet, message in [
+        (Subnet(64, (2, 2), (2.0, 2.0)), "embed_dim = 64 is larger than the supernet's 56"),
+        (Subnet(24, (2,) * 5, (2.0,) * 5), "depth = 5 is larger than the supernet's 4"),
+        (Subnet(24, (2, 5), (2.0, 2.0)), r"num_heads\[1\] = 5 is larger than the supernet's 4"),
+        (Subnet(56, (2, 2), (2.0, 5.0)), r"mlp_ratio\[1\] = 5.0 is larger than the supernet's 4.0"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            model(images, subnet)
+    with pytest.raises(TypeError, match="expected a Subnet, got 24"):
+        model(images, 24)
+    with pytest.raises(ValueError, match=r"images must be \[B, 3, 16, 16\], got \(3, 1, 16, 16\)"):
+        model(images[:, :1], SPACE.smallest())
+
+
+class _Wrapper(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, images, subnet):
+        return self.inner(images, subnet)
+
+
+def test_works_inside_another_module_and_in_half_precision(model, images, subnets):
+    wrapped = _Wrapper(copy.deepcopy(model)).to(torch.bfloat16)
+    logits = wrapped(images.bfloat16(), subnets[0])
+    want = model(images, subnets[0])
+    assert (logits.float() - want).abs().max() < 0.05 * want.abs().max()

@@ -1,0 +1,266 @@
+"""The whole chain on real digits: what it leaves, what it checks, what a resume reuses."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import tiny_recipe
+import torch
+
+from growtas import export, load_supernet
+from growtas.config import ConfigError
+from growtas.pipeline import run
+from growtas.recipe import Recipe
+from growtas.run_folder import ExportMismatch, Run, Winner
+from growtas.search import SearchResult
+from growtas.training.data import build_data
+
+pytest.importorskip("timm")
+pytest.importorskip("sklearn")
+pytest.importorskip("matplotlib")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Folder of one finished run, its winners and what it said; not to be changed."""
+    folder = tmp_path_factory.mktemp("pipeline") / "run"
+    said: list[str] = []
+    winners = run(tiny_recipe.load(folder), say=said.append)
+    return folder, winners, said
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    """A copy of the finished run that a test may change."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0], folder)
+    return folder
+
+
+def recipe_of(folder: Path, *overrides: str) -> Recipe:
+    return Run.open(folder, overrides).recipe
+
+
+class TestWhatARunLeaves:
+    def test_files(self, finished):
+        folder = finished[0]
+        for name in ("config.yaml", "metrics.csv", "supernet.safetensors", "search.json"):
+            assert (folder / name).is_file(), name
+        assert (folder / "best" / "model.safetensors").is_file()
+        assert (folder / "best" / "config.json").is_file()
+        assert (folder / "front.png").read_bytes().startswith(b"\x89PNG")
+        assert len(json.loads((folder / "random_subnets.json").read_text())) == 5
+        assert Recipe.load(folder / "config.yaml") == tiny_recipe.load(folder)
+
+    def test_every_epoch_is_recorded_with_its_phase(self, finished):
+        rows = list(csv.DictReader((finished[0] / "metrics.csv").open()))
+        assert [row["phase"] for row in rows] == ["stage 1/2", "stage 2/2", "plus"]
+
+    def test_winners_meet_their_limits_and_are_the_searched_ones(self, finished):
+        folder, winners, _ = finished
+        result = SearchResult.load(folder / "search.json")
+        model = load_supernet(folder / "supernet.safetensors")
+        assert [winner.limit for winner in winners] == ["small", "any"]
+        for winner, entry in zip(winners, result.limits, strict=True):
+            assert winner.subnet == entry.subnet
+            assert winner.search_accuracy == entry.score.accuracy
+            assert winner.num_params == model.num_params(winner.subnet)
+            assert winner.macs == model.macs(winner.subnet)
+        assert winners[0].num_params <= 2500
+
+    def test_test_accuracy_is_that_of_the_test_images(self, finished):
+        """Recomputed directly: no evaluator, no loader."""
+        folder, winners, _ = finished
+        model = load_supernet(folder / "supernet.safetensors")
+        recipe = recipe_of(folder)
+        view = build_data(recipe.data, recipe.augment).test
+        images = torch.stack([image for image, _ in view])
+        labels = torch.tensor([label for _, label in view])
+        for winner in winners:
+            with torch.no_grad():
+                right = (model(images, winner.subnet).argmax(1) == labels).sum().item()
+            assert winner.test_images == len(labels) > 300
+            assert winner.test_accuracy == pytest.approx(right / len(labels))
+
+    def test_summary(self, finished):
+        folder, winners, said = finished
+        summary = json.loads((folder / "summary.json").read_text())
+        assert [Winner.from_dict(values) for values in summary["winners"]] == winners
+        chosen = max(winners, key=lambda w: (w.search_accuracy, -w.num_params))
+        assert summary["best"] == chosen.limit
+        assert summary["logit_difference"] < 1e-4
+        assert set(summary["seconds"]) == {"train", "search", "random", "test", "export"}
+        table = "\n".join(said)
+        for winner in winners:
+            assert f"{winner.test_accuracy:.2%}" in table
+            assert str(winner.subnet) in table
+
+    def test_best_is_the_supernets_subnet(self, finished):
+        folder, winners, _ = finished
+        limit = json.loads((folder / "summary.json").read_text())["best"]
+        winner = next(w for w in winners if w.limit == limit)
+        info = json.loads((folder / "best" / "config.json").read_text())["info"]
+        assert Winner.from_dict(info) == winner
+        alone, model = export.load(folder / "best"), load_supernet(folder / "supernet.safetensors")
+        images = torch.randn(4, 1, 8, 8)
+        with torch.no_grad():
+            torch.testing.assert_close(alone(images), model(images, winner.subnet))
+        assert sum(p.numel() for p in alone.parameters()) == winner.num_params
+
+
+class TestResume:
+    def test_finished_stages_are_not_repeated(self, copy, finished, monkeypatch):
+        from growtas.search import Evaluator
+        from growtas.training import trainer
+
+        def forbidden(*args, **kwargs):
+            raise AssertionError("this was done before")
+
+        monkeypatch.setattr(trainer.Trainer, "fit", forbidden)
+        monkeypatch.setattr(Evaluator, "score", forbidden)
+        (copy / "front.png").unlink()
+        shutil.rmtree(copy / "best")
+        said: list[str] = []
+        assert run(recipe_of(copy), resume=True, say=said.append) == finished[1]
+        assert [line.split(":")[0] for line in said[:3]] == ["train", "search", "test"]
+        assert (copy / "front.png").is_file()
+        assert (copy / "best" / "model.safetensors").is_file()
+
+    def test_lost_search_is_repeated_alike(self, copy, finished, monkeypatch):
+        from growtas.training import trainer
+
+        monkeypatch.setattr(trainer.Trainer, "fit", None)
+        for name in ("search.json", "search_state.json", "summary.json"):
+            (copy / name).unlink()
+        assert run(recipe_of(copy), resume=True, say=lambda line: None) == finished[1]
+
+    def test_other_search_settings_search_again(self, copy):
+        changed = recipe_of(copy, "search.limits=[{name: tiny, max_params: 1500}]")
+        winners = run(changed, resume=True, say=lambda line: None)
+        assert [winner.limit for winner in winners] == ["tiny"]
+        assert winners[0].num_params <= 1500
+        assert Recipe.load(copy / "config.yaml").search == changed.search
+
+    def test_other_training_settings_are_refused(self, copy):
+        with pytest.raises(ConfigError, match=r"optim\.lr: 0\.005 -> 0\.1"):
+            run(recipe_of(copy, "optim.lr=0.1"), resume=True)
+
+    def test_training_continues_where_it_stopped(self, finished, tmp_path):
+        """Two epochs, a stop, then the rest: the same weights as in one go."""
+        folder = tmp_path / "run"
+        recipe = tiny_recipe.load(folder)
+        from growtas.training.trainer import Trainer
+
+        epoch = Trainer._epoch
+
+        def stop_after_two(self, bar):
+            if self.epoch == 2:
+                raise KeyboardInterrupt
+            return epoch(self, bar)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Trainer, "_epoch", stop_after_two)
+            with pytest.raises(KeyboardInterrupt):
+                Run.start(recipe).train()
+        assert not (folder / "supernet.safetensors").exists()
+        Run.start(recipe, resume=True).train(resume=True)
+        ours = load_supernet(folder / "supernet.safetensors").state_dict()
+        theirs = load_supernet(finished[0] / "supernet.safetensors").state_dict()
+        for name, value in theirs.items():
+            assert torch.equal(ours[name], value), name
+
+
+class TestRefusals:
+    def test_folder_with_a_run(self, copy):
+        with pytest.raises(ConfigError, match=r"already holds a run .*--resume.*--overwrite"):
+            run(recipe_of(copy))
+
+    def test_resume_and_overwrite(self, copy):
+        with pytest.raises(ConfigError, match="exclude each other"):
+            run(recipe_of(copy), resume=True, overwrite=True)
+
+    def test_overwrite_removes_the_runs_files_only(self, copy):
+        (copy / "notes.txt").write_text("mine")
+        Run.start(recipe_of(copy), overwrite=True)
+        assert sorted(path.name for path in copy.iterdir()) == ["config.yaml", "notes.txt"]
+
+    def test_not_a_run(self, tmp_path):
+        with pytest.raises(ConfigError, match="is not the folder of a run"):
+            Run.open(tmp_path)
+
+    def test_no_supernet(self, tmp_path):
+        current = Run.start(tiny_recipe.load(tmp_path / "run"))
+        with pytest.raises(ConfigError, match=r"no trained supernet .*growtas train"):
+            current.search()
+
+    def test_export_that_differs(self, copy, monkeypatch):
+        from growtas.supernet import vit
+
+        extract = vit.Supernet.extract
+
+        def damaged(self, subnet):
+            alone = extract(self, subnet)
+            with torch.no_grad():
+                alone.head.bias[3] += 1e-2
+            return alone
+
+        monkeypatch.setattr(vit.Supernet, "extract", damaged)
+        current = Run.open(copy)
+        with pytest.raises(ExportMismatch, match="logits differ by 0.01"):
+            current.extract(current.find_subnet("best"), copy / "other")
+
+    def test_missing_packages_are_named_first(self, tmp_path, monkeypatch):
+        import importlib.util
+
+        find = importlib.util.find_spec
+        monkeypatch.setattr(
+            importlib.util, "find_spec", lambda name: None if name == "sklearn" else find(name)
+        )
+        with pytest.raises(ImportError, match=r"sklearn: pip install 'growtas\[demo\]'"):
+            run(tiny_recipe.load(tmp_path / "run"))
+        assert not (tmp_path / "run").exists()
+
+
+class TestFindSubnet:
+    def test_names(self, finished):
+        folder, winners, _ = finished
+        current = Run.open(folder)
+        space = current.model.space
+        assert current.find_subnet("smallest") == space.smallest()
+        assert current.find_subnet("largest") == space.largest()
+        assert current.find_subnet("small") == winners[0].subnet
+        best = json.loads((folder / "summary.json").read_text())["best"]
+        assert current.find_subnet("best") == current.find_subnet(best)
+
+    def test_json(self, finished, tmp_path):
+        folder, winners, _ = finished
+        current, subnet = Run.open(folder), winners[1].subnet
+        text = json.dumps(subnet.to_dict())
+        (tmp_path / "subnet.json").write_text(text)
+        assert current.find_subnet(text) == subnet
+        assert current.find_subnet(str(tmp_path / "subnet.json")) == subnet
+        assert current.find_subnet(str(folder / "best" / "config.json")) in {
+            winner.subnet for winner in winners
+        }
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("smalest", "use best, small, any, smallest, largest"),
+            ('{"embed_dim": 8}', "the subnet: .*missing"),
+            ("{", "the subnet: "),
+        ],
+    )
+    def test_refused(self, finished, text, message):
+        with pytest.raises(ConfigError, match=message):
+            Run.open(finished[0]).find_subnet(text)
+
+    def test_too_large(self, finished):
+        current = Run.open(finished[0])
+        big = '{"embed_dim": 99, "num_heads": [1], "mlp_ratio": [1]}'
+        with pytest.raises(ValueError, match="embed_dim"):
+            current.evaluate(current.find_subnet(big), "search")

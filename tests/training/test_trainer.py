@@ -1,0 +1,398 @@
+"""The loop end to end on a tiny supernet: freezing, resuming, stopping, files."""
+
+import csv
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from training.training_setup import (
+    FREEZE,
+    RATE,
+    SPACE,
+    Sandwich,
+    digits,
+    growtas_plus,
+    logits,
+    supernet,
+    train_config,
+)
+
+from growtas.schedule import Pass, StepPlan, Uniform
+from growtas.supernet import load_supernet
+from growtas.training import AugmentConfig, NonFiniteLossError, Trainer
+from growtas.training.checkpoint import load_checkpoint
+from growtas.training.metrics import FIELDS, read_metrics
+
+MIXED = replace(AugmentConfig.digits(), mixup=0.8, cutmix=1.0, mixup_prob=1.0, reprob=0.25)
+
+
+def trainer(path, model=None, strategy=None, data=None, optim=RATE, **settings):
+    return Trainer(
+        model if model is not None else supernet(),
+        strategy if strategy is not None else Uniform(),
+        data if data is not None else digits(),
+        train_config(**settings),
+        path,
+        optim=optim,
+    )
+
+
+def snapshot(run):
+    """Everything the next step depends on."""
+    models = [run.model] if run.ema is None else [run.model, run.ema.module]
+    tensors = [p.detach().clone() for model in models for p in model.parameters()]
+    for parameter in run.model.parameters():
+        state = run.optimizer.state[parameter]
+        tensors += [state[key].clone() for key in sorted(state)]
+    return tensors
+
+
+@pytest.mark.parametrize("inactive", ["dense", "masked"])
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_growtas_plus_leaves_every_frozen_subnet_bit_identical(tmp_path, inactive, ema):
+    """GrowTAS+: the subnets of A_1 give the same logits before and after the plus phase."""
+    run = trainer(
+        tmp_path,
+        supernet(drop_path=0.2),
+        growtas_plus(epochs=2),
+        digits(augment=MIXED),
+        replace(RATE, inactive=inactive, clip_grad=1.0, weight_decay=0.3),
+        ema_decay=ema,
+    )
+    small = SPACE.restrict(**FREEZE)
+    before = {}
+    apply_phase = run._apply_phase
+
+    def spy(index):
+        if run.phases[index].freeze is not None:
+            before["live"] = logits(run.model, small, 40)
+            before["final"] = logits(run.final_model, small, 40)
+            before["large"] = logits(run.final_model, SPACE - small)
+        apply_phase(index)
+        run.model.train()
+
+    run._apply_phase = spy
+    run.fit()
+    assert run.phase.name == "plus"
+    assert run.epoch == 4
+    for name, model in (("live", run.model), ("final", run.final_model)):
+        for old, new in zip(before[name], logits(model, small, 40), strict=True):
+            assert torch.equal(old, new)
+    for old, new in zip(before["large"], logits(run.final_model, SPACE - small), strict=True):
+        assert not torch.allclose(old, new, atol=1e-3)
+
+
+def test_frozen_subnets_would_change_without_the_freeze(tmp_path):
+    """The test above can fail: the same phase without its freeze does change A_1."""
+
+    class Thawed(type(growtas_plus())):
+        def phases(self, space, epochs):
+            return [replace(phase, freeze=None) for phase in super().phases(space, epochs)]
+
+    plain = growtas_plus(epochs=1)
+    run = trainer(tmp_path, strategy=Thawed(plain.stages, plain.plus))
+    small = SPACE.restrict(**FREEZE)
+    before = []
+    apply_phase = run._apply_phase
+
+    def spy(index):
+        before[:] = logits(run.model, small)
+        apply_phase(index)
+
+    run._apply_phase = spy
+    run.fit()
+    after = logits(run.model, small)
+    assert not any(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("inactive", "ema", "stop"), [("dense", 0.9, 1), ("masked", 0.0, 2), ("dense", 0.9, 3)]
+)
+def test_a_resumed_run_is_the_uninterrupted_run(tmp_path, inactive, ema, stop):
+    def build(path):
+        return trainer(
+            path,
+            supernet(drop_path=0.2),
+            growtas_plus(epochs=2),
+            digits(augment=MIXED),
+            replace(RATE, inactive=inactive),
+            ema_decay=ema,
+        )
+
+    whole = build(tmp_path / "whole")
+    whole.fit()
+
+    class Interrupted(Exception):
+        pass
+
+    first = build(tmp_path / "parts")
+    save = first._save
+
+    def save_then_die(path):
+        save(path)
+        if first.epoch == stop:
+            raise Interrupted
+
+    first._save = save_then_die
+    with pytest.raises(Interrupted):
+        first.fit()
+
+    torch.manual_seed(99)  # a new process starts with other random state and other weights
+    second = build(tmp_path / "parts")
+    second.model.load_state_dict(supernet(seed=5).state_dict())
+    second.fit(resume=True)
+    assert second.step == whole.step
+    for ours, theirs in zip(snapshot(second), snapshot(whole), strict=True):
+        assert torch.equal(ours, theirs)
+    timing = {"seconds", "images_per_second"}
+    rows = [
+        [{k: v for k, v in row.items() if k not in timing} for row in read_metrics(path)]
+        for path in (tmp_path / "whole/metrics.jsonl", tmp_path / "parts/metrics.jsonl")
+    ]
+    assert rows[0] == rows[1]
+    assert [row["epoch"] for row in rows[0]] == [1, 2, 3, 4]
+    assert [row["phase"] for row in rows[0]] == ["stage 1/2", "stage 2/2", "plus", "plus"]
+
+
+def test_files_of_a_run(tmp_path):
+    data = digits()
+    run = trainer(tmp_path, data=data, tensorboard=True, ema_decay=0.5)
+    result = run.fit()
+    assert (result.epochs, result.steps) == (2, 2 * len(data.train_loader()))
+    with open(tmp_path / "metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert list(rows[0]) == list(FIELDS)
+    assert len(rows) == len(lines) == 2
+    assert rows[1]["largest_accuracy"] == str(lines[1]["largest_accuracy"])
+    assert result.metrics == lines[1]
+    assert any((tmp_path / "tensorboard").iterdir())
+    assert not list(tmp_path.glob("*.partial"))
+    saved = load_supernet(result.weights)
+    for ours, theirs in zip(logits(saved, SPACE), logits(run.ema.module, SPACE), strict=True):
+        assert torch.equal(ours, theirs)
+    state = load_checkpoint(tmp_path / "checkpoint.pt")
+    assert {"model", "ema", "optimizer", "scaler", "strategy", "epoch", "step"} <= set(state)
+    # The finished run has nothing left to do.
+    again = trainer(tmp_path, data=data, tensorboard=True, ema_decay=0.5).fit(resume=True)
+    assert again.metrics == {}
+    assert again.steps == result.steps
+
+
+def test_accuracy_of_the_log_is_that_of_the_search_split(tmp_path):
+    data = digits()
+    run = trainer(tmp_path, data=data)
+    row = run.fit().metrics
+    images, labels = map(
+        torch.stack, zip(*((x, torch.tensor(y)) for x, y in data.search), strict=True)
+    )
+    run.model.eval()
+    with torch.no_grad():
+        for name, subnet in (("smallest", SPACE.smallest()), ("largest", SPACE.largest())):
+            out = run.model(images, subnet)
+            right = (out.argmax(1) == labels).double().mean().item()
+            assert row[f"{name}_accuracy"] == pytest.approx(right)
+            loss = torch.nn.functional.cross_entropy(out, labels).item()
+            assert row[f"{name}_loss"] == pytest.approx(loss, rel=1e-4)
+
+
+def test_the_test_split_is_never_read(tmp_path):
+    data = digits()
+    read = []
+    source = data._source
+    original = source.__class__.__getitem__
+    held_back = set(data.test.indices)
+
+    class Watched(source.__class__):
+        def __getitem__(self, index):
+            read.append(index)
+            return original(self, index)
+
+    source.__class__ = Watched
+    trainer(tmp_path, data=data).fit()
+    assert len(read) > 1000
+    assert held_back.isdisjoint(read)
+
+
+def test_training_learns(tmp_path):
+    run = trainer(tmp_path, data=digits(batch_size=64), epochs=8, eval_every=8)
+    result = run.fit()
+    assert result.metrics["largest_accuracy"] > 0.7
+    assert result.metrics["smallest_accuracy"] > 0.5
+
+
+@pytest.mark.parametrize("settings", [{"amp": "bf16"}, {"amp": "fp16"}, {"accumulate": 3}])
+def test_variants_train_to_about_the_same_loss(tmp_path, settings):
+    plain = trainer(tmp_path / "plain").fit()
+    other = trainer(tmp_path / "other", **settings).fit()
+    expected = plain.metrics["train_loss"]
+    assert other.metrics["train_loss"] == pytest.approx(expected, rel=0.03)
+    assert other.metrics["train_loss"] != expected
+
+
+def test_several_passes_per_step(tmp_path):
+    result = trainer(tmp_path, strategy=Sandwich()).fit()
+    # ce + (ce + kd) + 0.5 kd, about 2.3 nats each
+    assert result.metrics["train_loss"] > 5
+
+
+def test_losses_reach_the_strategy(tmp_path):
+    seen = []
+
+    class Observer(Uniform):
+        def observe(self, plan, losses):
+            seen.append((len(plan.passes), list(losses)))
+
+    run = trainer(tmp_path, strategy=Observer(), epochs=1, optim=replace(RATE, warmup_epochs=0))
+    run.fit()
+    assert len(seen) == run.step
+    assert all(count == len(losses) == 1 and losses[0] > 0 for count, losses in seen)
+
+
+def test_strategy_draws_do_not_depend_on_the_model_or_the_images(tmp_path):
+    def subnets(path, weights, **settings):
+        drawn = []
+
+        class Spy(Uniform):
+            def plan(self, context):
+                plan = super().plan(context)
+                drawn.append(plan.passes[0].subnet)
+                return plan
+
+        trainer(path, supernet(weights), Spy(), **settings).fit()
+        return drawn
+
+    first = subnets(tmp_path / "a", 0)
+    assert first == subnets(tmp_path / "b", 1, data=digits(augment=MIXED))
+    assert first != subnets(tmp_path / "c", 0, seed=1)
+    assert len(set(first)) > 3
+
+
+class Exploding(Uniform):
+    """Ruins the weights at one step."""
+
+    def __init__(self, run_model, step):
+        self.model = run_model
+        self.bad = step
+
+    def plan(self, context):
+        if context.step == self.bad:
+            with torch.no_grad():
+                self.model.head.bias[0] = math.nan
+        return super().plan(context)
+
+
+@pytest.mark.parametrize("step", [0, 6])
+def test_non_finite_loss_stops_with_the_last_good_checkpoint(tmp_path, step):
+    model = supernet()
+    run = trainer(tmp_path, model, Exploding(model, step), epochs=3)
+    assert run.steps_per_epoch == 4 + 1
+    with pytest.raises(NonFiniteLossError, match=rf"loss of step {step} .*is not finite") as error:
+        run.fit()
+    path = tmp_path / "checkpoint.pt"
+    if step == 0:
+        assert not path.exists()
+        assert "no checkpoint yet" in str(error.value)
+    else:
+        assert str(path) in str(error.value)
+        state = load_checkpoint(path)
+        assert state["epoch"] == 1
+        assert all(tensor.isfinite().all() for tensor in state["model"].values())
+    assert not (tmp_path / "supernet.safetensors").exists()
+
+
+def test_ruined_weights_are_not_saved(tmp_path):
+    run = trainer(tmp_path, epochs=1, optim=replace(RATE, warmup_epochs=0))
+    update = run._update
+
+    def ruin_last(plan):
+        update(plan)
+        if run.step == run.steps_per_epoch - 1:
+            with torch.no_grad():
+                run.model.norm.weight[0] = math.inf
+
+    run._update = ruin_last
+    with pytest.raises(NonFiniteLossError, match="weights are not finite after epoch 1"):
+        run.fit()
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_gradient_clipping_bounds_the_norm(tmp_path):
+    norms = []
+
+    def run(path, clip):
+        built = trainer(
+            path,
+            epochs=1,
+            optim=replace(RATE, clip_grad=clip, warmup_epochs=0, lr=1e-9, min_lr=0.0),
+        )
+        step = built.optimizer.step
+
+        def measure(*args, **kwargs):
+            grads = [p.grad for p in built.model.parameters() if p.grad is not None]
+            norms.append(torch.linalg.vector_norm(torch.stack([g.norm() for g in grads])).item())
+            return step(*args, **kwargs)
+
+        built.optimizer.step = measure
+        built.fit()
+
+    run(tmp_path / "free", None)
+    free = norms[:]
+    norms.clear()
+    run(tmp_path / "clipped", 0.01)
+    assert min(free) > 0.02
+    assert max(norms) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_weight_decay_groups(tmp_path):
+    run = trainer(tmp_path)
+    decay = {id(p): g["weight_decay"] for g in run.optimizer.param_groups for p in g["params"]}
+    named = {name: decay[id(p)] for name, p in run.model.named_parameters()}
+    for name, parameter in run.model.named_parameters():
+        free = parameter.dim() == 1 or name in ("pos_embed", "cls_token") or "bias" in name
+        assert named[name] == (0.0 if free else RATE.weight_decay), name
+    assert named["blocks.0.attn.rel_pos"] == RATE.weight_decay
+
+
+def test_what_does_not_fit_is_named(tmp_path):
+    trainer(tmp_path, epochs=1, optim=replace(RATE, warmup_epochs=0)).fit()
+    with pytest.raises(FileExistsError, match=r"checkpoint\.pt exists: resume"):
+        trainer(tmp_path, epochs=1, optim=replace(RATE, warmup_epochs=0)).fit()
+    other = trainer(tmp_path, epochs=1, optim=replace(RATE, warmup_epochs=0, lr=1e-3))
+    with pytest.raises(ValueError, match=r"other settings.*optim\.lr: 0\.005 -> 0\.001"):
+        other.fit(resume=True)
+    with pytest.raises(ValueError, match=r"image_size \[8, 8\], the data \[16, 16\]"):
+        trainer(tmp_path, data=digits(image_size=16))
+    with pytest.raises(ValueError, match=r"batch_size is 63; allowed: even"):
+        trainer(tmp_path, data=digits(batch_size=63, augment=MIXED))
+
+    class Odd(Uniform):
+        def plan(self, context):
+            return StepPlan((Pass(context.phase.space.smallest()),), momentum_key=1)
+
+    with pytest.raises(ValueError, match="momentum_key is 1"):
+        trainer(tmp_path / "odd", strategy=Odd()).fit()
+
+
+def test_a_checkpoint_holds_plain_values_only(tmp_path):
+    class Stateful(Uniform):
+        def state_dict(self):
+            return {"pool": {SPACE.smallest()}}
+
+    with pytest.raises(TypeError, match=r"checkpoint\['strategy'\]\['pool'\] is a set"):
+        trainer(tmp_path, strategy=Stateful()).fit()
+    (tmp_path / "other.pt").write_bytes(b"")
+    torch.save({"model": {}}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match="not a growtas checkpoint"):
+        load_checkpoint(tmp_path / "other.pt")
+
+
+def test_progress_bar_shows_the_run(tmp_path, capfd):
+    trainer(tmp_path, strategy=growtas_plus(), progress=True).fit()
+    shown = capfd.readouterr().err
+    for text in ("epoch 3/3, plus", "stage 1/2", "loss ", "accuracy ", "images/s"):
+        assert text in shown
+    trainer(tmp_path / "quiet", progress=False).fit()
+    assert capfd.readouterr() == ("", "")

@@ -1,0 +1,69 @@
+"""Settings refuse what cannot work, naming the field, the value and what is allowed."""
+
+import pytest
+
+from growtas.config import build, to_plain
+from growtas.training import AugmentConfig, DataConfig, OptimConfig, TrainConfig
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "message"),
+    [
+        (DataConfig, {"dataset": "hfids/imagenet-1k"}, r"'hfids/imagenet-1k'.*front to back"),
+        (DataConfig, {"dataset": ""}, r"data\.root is ''.*folder"),
+        (DataConfig, {"batch_size": 0}, r"data\.batch_size is 0; allowed: .*at least 1"),
+        (DataConfig, {"in_chans": 2}, r"data\.in_chans is 2; allowed: 1 \(grey\), 3 \(RGB\)"),
+        (DataConfig, {"std": (0.2, 0.0)}, r"data\.std is 0\.0; allowed: .*above 0"),
+        (DataConfig, {"search_fraction": 0.0}, r"data\.search_fraction is 0\.0"),
+        (
+            DataConfig,
+            {"search_fraction": 0.8, "test_fraction": 0.2},
+            r"data\.test_fraction is 0\.2",
+        ),
+        (AugmentConfig, {"reprob": 1.5}, r"augment\.reprob is 1\.5; allowed: .*at most 1"),
+        (AugmentConfig, {"mixup_mode": "half"}, r"'half'; allowed: 'batch', 'pair', 'elem'"),
+        (AugmentConfig, {"scale": (1.0, 0.5)}, r"augment\.scale is \(1\.0, 0\.5\).*ascending"),
+        (AugmentConfig, {"smoothing": 1.0}, r"augment\.smoothing is 1\.0; allowed: below 1"),
+        (OptimConfig, {"lr": 0.0}, r"optim\.lr is 0\.0; allowed: .*above 0"),
+        (OptimConfig, {"betas": (0.9, 1.0)}, r"optim\.betas is \(0\.9, 1\.0\)"),
+        (OptimConfig, {"inactive": "skip"}, r"'skip'; allowed: 'dense', 'masked'"),
+        (OptimConfig, {"clip_grad": float("nan")}, r"optim\.clip_grad is nan"),
+        (TrainConfig, {"amp": "int8"}, r"train\.amp is 'int8'; allowed: 'auto', 'bf16'"),
+        (TrainConfig, {"ema_decay": 1.0}, r"train\.ema_decay is 1\.0"),
+        (TrainConfig, {"device": "tpu"}, r"train\.device is 'tpu'; allowed: 'auto', 'cpu'"),
+        (TrainConfig, {"epochs": 0}, r"train\.epochs is 0"),
+    ],
+)
+def test_a_bad_value_is_named(section, values, message):
+    with pytest.raises(ValueError, match=message):
+        section(**values)
+
+
+def test_a_wrong_type_is_named():
+    with pytest.raises(TypeError, match=r"train\.epochs is '3'; an integer is needed"):
+        TrainConfig(epochs="3")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"optim\.lr is True; a number is needed"):
+        OptimConfig(lr=True)
+
+
+@pytest.mark.parametrize("section", [DataConfig, AugmentConfig, OptimConfig, TrainConfig])
+def test_settings_survive_plain_values(section):
+    config = section()
+    assert build(section, to_plain(config)) == config
+
+
+def test_values_of_the_data_set():
+    digits = DataConfig("digits").resolved()
+    assert (digits.image_size, digits.in_chans, digits.crop_pct) == (8, 1, 1.0)
+    assert len(digits.mean) == len(digits.std) == 1
+    folder = DataConfig("", root="images").resolved()
+    assert (folder.image_size, folder.in_chans, folder.crop_pct) == (224, 3, 0.875)
+    assert folder.mean == (0.485, 0.456, 0.406)
+    assert DataConfig("digits", image_size=16, mean=(0.1,)).resolved().mean == (0.1,)
+    with pytest.raises(ValueError, match=r"data\.mean is \(0\.1,\); allowed: 3 numbers"):
+        DataConfig("", root="images", mean=(0.1,)).resolved()
+
+
+def test_learning_rate_scales_with_the_batch():
+    assert OptimConfig(lr=5e-4, lr_base_batch=512).peak_lr(1024) == 1e-3
+    assert OptimConfig(lr=5e-4, lr_base_batch=0).peak_lr(1024) == 5e-4
