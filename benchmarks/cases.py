@@ -29,7 +29,7 @@ class Case:
         return self.space.smallest() if self.subnet_name == "smallest" else self.space.largest()
 
     @property
-    def model_sizes(self) -> dict[str, int]:
+    def model_sizes(self) -> dict[str, Any]:
         """Arguments that every supernet constructor here takes."""
         return {
             "image_size": self.image_size,

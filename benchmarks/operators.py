@@ -135,7 +135,7 @@ OPERATORS = {"attention": attention, "layer_norm": layer_norm, "linear": linear}
 
 
 def _leaves(operator: Operator, dtype: torch.dtype, device: str) -> dict[str, Tensor]:
-    leaves = {name: value.to(device) for name, value in operator.inputs.items()}
+    leaves = {name: value.detach().clone().to(device) for name, value in operator.inputs.items()}
     leaves["x"] = leaves["x"].to(dtype)
     return {name: value.requires_grad_() for name, value in leaves.items()}
 

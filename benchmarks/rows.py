@@ -8,11 +8,11 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import torch
 
@@ -189,7 +189,12 @@ def append(path: Path, rows: Iterable[Row]) -> None:
 
 def read(path: Path) -> list[Row]:
     """All rows of a CSV file that `append` wrote."""
-    convert = {"int": int, "float": float, "str": str, "bool": lambda text: text == "True"}
+    convert: dict[str, Callable[[str], Any]] = {
+        "int": int,
+        "float": float,
+        "str": str,
+        "bool": lambda text: text == "True",
+    }
     with path.open(newline="") as file:
         return [
             Row(**{f.name: convert[str(f.type)](line[f.name]) for f in fields(Row)})

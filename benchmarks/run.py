@@ -11,7 +11,7 @@ import argparse
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -39,16 +39,19 @@ class Plan:
     switching_batch: int
     switching_count: int
     memory_variants: tuple[str, ...]
+    memory_dtypes: tuple[str, ...]
     operator_batch: int
     effort: Effort
+    forward_effort: Effort
     operator_effort: Effort
     train_task: str = "train"
 
 
-OURS_CPU = tuple(
-    f"growtas-{backend}-{mode}"
-    for backend in ("native", "reference")
-    for mode in ("dense", "accumulate")
+OURS_CPU = (
+    "growtas-native-accumulate",
+    "growtas-native-dense",
+    "growtas-reference-dense",
+    "growtas-reference-accumulate",
 )
 OURS_CUDA = tuple(f"growtas-triton-{mode}" for mode in ("dense", "accumulate"))
 
@@ -57,13 +60,15 @@ CPU = Plan(
     batches=(16,),
     dtypes=("float32", "bfloat16"),
     subnets=("smallest", "largest"),
-    variants=("naive", "smart", "timm", "compile-static", *OURS_CPU),
+    variants=("naive", "smart", "timm", "compile-static", *OURS_CPU[:3]),
     switching_variants=("naive", "growtas-native-accumulate"),
     switching_batch=4,
     switching_count=50,
-    memory_variants=("naive", "smart", "timm", *OURS_CPU),
+    memory_variants=("naive", "smart", "timm", *OURS_CPU[:3]),
+    memory_dtypes=("float32",),
     operator_batch=16,
-    effort=Effort(min_rounds=3, max_rounds=15, seconds=30),
+    effort=Effort(min_rounds=3, max_rounds=15, seconds=25),
+    forward_effort=Effort(min_rounds=4, max_rounds=15, seconds=12),
     operator_effort=Effort(min_rounds=5, max_rounds=30, seconds=1.0),
 )
 CPU_FULL = replace(
@@ -74,7 +79,9 @@ CPU_FULL = replace(
     switching_batch=16,
     switching_count=200,
     memory_variants=("naive", "smart", "timm", "compile-static", "compile-dynamic", *OURS_CPU),
+    memory_dtypes=("float32", "bfloat16"),
     effort=Effort(min_rounds=7, max_rounds=30, seconds=60),
+    forward_effort=Effort(min_rounds=10, max_rounds=30, seconds=30),
     operator_effort=Effort(min_rounds=10, max_rounds=50, seconds=3.0),
 )
 CPU_QUICK = replace(
@@ -88,6 +95,7 @@ CPU_QUICK = replace(
     memory_variants=("naive", "growtas-native-accumulate"),
     operator_batch=4,
     effort=Effort(min_rounds=3, max_rounds=5, seconds=3),
+    forward_effort=Effort(min_rounds=3, max_rounds=5, seconds=1),
     operator_effort=Effort(min_rounds=3, max_rounds=10, seconds=0.2),
 )
 CUDA = Plan(
@@ -100,8 +108,10 @@ CUDA = Plan(
     switching_batch=128,
     switching_count=200,
     memory_variants=("naive", "smart", "timm", *OURS_CUDA),
+    memory_dtypes=("bfloat16",),
     operator_batch=128,
     effort=Effort(min_rounds=20, max_rounds=100, seconds=10),
+    forward_effort=Effort(min_rounds=20, max_rounds=100, seconds=5),
     operator_effort=Effort(min_rounds=20, max_rounds=200, seconds=2.0),
     train_task="train_adamw",
 )
@@ -115,6 +125,7 @@ CUDA_QUICK = replace(
     switching_count=20,
     memory_variants=("naive", *OURS_CUDA),
     effort=Effort(min_rounds=5, max_rounds=20, seconds=2),
+    forward_effort=Effort(min_rounds=5, max_rounds=20, seconds=1),
 )
 
 
@@ -146,7 +157,7 @@ class Session:
         for name in sorted(wanted & self.unavailable.keys()):
             say(f"left out: {name} ({self.unavailable[name]})")
 
-    def _runnable(self, names: Sequence[str]) -> list[str]:
+    def _runnable(self, names: Iterable[str]) -> list[str]:
         chosen = [n for n in names if self.names is None or n in self.names or n == "naive"]
         return [name for name in chosen if name not in self.unavailable]
 
@@ -159,11 +170,12 @@ class Session:
     def steps(self, task: str) -> list[rows.Row]:
         """Training or forward of every space, batch, dtype and subnet."""
         made = []
+        effort = self.plan.forward_effort if task == "forward" else self.plan.effort
         for name in self.plan.spaces:
             cases = self._cases(SearchSpace.preset(name), task)
             variants = self._build(self.plan.variants, cases[0])
             for case in cases:
-                found = run_case(variants, case, self.where, self.plan.effort, self.device)
+                found = run_case(variants, case, self.where, effort, self.device)
                 made += found
                 self.say(f"{task} {case.dtype} batch {case.batch} {case.subnet_name} of {name}")
                 for row in found:
@@ -198,7 +210,7 @@ class Session:
             self.say("left out: memory (needs Linux's /proc/self/clear_refs)")
             return []
         made: list[rows.Row] = []
-        for dtype in plan.dtypes:
+        for dtype in plan.memory_dtypes:
             case = Case(
                 SearchSpace.preset(plan.spaces[0]), "smallest", plan.batches[0], dtype, "train"
             )

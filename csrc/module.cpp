@@ -5,10 +5,6 @@
 
 #include "cpu/dispatch.h"
 
-#ifndef GROWTAS_CXX_FLAGS
-#define GROWTAS_CXX_FLAGS ""
-#endif
-
 namespace py = pybind11;
 
 namespace {
@@ -26,7 +22,6 @@ const char* compiler() {
 py::dict build_facts() {
   py::dict facts;
   facts["compiler"] = compiler();
-  facts["cxx_flags"] = GROWTAS_CXX_FLAGS;
   // The oldest torch the operator library runs with, as "major.minor".
   const unsigned long long target = TORCH_TARGET_VERSION;
   facts["torch_target"] =
@@ -45,7 +40,7 @@ py::dict cpu_features() {
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Build facts and CPU features of the growtas native library.";
-  m.def("build_facts", &build_facts, "dict: compiler, cxx_flags, torch_target, simd_levels");
+  m.def("build_facts", &build_facts, "dict: compiler, torch_target (oldest torch), simd_levels (those compiled)");
   m.def("cpu_features", &cpu_features, "dict[str, bool]; empty without run-time dispatch");
   m.def("simd_levels", &growtas::supported_levels, "SIMD levels this CPU can run, lowest first");
   m.def("simd_level", &growtas::active_level,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -15,23 +16,27 @@ def build_info() -> dict[str, Any]:
     """The build record.
 
     Returns:
-        ``built`` (bool), ``reason`` (why not; empty when built), ``compiler``, ``torch`` (the
-        version whose headers were used), ``torch_target`` (the oldest torch the operators run
-        with), ``simd_levels`` (those compiled in) and ``cxx_flags``; None or empty where nothing
-        was built. The running CPU's view is in ``growtas._C``.
+        ``built`` (bool), ``reason`` (why not; empty when built), ``torch`` (the version whose
+        headers were used), ``cxx_flags``, and from the compiled module ``compiler``,
+        ``torch_target`` (the oldest torch the operators run with) and ``simd_levels`` (those
+        compiled in; ``growtas._C.simd_level()`` is the one in use). None or empty where nothing
+        was built.
     """
-    if not _RECORD.exists():
-        return {**_NOTHING, "reason": "growtas was not installed: run `pip install .` first"}
-    record: dict[str, Any] = json.loads(_RECORD.read_text(encoding="utf-8"))
-    return {**_NOTHING, **record}
-
-
-_NOTHING: dict[str, Any] = {
-    "built": False,
-    "reason": "",
-    "compiler": None,
-    "torch": None,
-    "torch_target": None,
-    "simd_levels": [],
-    "cxx_flags": [],
-}
+    info: dict[str, Any] = {
+        "built": False,
+        "reason": "growtas was not installed: run `pip install .`, or `pip install -e .`",
+        "compiler": None,
+        "torch": None,
+        "torch_target": None,
+        "simd_levels": [],
+        "cxx_flags": [],
+    }
+    if _RECORD.exists():
+        info.update(json.loads(_RECORD.read_text(encoding="utf-8")))
+    if info["built"]:
+        try:
+            module = importlib.import_module("growtas._C")
+        except ImportError as error:
+            return {**info, "built": False, "reason": f"growtas._C does not load: {error}"}
+        info.update(module.build_facts())
+    return info

@@ -48,15 +48,15 @@ then `growtas run runs/digits/config.yaml --resume` tests and exports the new wi
 {overrides}""",
     "evaluate": """\
 examples:
-  growtas evaluate runs/digits largest
-  growtas evaluate runs/digits 60K --split test
+  growtas evaluate runs/digits
+  growtas evaluate runs/digits --subnet largest --split test
 
 {subnets}
 {overrides}""",
     "extract": """\
 examples:
-  growtas extract runs/digits best
-  growtas extract runs/digits 60K --to exported/60K
+  growtas extract runs/digits
+  growtas extract runs/digits --subnet 60K --to exported/60K
 
 {subnets}
 {overrides}""",
@@ -293,7 +293,7 @@ def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
 def _run_arguments(parser: argparse.ArgumentParser, *, subnet: bool = False) -> None:
     parser.add_argument("run", metavar="RUN", help="folder of a run, such as runs/digits")
     if subnet:
-        parser.add_argument("subnet", metavar="SUBNET", help="which subnet, see below")
+        parser.add_argument("--subnet", default="best", help="which one, see below (default: best)")
     _override_argument(parser)
 
 

@@ -67,8 +67,8 @@ def run(
     current.say(winners_table(result, {w.limit: w.test_accuracy for w in winners}))
     current.say(f"tested once on {winner.test_images:,} images that training and search never saw")
     current.say(
-        f"{current.folder / BEST}: the winner of {winner.limit}, the best by search; its logits are "
-        f"the supernet's to rounding ({difference:.1e})"
+        f"{current.folder / BEST}: the winner of {winner.limit}, the best by search; its logits "
+        f"are the supernet's to rounding ({difference:.1e})"
     )
     current.say("time: " + ", ".join(f"{stage} {spent:.0f} s" for stage, spent in seconds.items()))
     return winners

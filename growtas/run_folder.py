@@ -136,7 +136,6 @@ class Run:
             )
         if resume:
             run._check_trained_alike()
-        run.process.barrier()  # every process has looked before the first one changes anything
         if overwrite:
             run._remove(*_TRAINED, *_SEARCHED, *_REPORTED)
         run._save_recipe()
@@ -144,7 +143,7 @@ class Run:
 
     @classmethod
     def open(cls, folder: str | Path, overrides: Sequence[str] = (), say: Say = print) -> Run:
-        """The run in `folder`, its recipe changed by `overrides` in memory only.
+        """The run in `folder`, its recipe changed by `overrides`.
 
         Raises:
             ConfigError: there is no run in `folder`, or an override is wrong.
@@ -204,7 +203,8 @@ class Run:
         The recipe goes to ``config.yaml``, so that the folder says what it holds.
 
         Args:
-            resume: keep a finished search with these settings and continue a begun one.
+            resume: keep a finished search with these settings, continue one for more generations
+                and one that was interrupted; a finished search with other settings is replaced.
 
         Raises:
             ConfigError: the supernet was trained with another recipe.
@@ -220,6 +220,11 @@ class Run:
             if result.config == self.recipe.search:
                 self.say(f"search: done before, using {path}")
                 return result
+            # More generations continue a finished search; other limits or settings are another one.
+            wanted = self.recipe.search
+            resume = wanted == replace(
+                result.config, generations=wanted.generations, batch_size=wanted.batch_size
+            )
         self._remove(*_REPORTED, *(() if resume else _SEARCHED))
         return search(
             self.model.space,
@@ -413,13 +418,15 @@ class Run:
             )
 
     def _save_recipe(self) -> None:
+        self.process.barrier()  # every process has read the old one
         if self.process.is_main:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.recipe.save(self.folder / CONFIG)
         self.process.barrier()
 
     def _remove(self, *names: str) -> None:
-        """Removes files of this run; what is built on something that changes must not stay."""
+        """Removes files of this run: what was built on something that changes must not stay."""
+        self.process.barrier()  # every process has looked at them
         if self.process.is_main:
             for path in (self.folder / name for name in names):
                 if path.is_dir() and not path.is_symlink():
@@ -441,6 +448,7 @@ def _subnet_from_json(text: str, source: str) -> Subnet:
         values = json.loads(text)
         if not isinstance(values, dict):
             raise ConfigError(f"a subnet has embed_dim, num_heads and mlp_ratio, got {values!r}")
+        values = values.get("info", values)  # of an exported model's config.json
         return Subnet.from_dict(values.get("subnet", values))
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{source}: {error}") from None

@@ -89,16 +89,20 @@ def outputs_and_gradients(function, inputs: dict, cotangent: Tensor, dtype=None,
     return {"output": y.detach(), **dict(zip(cast, gradients, strict=True))}
 
 
-def assert_within_budget(actual: dict, golden: dict, plain: dict, dtype: torch.dtype) -> None:
+def assert_within_budget(
+    actual: dict, golden: dict, plain: dict, dtype: torch.dtype, *, epsilons: int = 2
+) -> None:
     """Outputs at most 2x, gradients at most 3x as wrong as plain PyTorch in the same dtype.
 
-    Errors are maxima against float64; two epsilons of the golden's scale are allowed on top.
+    Errors are maxima against float64; two epsilons of the golden's scale are allowed on top (more
+    where there are so few elements that plain PyTorch's own maximum is a matter of luck).
     """
     for name, want in golden.items():
         error = (actual[name].double() - want).abs().max().item()
         plain_error = (plain[name].double() - want).abs().max().item()
         factor = 2 if name == "output" else 3
-        budget = factor * plain_error + 2 * torch.finfo(dtype).eps * want.abs().max().item()
+        scale = torch.finfo(dtype).eps * want.abs().max().item()
+        budget = factor * plain_error + epsilons * scale
         assert error <= budget, f"{name}: error {error:.3g}, budget {budget:.3g} ({dtype})"
 
 

@@ -210,7 +210,7 @@ class TestRefusals:
 
         monkeypatch.setattr(vit.Supernet, "extract", damaged)
         current = Run.open(copy)
-        with pytest.raises(ExportMismatch, match="logits differ by 0.01"):
+        with pytest.raises(ExportMismatch, match=r"logits differ by 0\.01"):
             current.extract(current.find_subnet("best"), copy / "other")
 
     def test_missing_packages_are_named_first(self, tmp_path, monkeypatch):

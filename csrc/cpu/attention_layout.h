@@ -210,17 +210,29 @@ GROWTAS_INLINE void sum_by_position(int64_t i, const T* row, const Dims<T>& d,
   for (int64_t x = 0; x < d.grid_w; x += L) store(horizontal + x, Vec<T>{});
   const auto in_grid = first_lanes<T>(d.grid_w % L == 0 ? L : d.grid_w % L);
   for (int64_t y0 = 0; y0 < d.grid_h; y0 += L) {
-    Vec<T> rows[L] = {};
+    Vec<T> rows[L];
     const int64_t count = d.grid_h - y0 < L ? d.grid_h - y0 : L;
-    for (int64_t x = 0; x < d.grid_w; x += L) {
-      Vec<T> columns = load(horizontal + x);
+    const T* keys = row + d.first + y0 * d.grid_w;
+    Vec<T> columns = load(horizontal);
+    GROWTAS_UNROLL
+    for (int y = 0; y < L; ++y) {
+      rows[y] = Vec<T>{};
+      if (y < count) {
+        const Vec<T> all = load(keys + y * d.grid_w);
+        rows[y] = d.grid_w < L ? (in_grid ? all : Vec<T>{}) : all;
+        columns += rows[y];
+      }
+    }
+    store(horizontal, columns);
+    for (int64_t x = L; x < d.grid_w; x += L) {
+      columns = load(horizontal + x);
       GROWTAS_UNROLL
-      for (int64_t y = 0; y < L; ++y) {
+      for (int y = 0; y < L; ++y) {
         if (y < count) {
-          Vec<T> keys = load(row + d.first + (y0 + y) * d.grid_w + x);
-          if (x + L > d.grid_w) keys = in_grid ? keys : Vec<T>{};
-          rows[y] += keys;
-          columns += keys;
+          const Vec<T> all = load(keys + y * d.grid_w + x);
+          const Vec<T> inside = x + L > d.grid_w ? (in_grid ? all : Vec<T>{}) : all;
+          rows[y] += inside;
+          columns += inside;
         }
       }
       store(horizontal + x, columns);

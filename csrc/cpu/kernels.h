@@ -7,6 +7,12 @@
 
 #include "dtype.h"
 
+// Levels above the baseline are compiled where a function's target can be set, and chosen at run
+// time. -DGROWTAS_SCALAR builds the path of other compilers and architectures: no vectors at all.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(GROWTAS_SCALAR)
+#define GROWTAS_X86_LEVELS 1
+#endif
+
 namespace growtas {
 
 // Rows of E values, last dimension contiguous. Arithmetic is in double when x is, else in float.

@@ -19,6 +19,7 @@
 #define GROWTAS_TILE_ROWS 6
 #define GROWTAS_VECTOR_BYTES 32
 #define GROWTAS_F16C
+#define GROWTAS_AVX2
 
 #include "level.inc"
 

@@ -19,6 +19,7 @@
 #define GROWTAS_TILE_ROWS 14
 #define GROWTAS_VECTOR_BYTES 64
 #define GROWTAS_F16C
+#define GROWTAS_AVX512
 
 #include "level.inc"
 

@@ -4,7 +4,7 @@
 
 #define GROWTAS_LEVEL baseline
 #define GROWTAS_TILE_ROWS 6
-#if (defined(__GNUC__) || defined(__clang__)) && !defined(GROWTAS_SCALAR)
+#if defined(__GNUC__) && !defined(GROWTAS_SCALAR)
 #define GROWTAS_VECTOR_BYTES 16
 #else
 #define GROWTAS_VECTOR_BYTES 0

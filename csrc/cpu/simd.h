@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__GNUC__) || defined(__clang__)
+#if defined(__GNUC__)
 #define GROWTAS_INLINE inline __attribute__((always_inline))
 #define GROWTAS_NOINLINE __attribute__((noinline))
 #else
@@ -99,20 +99,56 @@ GROWTAS_INLINE void store(T* p, const Vec<T>& v) {
   std::memcpy(p, &v, sizeof(v));
 }
 
-// The first n lanes, the others zero; nothing beyond p[n - 1] is read.
+// All ones in the first n lanes: `first_lanes(n) ? v : 0` drops a tail, NaN included.
+template <class T>
+GROWTAS_INLINE typename Simd<T>::Mask first_lanes(int64_t n) {
+  T index[kLanes<T>];
+  for (int i = 0; i < kLanes<T>; ++i) index[i] = T(i);
+  return load(index) < splat(T(n));
+}
+
+// load_partial: the first n lanes, the others zero; nothing beyond p[n - 1] is read.
+// store_partial: writes n lanes and nothing beyond.
+#if defined(GROWTAS_AVX512)
+GROWTAS_INLINE Vec<float> load_partial(const float* p, int64_t n) {
+  return _mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p);
+}
+GROWTAS_INLINE Vec<double> load_partial(const double* p, int64_t n) {
+  return _mm512_maskz_loadu_pd(__mmask8((1u << n) - 1), p);
+}
+GROWTAS_INLINE void store_partial(float* p, const Vec<float>& v, int64_t n) {
+  _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), v);
+}
+GROWTAS_INLINE void store_partial(double* p, const Vec<double>& v, int64_t n) {
+  _mm512_mask_storeu_pd(p, __mmask8((1u << n) - 1), v);
+}
+#elif defined(GROWTAS_AVX2)
+GROWTAS_INLINE Vec<float> load_partial(const float* p, int64_t n) {
+  return _mm256_maskload_ps(p, bit_cast<__m256i>(first_lanes<float>(n)));
+}
+GROWTAS_INLINE Vec<double> load_partial(const double* p, int64_t n) {
+  return _mm256_maskload_pd(p, bit_cast<__m256i>(first_lanes<double>(n)));
+}
+GROWTAS_INLINE void store_partial(float* p, const Vec<float>& v, int64_t n) {
+  _mm256_maskstore_ps(p, bit_cast<__m256i>(first_lanes<float>(n)), v);
+}
+GROWTAS_INLINE void store_partial(double* p, const Vec<double>& v, int64_t n) {
+  _mm256_maskstore_pd(p, bit_cast<__m256i>(first_lanes<double>(n)), v);
+}
+#else
 template <class T>
 GROWTAS_INLINE Vec<T> load_partial(const T* p, int64_t n) {
   T lanes[kLanes<T>] = {};
   for (int64_t i = 0; i < n; ++i) lanes[i] = p[i];
   return load(lanes);
 }
-
 template <class T>
 GROWTAS_INLINE void store_partial(T* p, const Vec<T>& v, int64_t n) {
   T lanes[kLanes<T>];
   store(lanes, v);
   for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
 }
+#endif
 
 template <class T>
 GROWTAS_INLINE Vec<T> maximum(const Vec<T>& a, const Vec<T>& b) {
@@ -136,14 +172,6 @@ GROWTAS_INLINE T max_lanes(const Vec<T>& v) {
     result = lane > result ? lane : result;
   }
   return result;
-}
-
-// All ones in the first n lanes: select(first_lanes(n), v, 0) drops a tail, NaN included.
-template <class T>
-GROWTAS_INLINE typename Simd<T>::Mask first_lanes(int64_t n) {
-  T index[kLanes<T>];
-  for (int i = 0; i < kLanes<T>; ++i) index[i] = T(i);
-  return load(index) < splat(T(n));
 }
 
 // e^x to about one unit in the last place for x <= 88; 0 below the smallest normal number.
@@ -204,34 +232,41 @@ GROWTAS_INLINE V interleave_high(const V& a, const V& b, Lanes<I...>) {
       a, b, (I / 2 + int(sizeof...(I)) / 2 + (I % 2) * int(sizeof...(I)))...);
 }
 
-template <class T>
-GROWTAS_INLINE Vec<T> sum_each(Vec<T> (&v)[kLanes<T>]) {
+// Steps are template arguments, not loops: the arrays must be in registers early on.
+template <class T, int kHalf>
+GROWTAS_INLINE void sum_pairs(Vec<T> (&v)[kLanes<T>]) {
   using L = typename MakeLanes<kLanes<T>>::type;
   GROWTAS_UNROLL
-  for (int half = kLanes<T> / 2; half > 0; half /= 2) {
-    GROWTAS_UNROLL
-    for (int i = 0; i < half; ++i)
-      v[i] = interleave_low(v[i], v[i + half], L()) + interleave_high(v[i], v[i + half], L());
-  }
+  for (int i = 0; i < kHalf; ++i)
+    v[i] = interleave_low(v[i], v[i + kHalf], L()) + interleave_high(v[i], v[i + kHalf], L());
+  if constexpr (kHalf > 1) sum_pairs<T, kHalf / 2>(v);
+}
+
+template <class T>
+GROWTAS_INLINE Vec<T> sum_each(Vec<T> (&v)[kLanes<T>]) {
+  sum_pairs<T, kLanes<T> / 2>(v);
   return v[0];
+}
+
+template <class T, int kStep>
+GROWTAS_INLINE void transpose_step(Vec<T> (&v)[kLanes<T>]) {
+  using L = typename MakeLanes<kLanes<T>>::type;
+  constexpr int half = kLanes<T> / 2;
+  Vec<T> next[kLanes<T>];
+  GROWTAS_UNROLL
+  for (int i = 0; i < half; ++i) {
+    next[2 * i] = interleave_low(v[i], v[i + half], L());
+    next[2 * i + 1] = interleave_high(v[i], v[i + half], L());
+  }
+  GROWTAS_UNROLL
+  for (int i = 0; i < kLanes<T>; ++i) v[i] = next[i];
+  if constexpr (2 * kStep < kLanes<T>) transpose_step<T, 2 * kStep>(v);
 }
 
 // Transposes a square of kLanes x kLanes values in place.
 template <class T>
 GROWTAS_INLINE void transpose(Vec<T> (&v)[kLanes<T>]) {
-  using L = typename MakeLanes<kLanes<T>>::type;
-  constexpr int half = kLanes<T> / 2;
-  GROWTAS_UNROLL
-  for (int step = 1; step < kLanes<T>; step *= 2) {
-    Vec<T> next[kLanes<T>];
-    GROWTAS_UNROLL
-    for (int i = 0; i < half; ++i) {
-      next[2 * i] = interleave_low(v[i], v[i + half], L());
-      next[2 * i + 1] = interleave_high(v[i], v[i + half], L());
-    }
-    GROWTAS_UNROLL
-    for (int i = 0; i < kLanes<T>; ++i) v[i] = next[i];
-  }
+  transpose_step<T, 1>(v);
 }
 #else
 template <class T>

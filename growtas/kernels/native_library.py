@@ -7,6 +7,7 @@ ABI. They write into tensors given to them and return nothing.
 from __future__ import annotations
 
 import functools
+import importlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ import torch
 
 from growtas.build_info import build_info
 
-_PACKAGE = Path(__file__).resolve().parent.parent
+_LIBRARY = Path(__file__).resolve().parent.parent / "_ops.so"
 _OPERATORS = (
     "layer_norm_forward",
     "layer_norm_backward",
@@ -33,13 +34,17 @@ class LibraryStatus(NamedTuple):
 
 @functools.cache
 def status() -> LibraryStatus:
-    """Load the library on the first call; the answer stays the same for the process."""
+    """Load the library on the first call; the answer stays the same for the process.
+
+    Raises:
+        RuntimeError: ``GROWTAS_SIMD`` names a SIMD level this machine cannot run.
+    """
     info = build_info()
-    paths = sorted(_PACKAGE.glob("_ops*.so"))
-    if not paths:
+    if not info["built"]:
         return LibraryStatus(False, f"the native library is not built: {info['reason']}")
+    importlib.import_module("growtas._C").simd_level()  # refuses a bad GROWTAS_SIMD
     try:
-        torch.ops.load_library(paths[0])
+        torch.ops.load_library(_LIBRARY)
     except OSError as error:
         return LibraryStatus(False, f"the native library does not load: {error}")
     for name in _OPERATORS:

@@ -25,8 +25,8 @@ from growtas.training.data import DataBundle
 from growtas.training.evaluation import evaluate
 from growtas.training.learning_rate import LearningRate, has_own_rate, segment_of
 from growtas.training.metrics import MetricsLog
-from growtas.training.optimizer import AdamW
 from growtas.training.optional import require
+from growtas.training.parts import SearchBatches, build_average, build_mix, build_optimizer, wrap
 from growtas.training.passes import PassRunner, StepLosses, trains
 from growtas.training.precision import amp_dtype
 
@@ -115,19 +115,36 @@ class Trainer:
         )
         self.steps_per_epoch = len(self.loader)
         self._parameters = dict(self.model.named_parameters())
-        self.optimizer = self._build_optimizer()
+        self.optimizer = build_optimizer(model, self.optim, data.config.batch_size)
         # Fails now rather than at the start of a late phase.
         for index in range(len(self.phases)):
             self._learning_rate(index)
         self.scaler = torch.amp.GradScaler(
             self.process.device.type, enabled=self.dtype is torch.float16
         )
-        wrapped = self._wrap()
-        self.ema = self._build_ema()
+        wrapped = wrap(model, self.process)
+        self.ema = build_average(model, config)
         if config.compile:
             for block in self.model.blocks:
                 block.compile(dynamic=True)
-        self.runner = self._build_runner(wrapped)
+        # Gradients go straight into the sampled slices where nothing needs them at full size.
+        self._gradients = (
+            GradientAccumulator(self._parameters.values())
+            if self.process.world_size == 1 and not config.compile
+            else None
+        )
+        self.runner = PassRunner(
+            wrapped,
+            self.model,
+            self.process,
+            dtype=self.dtype,
+            smoothing=data.augment.smoothing,
+            mix=build_mix(data, self.process.world_size),
+            scale_loss=self.scaler.scale,
+            search_batch=SearchBatches(data, config.seed, self.process),
+            accumulate=config.accumulate,
+            **({} if self._gradients is None else {"gradients": self._gradients}),
+        )
         self.epoch = 0
         self.step = 0
         self._phase = -1
@@ -253,9 +270,8 @@ class Trainer:
         return result.objective, result.correct, lr
 
     def _zero_grad(self) -> None:
-        accumulator = self.runner.forward.get("gradients")
-        if accumulator is not None:
-            accumulator.zero_()
+        if self._gradients is not None:
+            self._gradients.zero_()
         else:
             self.optimizer.zero_grad(set_to_none=True)
 
@@ -394,82 +410,6 @@ class Trainer:
         random.seed(seed)
         numpy.random.seed(seed)
         torch.manual_seed(seed)
-
-    def _build_optimizer(self) -> AdamW:
-        groups = require("timm.optim", "train").param_groups_weight_decay(
-            self.model, self.optim.weight_decay, no_weight_decay_list=self.model.no_weight_decay()
-        )
-        return AdamW(
-            groups,
-            lr=self.optim.peak_lr(self.data.config.batch_size),
-            betas=self.optim.betas,
-            eps=self.optim.eps,
-            weight_decay=self.optim.weight_decay,
-            inactive=self.optim.inactive,
-        )
-
-    def _build_ema(self) -> Any:
-        if not self.config.ema_decay:
-            return None
-        ema = require("timm.utils", "train").ModelEmaV3
-        return ema(self.model, decay=self.config.ema_decay, use_warmup=self.config.ema_warmup)
-
-    def _wrap(self) -> nn.Module:
-        if self.process.world_size == 1:
-            return self.model
-        device = self.process.device
-        # Each step uses other blocks; DDP has to find out which.
-        return nn.parallel.DistributedDataParallel(
-            self.model,
-            device_ids=[device] if device.type == "cuda" else None,
-            broadcast_buffers=False,
-            find_unused_parameters=True,
-        )
-
-    def _build_runner(self, wrapped: nn.Module) -> PassRunner:
-        augment, forward = self.data.augment, {}
-        if self.process.world_size == 1 and not self.config.compile:
-            forward["gradients"] = GradientAccumulator(self._parameters.values())
-        mix = None
-        if augment.mixes:
-            mix = require("timm.data", "train").Mixup(
-                mixup_alpha=augment.mixup,
-                cutmix_alpha=augment.cutmix,
-                prob=augment.mixup_prob,
-                switch_prob=augment.mixup_switch_prob,
-                mode=augment.mixup_mode,
-                label_smoothing=augment.smoothing,
-                num_classes=self.data.num_classes,
-            )
-            share = self.data.config.batch_size // self.process.world_size
-            if share % 2:
-                raise ValueError(
-                    f"a process's share of data.batch_size is {share}; allowed: even numbers, as "
-                    "mixup and cutmix mix pairs"
-                )
-        return PassRunner(
-            wrapped,
-            self.model,
-            self.process,
-            dtype=self.dtype,
-            smoothing=augment.smoothing,
-            mix=mix,
-            scale_loss=self.scaler.scale,
-            search_batch=self._search_batch,
-            accumulate=self.config.accumulate,
-            **forward,
-        )
-
-    def _search_batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """The search images of a step: the same draw on all processes, each taking its share."""
-        view = self.data.search
-        batch = min(self.data.config.batch_size, len(view))
-        positions = random.Random(f"growtas:{self.config.seed}:{step}:search").sample(
-            range(len(view)), batch
-        )[self.process.rank :: self.process.world_size]
-        images, labels = zip(*(view[position] for position in positions), strict=True)
-        device = self.process.device
-        return torch.stack(images).to(device), torch.tensor(labels).to(device)
 
     def _progress_bar(self) -> Any:
         if not (self.config.progress and self.process.is_main):

@@ -11,7 +11,10 @@ from oracles import assert_within_budget
 from growtas import kernels
 
 PROFILE = settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25,
+    deadline=None,
+    derandomize=True,  # the same examples on every run
+    suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 dtypes = st.sampled_from(oracles.DTYPES)
 seeds = st.integers(0, 2**31)
@@ -24,7 +27,7 @@ def compare(operator, oracle, inputs, cotangent, dtype, **arguments):
     )
     plain = oracles.outputs_and_gradients(oracle, stored, cotangent, dtype, **arguments)
     actual = oracles.outputs_and_gradients(operator, stored, cotangent, dtype, **arguments)
-    assert_within_budget(actual, golden, plain, dtype)
+    assert_within_budget(actual, golden, plain, dtype, epsilons=8)
     return actual
 
 

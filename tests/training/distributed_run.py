@@ -1,4 +1,4 @@
-"""Runs under torchrun for test_distributed.py: trains some cases, saves what each rank ended with."""
+"""Runs under torchrun for test_distributed.py: trains cases, saves what each rank ended with."""
 
 from __future__ import annotations
 

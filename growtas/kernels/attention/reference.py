@@ -80,7 +80,7 @@ def forward(
         tables = tables.to(q.dtype)
     logits = _logits(q, k, tables, index, scale)
     lse = logits.logsumexp(-1)
-    probabilities = (logits - lse.unsqueeze(-1)).exp()
+    probabilities = logits.softmax(-1)
     out = probabilities @ v
     if tables is not None:
         for table, rows in zip(tables[2:], index, strict=True):
@@ -99,23 +99,25 @@ def backward_(
     scale: float,
     grad_tables: Tensor | None,
 ) -> Tensor:
-    """Adds the tables' gradient into ``grad_tables``; returns dqkv ``[B, N, 3 * h * d]``."""
+    """Adds the tables' gradient into ``grad_tables``; returns dqkv ``[B, N, 3 * h * d]``.
+
+    ``out`` and ``lse`` are what the other backends recompute the probabilities from; here softmax is
+    run again.
+    """
     q, k, v = _split(qkv, num_heads)
     index = ()
     if tables is not None:
         index = relative_index(qkv.shape[1], grid, tables.shape[1], qkv.device)
         tables = tables.to(q.dtype)
-    probabilities = (_logits(q, k, tables, index, scale) - lse.unsqueeze(-1)).exp()
+    probabilities = _logits(q, k, tables, index, scale).softmax(-1)
     do = dout.unflatten(-1, (num_heads, -1)).transpose(1, 2).to(q.dtype)
-    o = out.unflatten(-1, (num_heads, -1)).transpose(1, 2).to(q.dtype)
 
     dv = probabilities.mT @ do
     dp = do @ v.mT
     if tables is not None:
         for table, rows in zip(tables[2:], index, strict=True):
             dp = dp + (do @ table.mT).gather(-1, rows.expand_as(dp))
-    # softmax: the sum over keys of A * dA is dout . out
-    ds = probabilities * (dp - (do * o).sum(-1, keepdim=True)) * scale
+    ds = probabilities * (dp - (probabilities * dp).sum(-1, keepdim=True)) * scale
     dq, dk = ds @ k, ds.mT @ q
     if tables is not None:
         for which, rows in enumerate(index):

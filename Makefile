@@ -1,0 +1,54 @@
+# Everything runs in a virtual environment of its own; the first target that needs it makes it.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+SOURCES := pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/*/*)
+
+.PHONY: help demo test lint format bench bench-quick clean
+
+help:
+	@echo "make demo         train, search and export on real handwritten digits (runs/digits)"
+	@echo "make test         the whole test suite"
+	@echo "make lint         ruff and mypy"
+	@echo "make bench        the CPU benchmarks (under 10 minutes; rows in benchmarks/results)"
+	@echo "make bench-quick  one short case of them (about a minute)"
+	@echo "make clean        remove build products and $(VENV)"
+
+# Build requirements first: the compiled core is then built against this very torch, without a
+# second download into an isolated build environment.
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel ninja "pybind11>=2.12" "torch>=2.11"
+
+$(VENV)/.demo: $(BIN)/python $(SOURCES)
+	$(BIN)/python -m pip install --quiet --no-build-isolation -e ".[demo]"
+	@touch $@
+
+$(VENV)/.dev: $(BIN)/python $(SOURCES)
+	GROWTAS_BUILD=1 $(BIN)/python -m pip install --quiet --no-build-isolation -e ".[dev]"
+	@touch $@
+
+demo: $(VENV)/.demo
+	$(BIN)/growtas run digits
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.run
+
+bench-quick: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.run --quick
+
+clean:
+	rm -rf build dist *.egg-info growtas/*.so growtas/_build.json $(VENV)

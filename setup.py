@@ -1,0 +1,177 @@
+"""Builds the compiled core, or installs growtas without it and says why.
+
+``GROWTAS_BUILD`` chooses: ``auto`` (default) falls back to pure Python when there is no torch, no
+compiler, or a compilation fails; ``1`` makes that an error; ``0`` does not try. What happened is
+printed and recorded in ``growtas/_build.json``. Everything static is in pyproject.toml.
+
+Two extensions: ``growtas._ops`` (operators, torch's stable ABI, loaded by torch.ops.load_library)
+and ``growtas._C`` (pybind11, no torch: build facts and CPU features).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext as _setuptools_build_ext
+from setuptools.command.build_py import build_py as _build_py
+
+ROOT = Path(__file__).resolve().parent
+PACKAGE = "growtas"
+OPERATORS = "growtas._ops"
+# The oldest torch whose stable ABI the operators use, and that the build therefore needs.
+TORCH_TARGET = (2, 11)
+
+# No -march=native and no -ffast-math: a binary runs anywhere, and NaN must propagate.
+CXX_FLAGS = [
+    "-O3",
+    "-g0",
+    "-fvisibility=hidden",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-Wno-psabi",
+]
+
+
+class CannotBuild(Exception):
+    """Why the compiled core cannot be built here."""
+
+
+def requested_mode() -> str:
+    mode = os.environ.get("GROWTAS_BUILD", "auto")
+    if mode not in ("auto", "0", "1"):
+        sys.exit(f"GROWTAS_BUILD={mode!r}: choose auto, 0 or 1")
+    return mode
+
+
+def find_torch():
+    """torch and its build helper, checked for version."""
+    try:
+        import torch
+        from torch.utils import cpp_extension
+    except ImportError as error:
+        raise CannotBuild(f"torch cannot be imported at build time ({error})") from error
+    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    if version < TORCH_TARGET:
+        needed = ".".join(map(str, TORCH_TARGET))
+        raise CannotBuild(f"torch {torch.__version__} was found; the build needs {needed} or newer")
+    return torch, cpp_extension
+
+
+def extensions(cpp_extension) -> list[Extension]:
+    try:
+        import pybind11
+    except ImportError as error:
+        raise CannotBuild("pybind11 is not installed") from error
+    major, minor = TORCH_TARGET
+    target = f"0x{(major << 56) | (minor << 48):016x}"
+    macros = [("TORCH_TARGET_VERSION", target)]
+    kernels = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/cpu/*.cpp"))
+    headers = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/cpu/*.[hi]*"))
+    return [
+        Extension(
+            OPERATORS,
+            ["csrc/bindings.cpp", *kernels],
+            depends=headers,
+            include_dirs=cpp_extension.include_paths(),
+            library_dirs=cpp_extension.library_paths(),
+            libraries=["torch_cpu"],
+            define_macros=macros,
+            extra_compile_args=CXX_FLAGS,
+            language="c++",
+        ),
+        Extension(
+            "growtas._C",
+            ["csrc/module.cpp", "csrc/cpu/dispatch.cpp"],
+            depends=headers,
+            include_dirs=[pybind11.get_include()],
+            define_macros=macros,
+            extra_compile_args=CXX_FLAGS,
+            language="c++",
+        ),
+    ]
+
+
+def record(folder: Path, **facts: object) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "_build.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def record_not_built(folder: Path, reason: str) -> None:
+    record(folder, built=False, reason=reason)
+    print(f"\ngrowtas: the compiled core is NOT built: {reason}", file=sys.stderr)
+    print("growtas: operators will run as plain PyTorch on the CPU\n", file=sys.stderr)
+
+
+def plan() -> tuple[list[Extension], type, str, str]:
+    """(extensions, build_ext class, torch version, reason why there are no extensions)."""
+    mode = requested_mode()
+    if mode == "0":
+        return [], _setuptools_build_ext, "", "GROWTAS_BUILD=0 was set when it was installed"
+    try:
+        if os.name == "nt":
+            raise CannotBuild("Windows is not supported")
+        torch, cpp_extension = find_torch()
+        return extensions(cpp_extension), cpp_extension.BuildExtension, torch.__version__, ""
+    except CannotBuild as error:
+        if mode == "1":
+            sys.exit(f"growtas: the compiled core cannot be built: {error}")
+        return [], _setuptools_build_ext, "", str(error)
+
+
+EXTENSIONS, BASE_BUILD_EXT, TORCH_VERSION, REASON = plan()
+
+
+class build_ext(BASE_BUILD_EXT):  # type: ignore[misc, valid-type]
+    """Compiles both extensions or neither, and records which."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        # Not a Python module, so no Python ABI in the name of the operator library.
+        if fullname.split(".")[-1] == OPERATORS.split(".")[-1]:
+            return os.path.join(*fullname.split(".")) + ".so"
+        return super().get_ext_filename(fullname)
+
+    def run(self) -> None:
+        in_source = bool(self.inplace or getattr(self, "editable_mode", False))
+        folder = (ROOT if in_source else Path(self.build_lib)) / PACKAGE
+        compiler = shlex.split(os.environ.get("CXX", "c++"))
+        try:
+            if shutil.which(compiler[0]) is None:
+                raise CannotBuild(f"there is no C++ compiler ({compiler[0]} is not on the PATH)")
+            super().run()
+        # Whatever went wrong (compiler, ninja, linker), a pure Python install still works.
+        except Exception as error:
+            if requested_mode() == "1":
+                raise
+            reason = str(error) if isinstance(error, CannotBuild) else f"compiling failed: {error}"
+            for stale in [*folder.glob("_ops*.so"), *folder.glob("_C*.so")]:
+                stale.unlink()
+            self.extensions = []
+            record_not_built(folder, reason)
+            return
+        record(
+            folder,
+            built=True,
+            reason="",
+            torch=TORCH_VERSION,
+            cxx_flags=CXX_FLAGS,
+        )
+
+
+class build_py(_build_py):
+    """Records why nothing is compiled; with extensions, build_ext writes the record."""
+
+    def run(self) -> None:
+        super().run()
+        if not EXTENSIONS:
+            in_source = bool(getattr(self, "editable_mode", False))
+            record_not_built((ROOT if in_source else Path(self.build_lib)) / PACKAGE, REASON)
+
+
+setup(ext_modules=EXTENSIONS, cmdclass={"build_ext": build_ext, "build_py": build_py})

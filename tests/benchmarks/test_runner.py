@@ -1,0 +1,232 @@
+"""Variants agree on shared weights, wrong ones are refused, rows survive storage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import memory, plot, report, rows, switching
+from benchmarks.cases import Case, make_batch
+from benchmarks.operators import OPERATORS, run_operator
+from benchmarks.run import CPU, choose_plan
+from benchmarks.runner import (
+    Effort,
+    Rows,
+    WrongResult,
+    check,
+    interleave,
+    paired_ratios,
+    run_case,
+)
+from benchmarks.variants import VARIANTS, Variant, build, missing
+from growtas.space import SearchSpace, SupernetSize
+
+SPACE = SearchSpace(
+    embed_dim=(32, 40),
+    depth=(1, 2),
+    num_heads=(1, 2),
+    mlp_ratio=(2.0, 3.0),
+    head_dim=32,
+    supernet=SupernetSize(64, 2, 4.0, 2),
+)
+CASE = Case(SPACE, "smallest", 2, "float32", "train", image_size=24, patch_size=8, num_classes=5)
+EAGER = [n for n in VARIANTS if not n.startswith("compile") and missing(n, "cpu") is None]
+SHORT = Effort(min_rounds=2, max_rounds=2, seconds=0)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def variants(case: Case, names: list[str] = EAGER) -> dict[str, Variant]:
+    return {name: build(name, case, "cpu") for name in names}
+
+
+@pytest.mark.parametrize("subnet", ["smallest", "largest"])
+@pytest.mark.parametrize("task", ["train", "forward"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_all_variants_compute_the_same(subnet: str, task: str, dtype: str) -> None:
+    case = replace(CASE, subnet_name=subnet, task=task, dtype=dtype)
+    found = check(variants(case), case, make_batch(case, "cpu"))
+    assert {"naive", "smart", "growtas-reference-dense"} <= found.keys()
+    assert "timm" not in found
+    expected = {"logit_error"} if task == "forward" else {"logit_error", "gradient_error"}
+    assert all(errors.keys() == expected for errors in found.values())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "pos_embed",
+        "blocks.1.attn.rel_pos",
+        "blocks.0.attn.qkv.weight",
+        "blocks.0.attn.qkv.bias",
+        "blocks.1.mlp.fc2.bias",
+    ],
+)
+def test_a_variant_with_other_weights_is_refused(name: str) -> None:
+    case = replace(CASE, subnet_name="largest")
+    some = variants(case, ["naive", "smart"])
+    with torch.no_grad():
+        some["smart"].model.get_parameter(name)[..., 0].add_(0.5)
+    with pytest.raises(WrongResult, match="smart"):
+        check(some, case, make_batch(case, "cpu"))
+
+
+def test_a_variant_with_a_missing_gradient_is_refused() -> None:
+    some = variants(CASE, ["naive", "smart"])
+    some["smart"].model.get_parameter("blocks.0.norm1.weight").requires_grad_(False)
+    with pytest.raises(WrongResult, match="smart: gradient_error"):
+        check(some, CASE, make_batch(CASE, "cpu"))
+
+
+def test_accumulated_gradients_do_not_leak_between_subnets() -> None:
+    """The check of a small subnet after a step of a large one: zeroing must reach everything."""
+    some = variants(CASE)
+    images, labels = make_batch(CASE, "cpu")
+    for name, variant in some.items():
+        if name != "timm":
+            variant.train_step(CASE, images, labels, SPACE.largest())
+    check(some, CASE, (images, labels))
+
+
+def test_timing_is_interleaved() -> None:
+    order: list[str] = []
+    steps = {name: lambda name=name: order.append(name) for name in "abc"}
+    samples = interleave(steps, Effort(min_rounds=3, max_rounds=3, seconds=0))
+    assert "".join(order) == "abcabcabc"
+    assert [len(samples[name]["wall_time"]) for name in "abc"] == [3, 3, 3]
+
+
+def test_ratios_are_paired_by_round() -> None:
+    assert paired_ratios([2.0, 9.0], [1.0, 3.0]) == [2.0, 3.0]
+
+
+def test_rows_of_a_case(tmp_path: Path) -> None:
+    names = ["naive", "timm", "growtas-reference-dense"]
+    where = rows.provenance("cpu")
+    found = run_case(variants(CASE, names), CASE, where, SHORT)
+    ratio = next(r for r in found if r.variant == "naive / growtas-reference-dense")
+    assert (ratio.metric, ratio.n) == ("wall_time_ratio", 2)
+    assert ratio.q20 <= ratio.median <= ratio.q80
+    wall = {r.variant: r for r in found if r.metric == "wall_time"}
+    assert wall.keys() == set(names)
+    assert wall["naive"].commit
+    assert wall["naive"].threads == 1
+    assert {r.variant for r in found if r.metric == "warmup_time"} == set(names)
+
+    path = tmp_path / "rows.csv"
+    older = [replace(row, timestamp="2000-01-01T00:00:00Z") for row in found]
+    rows.append(path, older)
+    rows.append(path, found)
+    stored = rows.read(path)
+    assert len(stored) == 2 * len(found)
+    newest = rows.latest_run(stored)
+    assert [(r.variant, r.metric, r.dirty) for r in newest] == [
+        (r.variant, r.metric, r.dirty) for r in found
+    ]
+    assert newest[0].median == pytest.approx(found[0].median, rel=1e-5)
+
+    plot.chart(newest, tmp_path / "chart.png")
+    assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_file_with_other_columns_is_not_mixed_up(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="other columns"):
+        rows.append(path, [])
+
+
+@pytest.mark.parametrize(("value", "expected"), [(3.0, "goal"), (2.5, "must"), (2.0, "no")])
+def test_report_judges_rows(value: float, expected: str) -> None:
+    made = Rows(
+        rows.provenance("cpu"),
+        device="cpu",
+        dtype="float32",
+        batch=16,
+        space="autoformer-tiny",
+        subnet="smallest",
+        task="train",
+    )
+    made.add("naive / growtas-native-accumulate", "wall_time_ratio", "1", [value])
+    (line,) = report.table(made.rows).splitlines()[2:]
+    assert line.endswith(f"| {expected} |")
+    # Stored as timm / ours, stated as ours / timm.
+    made.rows.clear()
+    made.add("timm / growtas-native-accumulate", "wall_time_ratio", "1", [1.25])
+    (line,) = report.table(made.rows).splitlines()[2:]
+    assert "0.80" in line
+    assert line.endswith("| must |")
+
+
+def test_no_row_no_claim() -> None:
+    assert "No row" in report.table([])
+
+
+def test_quantiles() -> None:
+    assert rows.quantile([3.0, 1.0, 2.0], 0.5) == 2.0
+    assert rows.quantile([0.0, 10.0], 0.2) == pytest.approx(2.0)
+    with pytest.raises(ValueError, match="no samples"):
+        rows.quantile([], 0.5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", OPERATORS)
+def test_operators_are_checked_and_timed(name: str, dtype: str) -> None:
+    case = replace(CASE, dtype=dtype)
+    found = run_operator(name, case, ["reference"], rows.provenance("cpu"), SHORT)
+    tasks = {row.task for row in found if row.metric == "wall_time"}
+    assert tasks == {f"{name}-forward", f"{name}-train"}
+    assert any(row.variant == "naive / growtas-reference" for row in found)
+
+
+def test_switching_uses_a_subnet_of_the_mean_size() -> None:
+    subnets = switching.random_subnets(SPACE, 5)
+    fixed = switching.mean_size_subnet(CASE, subnets)
+    assert fixed in SPACE
+    found = switching.run_switching(
+        variants(CASE, ["growtas-reference-accumulate"]), CASE, rows.provenance("cpu"), 5, "cpu"
+    )
+    by_metric = {row.metric: row for row in found}
+    ratio = by_metric["random_over_fixed"]
+    total = by_metric["random_subnet_time"], by_metric["fixed_subnet_time"]
+    assert ratio.n == total[0].n == total[1].n == 5
+    assert ratio.q20 <= ratio.q80
+
+
+def test_switching_ratio_is_of_the_sums() -> None:
+    value, *resampled = switching.ratio_of_sums([(1.0, 1.0), (3.0, 1.0)])
+    assert value == 2.0
+    assert set(resampled) == {1.0, 2.0, 3.0}
+
+
+@pytest.mark.skipif(not memory.supported("cpu"), reason="needs Linux's /proc")
+def test_memory_counts_the_relative_tables() -> None:
+    """At batch 1 the naive step's largest part is known: [N, N, 64] for keys and for values in
+    each of 12 blocks, kept for the backward pass."""
+    space = SearchSpace.preset("autoformer-tiny")
+    case = Case(space, "smallest", 1, "float32", "train", num_classes=10)
+    tables = 12 * 2 * 197 * 197 * 64 * 4
+    assert tables < memory.extra_memory("naive", case, "cpu") < 2 * tables
+
+
+def test_plans() -> None:
+    assert choose_plan("cpu", quick=False, full=False) is CPU
+    assert choose_plan("cuda", quick=False, full=False).train_task == "train_adamw"
+    with pytest.raises(ValueError, match="exclude"):
+        choose_plan("cpu", quick=True, full=True)
+    assert all(name in VARIANTS for name in CPU.variants)
+
+
+def test_unknown_variant_is_named() -> None:
+    with pytest.raises(ValueError, match="unknown variant 'fast'"):
+        build("fast", CASE, "cpu")
