@@ -37,7 +37,9 @@ def chart(found: Sequence[rows.Row], path: Path) -> None:
     timed = [r for r in found if r.metric == "wall_time" and r.task in TASKS]
     if not timed:
         return
-    panels = sorted({(r.task, r.dtype) for r in timed}, key=lambda p: (TASKS.index(p[0]), p[1]))
+    panels = sorted(
+        {(r.task, r.dtype) for r in timed}, key=lambda p: (TASKS.index(p[0]), p[1] != "float32")
+    )
     columns = min(2, len(panels))
     lines = -(-len(panels) // columns)
     figure, axes = pyplot.subplots(

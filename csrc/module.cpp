@@ -40,7 +40,8 @@ py::dict cpu_features() {
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Build facts and CPU features of the growtas native library.";
-  m.def("build_facts", &build_facts, "dict: compiler, torch_target (oldest torch), simd_levels (those compiled)");
+  m.def("build_facts", &build_facts,
+        "dict: compiler, torch_target (oldest torch), simd_levels (those compiled)");
   m.def("cpu_features", &cpu_features, "dict[str, bool]; empty without run-time dispatch");
   m.def("simd_levels", &growtas::supported_levels, "SIMD levels this CPU can run, lowest first");
   m.def("simd_level", &growtas::active_level,

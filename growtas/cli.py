@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from growtas.recipes import available
 from growtas.version import __version__
 
 if TYPE_CHECKING:
@@ -275,8 +276,6 @@ def _command(
 
 
 def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
-    from growtas.recipe import available
-
     names = ", ".join(available())
     parser.add_argument("recipe", metavar="RECIPE", help=f"a YAML file, or one of {names}")
     _override_argument(parser)

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from growtas import recipes
 from growtas.config import (
     ConfigError,
     apply_override,
@@ -48,6 +48,7 @@ class ModelConfig:
     drop_path: float = 0.0  # stochastic depth rate of the last block; linear in depth from 0
     qkv_bias: Literal["blocks", "autoformer"] = "blocks"  # "autoformer": for its checkpoints
     layer_norm_eps: float = 1e-5
+    init_std: float = 0.02  # of the initial weights; narrow models need more, see Supernet
 
     def __post_init__(self) -> None:
         for name, least in (("patch_size", 1), ("max_relative_position", 0)):
@@ -55,6 +56,8 @@ class ModelConfig:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if not 0.0 <= self.drop_path < 1.0:
             raise ValueError(f"drop_path must be in [0, 1), got {self.drop_path}")
+        if not 0.0 < self.init_std <= 1.0:
+            raise ValueError(f"init_std must be in (0, 1], got {self.init_std}")
         if not self.layer_norm_eps > 0.0:
             raise ValueError(f"layer_norm_eps must be positive, got {self.layer_norm_eps}")
         if self.pool == "cls" and not self.class_token:
@@ -97,7 +100,7 @@ class Recipe:
         """Reads a recipe and applies overrides.
 
         Args:
-            source: name of a package recipe (see `available`) or path of a YAML file.
+            source: name of a package recipe (`growtas.recipes.available`), or path of a YAML file.
             overrides: ``section.field=value`` each, values in YAML; later ones win.
 
         Raises:
@@ -188,19 +191,6 @@ class Recipe:
         )
 
 
-def available() -> list[str]:
-    """Names of the recipes that come with the package."""
-    return sorted(
-        p.name.removesuffix(".yaml")
-        for p in _package_recipes().iterdir()
-        if p.name.endswith(".yaml")
-    )
-
-
-def _package_recipes() -> Any:
-    return resources.files("growtas") / "recipes"
-
-
 def _read(source: str | Path) -> tuple[str, str]:
     """Text and name of a recipe; a name is a package recipe unless a file is called so."""
     path = Path(source)
@@ -208,9 +198,9 @@ def _read(source: str | Path) -> tuple[str, str]:
         # The config.yaml of a run is called after its folder: "config" would say nothing.
         name = path.parent.resolve().name if path.stem == "config" else path.stem
         return path.read_text(encoding="utf-8"), name
-    if str(source) in available():
-        return (_package_recipes() / f"{source}.yaml").read_text(encoding="utf-8"), str(source)
-    names = available()
+    names = recipes.available()
+    if str(source) in names:
+        return recipes.read(str(source)), str(source)
     raise ConfigError(
         f"no recipe {str(source)!r}{nearest(str(source), names)}: neither a file nor one of "
         f"{', '.join(names)}"

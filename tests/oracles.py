@@ -6,6 +6,8 @@ share no code with growtas.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -41,6 +43,7 @@ def layer_norm(x, weight, bias, eps=1e-5):
     return F.layer_norm(x, (width,), weight[:width], bias[:width], eps)
 
 
+@functools.lru_cache(maxsize=64)
 def relative_rows(grid: tuple[int, int], class_token: bool, reach: int) -> tuple[Tensor, Tensor]:
     """Table rows for every (query, key), by explicit loops over the definition."""
     height, width = grid

@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 
 from growtas.config import ConfigError
-from growtas.recipe import ModelConfig, OutputConfig, Recipe, available
+from growtas.recipe import ModelConfig, OutputConfig, Recipe
+from growtas.recipes import available, read
 from growtas.schedule import growtas_preset
 from growtas.space import SearchSpace
 
@@ -16,6 +17,8 @@ IMAGENET = ("autoformer-tiny", "autoformer-small", "autoformer-base")
 
 def test_package_recipes():
     assert available() == sorted(["digits", *IMAGENET])
+    with pytest.raises(KeyError, match="digit"):
+        read("digit")
 
 
 @pytest.mark.parametrize("name", available())

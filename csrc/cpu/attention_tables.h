@@ -25,7 +25,7 @@ void prepare_side(const AttentionShape& shape, const ConstBuffer& stored, int64_
       for (int64_t k = 0; k < d.dim; ++k) transposed[k * stride + o] = row[k];
     }
   }
-  // Both axes use row 0 when a class token is involved; `vertical` row widths fit one table row.
+  // Both axes use row 0 where the class token is the query or the key.
   zero(side.class_row, P);
   for (int64_t axis = 0; axis < 2; ++axis) {
     for (int64_t k = 0; k < d.dim; ++k) {

@@ -67,9 +67,9 @@ struct KernelSet {
   // Adds the chunk's weight and bias gradient into dweight and dbias (arithmetic type).
   void (*layer_norm_backward)(const LayerNormBackward&, int64_t begin, int64_t end, void* dweight,
                               void* dbias, void* scratch);
-  // dst[i] += sum over chunks, in order, of partials[chunk * width + i], for i in [begin, end).
+  // dst[i] += sum over chunks, in order, of partials[chunk * stride + i], for i in [0, n).
   void (*add_partials)(Buffer dst, const void* partials, bool is_double, int64_t chunks,
-                       int64_t width, int64_t begin, int64_t end);
+                       int64_t stride, int64_t n);
   // To the arithmetic type.
   void (*widen)(ConstBuffer src, void* dst, bool is_double, int64_t n);
 

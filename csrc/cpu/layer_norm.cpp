@@ -54,22 +54,21 @@ void layer_norm_backward(LayerNormBackward args, Buffer dweight, Buffer dbias) {
   // for any number of threads.
   const int64_t chunk = std::max<int64_t>(32, (args.rows + 63) / 64);
   const int64_t chunks = (args.rows + chunk - 1) / chunk;
+  // [chunks, 2, width]: the two sums of a chunk lie next to each other, never 4 KiB apart.
   const AlignedMemory partials(2 * size_t(chunks) * row_bytes);
-  char* const dweights = partials.get();
-  char* const dbiases = partials.get() + size_t(chunks) * row_bytes;
   run_tasks(chunks, k.layer_norm_scratch_bytes(args.width, is_double),
             [&](int64_t task, void* scratch) {
-              char* const dw = dweights + size_t(task) * row_bytes;
-              char* const db = dbiases + size_t(task) * row_bytes;
-              std::memset(dw, 0, row_bytes);
-              std::memset(db, 0, row_bytes);
+              char* const dw = partials.get() + 2 * size_t(task) * row_bytes;
+              char* const db = dw + row_bytes;
+              std::memset(dw, 0, 2 * row_bytes);
               k.layer_norm_backward(args, task * chunk, std::min(args.rows, (task + 1) * chunk), dw,
                                     db, scratch);
             });
+  const int64_t stride = 2 * args.width;
   if (dweight.data != nullptr)
-    k.add_partials(dweight, dweights, is_double, chunks, args.width, 0, args.width);
+    k.add_partials(dweight, partials.get(), is_double, chunks, stride, args.width);
   if (dbias.data != nullptr)
-    k.add_partials(dbias, dbiases, is_double, chunks, args.width, 0, args.width);
+    k.add_partials(dbias, partials.get() + row_bytes, is_double, chunks, stride, args.width);
 }
 
 }  // namespace growtas

@@ -124,12 +124,12 @@ void layer_norm_backward_rows(const LayerNormBackward& a, int64_t begin, int64_t
 }
 
 template <class T>
-void add_partials_in_order(Buffer dst, const T* partials, int64_t chunks, int64_t width,
-                           int64_t begin, int64_t end) {
-  for (int64_t i = begin; i < end; i += kLanes<T>) {
-    const int64_t n = end - i < kLanes<T> ? end - i : kLanes<T>;
+void add_partials_in_order(Buffer dst, const T* partials, int64_t chunks, int64_t stride,
+                           int64_t count) {
+  for (int64_t i = 0; i < count; i += kLanes<T>) {
+    const int64_t n = count - i < kLanes<T> ? count - i : kLanes<T>;
     Vec<T> sum = {};
-    for (int64_t c = 0; c < chunks; ++c) sum += load_n(partials + c * width + i, n);
+    for (int64_t c = 0; c < chunks; ++c) sum += load_n(partials + c * stride + i, n);
     T values[kLanes<T>] = {};
     widen_row(dst.at(i), dst.dtype, values, n);
     store(values, load(values) + sum);

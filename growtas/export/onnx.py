@@ -9,9 +9,7 @@ import torch
 from growtas.supernet.standalone import VisionTransformer
 
 
-def to_onnx(
-    module: VisionTransformer, path: str | os.PathLike[str], *, opset: int = 18
-) -> None:
+def to_onnx(module: VisionTransformer, path: str | os.PathLike[str], *, opset: int = 18) -> None:
     """Write a stand-alone model as one ONNX file with a free batch size.
 
     Input ``images`` ``[B, in_chans, height, width]`` float32, output ``logits``

@@ -28,7 +28,7 @@ def extract(supernet: Supernet, subnet: Subnet) -> VisionTransformer:
     config = {
         name: value
         for name, value in supernet.config.items()
-        if name not in ("drop_path", "qkv_bias")
+        if name not in ("drop_path", "qkv_bias", "init_std")
     }
     module = VisionTransformer(
         embed_dim=subnet.embed_dim,
@@ -38,9 +38,7 @@ def extract(supernet: Supernet, subnet: Subnet) -> VisionTransformer:
         **config,
     )
     state = supernet.state_dict()
-    slices = {
-        name: leading_box(state[name], box) for name, box in supernet.extents(subnet).items()
-    }
+    slices = {name: leading_box(state[name], box) for name, box in supernet.extents(subnet).items()}
     module.to(supernet.head.weight.device, supernet.head.weight.dtype)
     module.load_state_dict(_rename(slices, module), strict=True)
     return module.train(supernet.training)

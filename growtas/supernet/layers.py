@@ -14,15 +14,17 @@ from torch import Tensor, nn
 from growtas import kernels
 from growtas.kernels import GradientAccumulator
 
+INIT_STD = 0.02  # of AutoFormer's truncated normals (and of most ViTs)
+
 
 class SlicedLinear(nn.Module):
-    """Weight ``[out_max, in_max]`` and bias; truncated-normal initialisation, std 0.02."""
+    """Weight ``[out_max, in_max]`` and bias; initialised truncated-normal and zero."""
 
-    def __init__(self, in_max: int, out_max: int) -> None:
+    def __init__(self, in_max: int, out_max: int, init_std: float = INIT_STD) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(out_max, in_max))
         self.bias = nn.Parameter(torch.zeros(out_max))
-        nn.init.trunc_normal_(self.weight, std=0.02)
+        nn.init.trunc_normal_(self.weight, std=init_std)
 
     def forward(
         self,
@@ -89,13 +91,20 @@ class QKV(nn.Module):
     entry changes its role with the head count, which AutoFormer's checkpoints depend on.
     """
 
-    def __init__(self, in_max: int, heads_max: int, head_dim: int, bias_layout: str) -> None:
+    def __init__(
+        self,
+        in_max: int,
+        heads_max: int,
+        head_dim: int,
+        bias_layout: str,
+        init_std: float = INIT_STD,
+    ) -> None:
         super().__init__()
         self.head_dim = head_dim
         self.weight = nn.Parameter(torch.empty(3, heads_max, head_dim, in_max))
         shape = (3, heads_max, head_dim) if bias_layout == "blocks" else (3 * heads_max * head_dim,)
         self.bias = nn.Parameter(torch.zeros(shape))
-        nn.init.trunc_normal_(self.weight, std=0.02)
+        nn.init.trunc_normal_(self.weight, std=init_std)
 
     def forward(
         self, x: Tensor, num_heads: int, *, gradients: GradientAccumulator | None = None
@@ -115,14 +124,15 @@ class Attention(nn.Module):
         head_dim: int,
         max_relative_position: int | None,
         qkv_bias: str,
+        init_std: float = INIT_STD,
     ) -> None:
         super().__init__()
-        self.qkv = QKV(width_max, heads_max, head_dim, qkv_bias)
-        self.proj = SlicedLinear(heads_max * head_dim, width_max)
+        self.qkv = QKV(width_max, heads_max, head_dim, qkv_bias, init_std)
+        self.proj = SlicedLinear(heads_max * head_dim, width_max, init_std)
         self.rel_pos: nn.Parameter | None = None
         if max_relative_position is not None:
             self.rel_pos = nn.Parameter(torch.empty(4, 2 * max_relative_position + 2, head_dim))
-            nn.init.trunc_normal_(self.rel_pos, std=0.02)
+            nn.init.trunc_normal_(self.rel_pos, std=init_std)
 
     def forward(
         self,
@@ -144,10 +154,10 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """fc1, exact GELU, fc2."""
 
-    def __init__(self, width_max: int, hidden_max: int) -> None:
+    def __init__(self, width_max: int, hidden_max: int, init_std: float = INIT_STD) -> None:
         super().__init__()
-        self.fc1 = SlicedLinear(width_max, hidden_max)
-        self.fc2 = SlicedLinear(hidden_max, width_max)
+        self.fc1 = SlicedLinear(width_max, hidden_max, init_std)
+        self.fc2 = SlicedLinear(hidden_max, width_max, init_std)
 
     def forward(
         self,
@@ -176,12 +186,15 @@ class Block(nn.Module):
         qkv_bias: str,
         layer_norm_eps: float,
         drop_path: float,
+        init_std: float = INIT_STD,
     ) -> None:
         super().__init__()
         self.norm1 = SlicedLayerNorm(width_max, layer_norm_eps)
-        self.attn = Attention(width_max, heads_max, head_dim, max_relative_position, qkv_bias)
+        self.attn = Attention(
+            width_max, heads_max, head_dim, max_relative_position, qkv_bias, init_std
+        )
         self.norm2 = SlicedLayerNorm(width_max, layer_norm_eps)
-        self.mlp = MLP(width_max, hidden_max)
+        self.mlp = MLP(width_max, hidden_max, init_std)
         self.drop_path = drop_path
 
     def forward(

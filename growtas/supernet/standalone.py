@@ -63,9 +63,7 @@ class RelativeAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, tokens, _ = x.shape
-        q, k, v = (
-            self.qkv(x).view(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        )
+        q, k, v = self.qkv(x).view(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         scale = float(self.head_dim) ** -0.5
         if self.rel_pos is None:
             out = F.scaled_dot_product_attention(q, k, v, scale=scale)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from growtas import cost
 from growtas.kernels import GradientAccumulator
 from growtas.space import SearchSpace, Subnet
-from growtas.supernet.layers import Block, PatchEmbedding, SlicedLayerNorm, SlicedLinear
+from growtas.supernet.layers import INIT_STD, Block, PatchEmbedding, SlicedLayerNorm, SlicedLinear
 from growtas.supernet.standalone import VisionTransformer
 
 _QKV_BIAS = ("blocks", "autoformer")
@@ -37,6 +37,9 @@ class Supernet(nn.Module):
             ``drop_path * i / (L - 1)`` whatever the sampled depth.
         qkv_bias: ``"blocks"``, or ``"autoformer"`` for AutoFormer's checkpoints.
         layer_norm_eps: AutoFormer's 1e-5.
+        init_std: of the truncated normals that weights, tokens and tables start from. AutoFormer's
+            0.02 suits embedding dims of some hundreds; narrow models learn faster from about
+            ``embed_dim ** -0.5``.
 
     Raises:
         ValueError: a size, rate or option outside its range.
@@ -58,6 +61,7 @@ class Supernet(nn.Module):
         drop_path: float = 0.0,
         qkv_bias: str = "blocks",
         layer_norm_eps: float = 1e-5,
+        init_std: float = INIT_STD,
     ) -> None:
         super().__init__()
         height, width = (image_size,) * 2 if isinstance(image_size, int) else tuple(image_size)
@@ -72,6 +76,8 @@ class Supernet(nn.Module):
             raise ValueError(f"max_relative_position is {max_relative_position}, minimum 0")
         if not 0.0 <= drop_path < 1.0:
             raise ValueError(f"drop_path is {drop_path}, it must be in [0, 1)")
+        if not 0.0 < init_std <= 1.0:
+            raise ValueError(f"init_std is {init_std}, it must be in (0, 1]")
         if pool not in _POOL:
             raise ValueError(f"pool is {pool!r}, allowed: {', '.join(_POOL)}")
         if pool == "cls" and not class_token:
@@ -93,6 +99,7 @@ class Supernet(nn.Module):
             "drop_path": drop_path,
             "qkv_bias": qkv_bias,
             "layer_norm_eps": layer_norm_eps,
+            "init_std": init_std,
         }
         self.image_size = (height, width)
         self.grid = (height // patch_size, width // patch_size)
@@ -100,8 +107,10 @@ class Supernet(nn.Module):
         size = space.supernet
         tokens = self.grid[0] * self.grid[1] + int(class_token)
         self.patch_embed = PatchEmbedding(in_chans, patch_size, size.embed_dim)
-        self.cls_token = self._token(1, size.embed_dim) if class_token else None
-        self.pos_embed = self._token(tokens, size.embed_dim) if absolute_position else None
+        self.cls_token = self._token(1, size.embed_dim, init_std) if class_token else None
+        self.pos_embed = (
+            self._token(tokens, size.embed_dim, init_std) if absolute_position else None
+        )
         self.blocks = nn.ModuleList(
             Block(
                 size.embed_dim,
@@ -112,15 +121,16 @@ class Supernet(nn.Module):
                 qkv_bias=qkv_bias,
                 layer_norm_eps=layer_norm_eps,
                 drop_path=drop_path * i / max(size.depth - 1, 1),
+                init_std=init_std,
             )
             for i in range(size.depth)
         )
         self.norm = SlicedLayerNorm(size.embed_dim, layer_norm_eps)
-        self.head = SlicedLinear(size.embed_dim, num_classes)
+        self.head = SlicedLinear(size.embed_dim, num_classes, init_std)
 
     @staticmethod
-    def _token(count: int, width: int) -> nn.Parameter:
-        return nn.Parameter(nn.init.trunc_normal_(torch.empty(1, count, width), std=0.02))
+    def _token(count: int, width: int, std: float) -> nn.Parameter:
+        return nn.Parameter(nn.init.trunc_normal_(torch.empty(1, count, width), std=std))
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], space: SearchSpace) -> Supernet:
@@ -154,9 +164,7 @@ class Supernet(nn.Module):
         if self.pos_embed is not None:
             x = x + self.pos_embed[..., : subnet.embed_dim]
         for i in range(subnet.depth):
-            x = self.blocks[i](
-                x, subnet.num_heads[i], subnet.hidden_dims[i], self.grid, gradients
-            )
+            x = self.blocks[i](x, subnet.num_heads[i], subnet.hidden_dims[i], self.grid, gradients)
         x = self.norm(x, gradients=gradients)
         if self.config["pool"] == "cls":
             x = x[:, 0]
@@ -191,9 +199,7 @@ class Supernet(nn.Module):
             boxes["cls_token"] = (1, 1, embed)
         if self.pos_embed is not None:
             boxes["pos_embed"] = (1, self.pos_embed.shape[1], embed)
-        for i, (heads, hidden) in enumerate(
-            zip(subnet.num_heads, subnet.hidden_dims, strict=True)
-        ):
+        for i, (heads, hidden) in enumerate(zip(subnet.num_heads, subnet.hidden_dims, strict=True)):
             block = f"blocks.{i}."
             for norm in ("norm1", "norm2"):
                 boxes[f"{block}{norm}.weight"] = boxes[f"{block}{norm}.bias"] = (embed,)

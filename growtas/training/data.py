@@ -166,8 +166,6 @@ class DataBundle:
         Raises:
             ValueError: the batch cannot be shared evenly, or is larger than the training split.
         """
-        from timm.data.distributed_sampler import RepeatAugSampler
-
         total = self.config.batch_size
         if total % world_size:
             raise ValueError(
@@ -179,7 +177,8 @@ class DataBundle:
         sampler: Any
         repeats = self.augment.repeated_aug
         if repeats > 1:
-            sampler = RepeatAugSampler(view, world_size, rank, num_repeats=repeats)
+            repeated = require("timm.data.distributed_sampler", "train").RepeatAugSampler
+            sampler = repeated(view, world_size, rank, num_repeats=repeats)
         else:
             sampler = torch.utils.data.DistributedSampler(
                 view, num_replicas=world_size, rank=rank, shuffle=True, drop_last=True
@@ -226,8 +225,6 @@ class DataBundle:
     def _loader(
         self, view: ImageView, sampler: Any, batch_size: int, prefetch: bool, drop_last: bool
     ) -> torch.utils.data.DataLoader[Any]:
-        from timm.data.loader import fast_collate
-
         # Workers do not outlive the epoch: theirs would be the only random state that a resumed
         # run cannot reproduce.
         return torch.utils.data.DataLoader(
@@ -237,13 +234,11 @@ class DataBundle:
             num_workers=self.config.workers,
             drop_last=drop_last,
             pin_memory=prefetch,
-            collate_fn=fast_collate if prefetch else None,
+            collate_fn=require("timm.data.loader", "train").fast_collate if prefetch else None,
         )
 
     def _prefetch(self, loader: Any, device: torch.device, erase: tuple[float, str, int]) -> Any:
-        from timm.data.loader import PrefetchLoader
-
-        return PrefetchLoader(
+        return require("timm.data.loader", "train").PrefetchLoader(
             loader,
             mean=self.config.mean,
             std=self.config.std,

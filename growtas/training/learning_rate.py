@@ -9,6 +9,7 @@ from typing import Any
 
 from growtas.schedule import Phase
 from growtas.training.config import OptimConfig
+from growtas.training.optional import require
 
 _RATE_FIELDS = ("lr", "min_lr", "warmup_epochs")
 
@@ -73,8 +74,6 @@ class LearningRate:
     def __init__(
         self, optimizer: Any, segment: Segment, batch_size: int, steps_per_epoch: int
     ) -> None:
-        from timm.scheduler import CosineLRScheduler
-
         optim = segment.optim
         peak = optim.peak_lr(batch_size)
         if optim.warmup_epochs > segment.epochs:
@@ -92,7 +91,7 @@ class LearningRate:
         self.segment = segment
         self.unit = steps_per_epoch if optim.sched_on_updates else 1
         self.steps_per_epoch = steps_per_epoch
-        self.schedule = CosineLRScheduler(
+        self.schedule = require("timm.scheduler", "train").CosineLRScheduler(
             optimizer,
             t_initial=max(1, round(segment.epochs * self.unit)),
             lr_min=optim.min_lr,

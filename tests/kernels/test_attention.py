@@ -19,10 +19,14 @@ def case(grid, *, class_token=True, num_heads=2, head_dim=16, reach=14, batch=2,
         "qkv": torch.randn(batch, tokens, 3 * features, generator=g),
         "tables": torch.randn(4, 2 * reach + 2, head_dim, generator=g) * 0.5 if relative else None,
     }
-    return inputs, torch.randn(batch, tokens, features, generator=g), {
-        "num_heads": num_heads,
-        "grid": grid,
-    }
+    return (
+        inputs,
+        torch.randn(batch, tokens, features, generator=g),
+        {
+            "num_heads": num_heads,
+            "grid": grid,
+        },
+    )
 
 
 def run_all(inputs, cotangent, arguments, dtype):
@@ -31,9 +35,7 @@ def run_all(inputs, cotangent, arguments, dtype):
         oracles.attention, stored, cotangent.to(dtype), torch.float64, **arguments
     )
     plain = oracles.outputs_and_gradients(oracles.attention, stored, cotangent, dtype, **arguments)
-    actual = oracles.outputs_and_gradients(
-        kernels.attention, stored, cotangent, dtype, **arguments
-    )
+    actual = oracles.outputs_and_gradients(kernels.attention, stored, cotangent, dtype, **arguments)
     return actual, golden, plain
 
 
@@ -139,7 +141,7 @@ def test_accumulate_adds_to_the_tables_gradient(backend):
 
 def test_unread_table_rows_may_hold_anything(backend):
     """Rows for distances the grid does not have are not read."""
-    inputs, cotangent, arguments = case((3, 5))
+    inputs, _, arguments = case((3, 5))
     used = torch.zeros(4, 30, dtype=torch.bool)
     used[[0, 2], 15 - 2 : 15 + 3] = used[[1, 3], 15 - 4 : 15 + 5] = True
     used[:, 0] = True

@@ -76,7 +76,9 @@ def test_accumulate_adds_inside_and_keeps_every_bit_outside(backend):
     x = inputs["x"].requires_grad_()
     kernels.layer_norm(x, weight, bias, gradients=accumulator).backward(cotangent)
     dense = oracles.outputs_and_gradients(kernels.layer_norm, inputs, cotangent)
-    for parameter, sentinel, name in zip((weight, bias), sentinels, ("weight", "bias"), strict=True):
+    for parameter, sentinel, name in zip(
+        (weight, bias), sentinels, ("weight", "bias"), strict=True
+    ):
         assert torch.all(dense[name][10:] == 0)
         assert bits_equal(parameter.grad[10:], sentinel[10:])
         torch.testing.assert_close(parameter.grad[:10], sentinel[:10] + dense[name][:10])

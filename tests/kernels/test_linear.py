@@ -17,8 +17,8 @@ def case(in_features, out_features, *, rows=(2, 7), in_max=None, out_max=None, s
     in_max, out_max = in_max or in_features + 5, out_max or out_features + 3
     shape = (out_max, in_max) if stacked is None else (*stacked, in_max)
     weight = torch.full(shape, float("nan"))
-    flat = weight.view(1, out_max, in_max) if stacked is None else weight.view(
-        stacked[0], -1, in_max
+    flat = (
+        weight.view(1, out_max, in_max) if stacked is None else weight.view(stacked[0], -1, in_max)
     )
     groups = flat.shape[0]
     flat[:, :out_features, :in_features] = (
@@ -170,9 +170,7 @@ def test_gradcheck(backend):
     ]
 
     def function(x, weight, bias, residual):
-        return kernels.linear(
-            x, weight, bias, out_features=6, activation="gelu", residual=residual
-        )
+        return kernels.linear(x, weight, bias, out_features=6, activation="gelu", residual=residual)
 
     assert torch.autograd.gradcheck(function, tensors)
 

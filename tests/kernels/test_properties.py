@@ -14,7 +14,7 @@ PROFILE = settings(
     max_examples=25,
     deadline=None,
     derandomize=True,  # the same examples on every run
-    suppress_health_check=[HealthCheck.function_scoped_fixture]
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 dtypes = st.sampled_from(oracles.DTYPES)
 seeds = st.integers(0, 2**31)

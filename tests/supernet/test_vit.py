@@ -11,6 +11,7 @@ from torch import nn
 
 import growtas
 from growtas import kernels
+from growtas.kernels import native_library
 
 from .conftest import SPACE, build
 
@@ -90,18 +91,17 @@ def test_no_hidden_current_subnet(model, images, subnets):
 
 
 def test_backends_agree(model, images, subnets):
+    if reason := native_library.unavailable():
+        pytest.skip(reason)
     for subnet in subnets:
         results = []
         for backend in ("reference", "native"):
-            try:
-                with kernels.use_backend(backend):
-                    model.zero_grad()
-                    logits = model(images, subnet)
-                    logits.square().sum().backward()
-                    gradients = [p.grad.clone() for p in model.blocks[0].parameters()]
-                    results.append([logits.detach(), *gradients])
-            except kernels.BackendUnavailable as error:
-                pytest.skip(str(error))
+            with kernels.use_backend(backend):
+                model.zero_grad()
+                logits = model(images, subnet)
+                logits.square().sum().backward()
+                gradients = [p.grad.clone() for p in model.blocks[0].parameters()]
+                results.append([logits.detach(), *gradients])
         for a, b in zip(*results, strict=True):
             torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-5 * max(1.0, b.abs().max().item()))
 
@@ -215,6 +215,9 @@ def test_initialisation_follows_autoformer():
             assert torch.all(value == 0)
         else:
             assert value.std() == pytest.approx(0.02, rel=0.15), name
+    wide = growtas.Supernet(space, init_std=0.1)
+    assert wide.blocks[0].mlp.fc2.weight.std().item() == pytest.approx(0.1, rel=0.05)
+    assert wide.blocks[0].attn.rel_pos.std().item() == pytest.approx(0.1, rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -223,6 +226,7 @@ def test_initialisation_follows_autoformer():
         ({"image_size": 18}, "image_size 18 x 18 is not a multiple of patch_size 4"),
         ({"num_classes": 0}, "num_classes is 0"),
         ({"drop_path": 1.0}, r"drop_path is 1.0, it must be in \[0, 1\)"),
+        ({"init_std": 0.0}, r"init_std is 0.0, it must be in \(0, 1\]"),
         ({"pool": "max"}, "pool is 'max', allowed: mean, cls"),
         ({"pool": "cls", "class_token": False}, "needs class_token=True"),
         ({"qkv_bias": "interleaved"}, "allowed: blocks, autoformer"),

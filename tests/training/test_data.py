@@ -182,6 +182,19 @@ def test_evaluation_shares_have_no_padding():
     assert sum(len(y) for part in parts for _, y in part) == len(data.search)
 
 
+@pytest.mark.filterwarnings("ignore:.*pin_memory")
+def test_the_gpu_path_gives_the_same_images():
+    """Normalising a whole uint8 batch, as on a GPU, against normalising image by image."""
+    data = digits(eval_batch_size=100)
+    view = data._view("search", data._eval_transform(prefetch=True))
+    loader = data._loader(view, None, 100, prefetch=True, drop_last=False)
+    prefetched = list(data._prefetch(loader, torch.device("cpu"), (0.0, "const", 1)))
+    plain = list(data.eval_loader("search"))
+    for (images, labels), (expected, classes) in zip(prefetched, plain, strict=True):
+        torch.testing.assert_close(images, expected, rtol=1e-5, atol=1e-5)
+        assert torch.equal(labels, classes)
+
+
 def test_torchvision_name(tmp_path):
     write_images(tmp_path / "train", ["cat", "dog"], 20)
     write_images(tmp_path / "val", ["cat", "dog"], 4)

@@ -29,9 +29,10 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def relative_index(
-    tokens: int, grid: tuple[int, int], rows: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
+Index = tuple[Tensor, ...]  # table rows by row distance and by column distance; empty for none
+
+
+def relative_index(tokens: int, grid: tuple[int, int], rows: int, device: torch.device) -> Index:
     """Table rows a, b (int64 ``[N, N]``, query by key) for a table of ``rows`` = 2r + 2 rows."""
     reach = (rows - 2) // 2
     height, width = grid
@@ -44,7 +45,7 @@ def relative_index(
         distance = position[None, :] - position[:, None]
         index = distance.clamp(-reach, reach) + reach + 1
         indices.append(F.pad(index, (prefix, 0, prefix, 0)))
-    return indices[0], indices[1]
+    return tuple(indices)
 
 
 def _split(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -54,7 +55,7 @@ def _split(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
     return q.to(dtype), k.to(dtype), v.to(dtype)
 
 
-def _logits(q: Tensor, k: Tensor, tables: Tensor | None, index: tuple, scale: float) -> Tensor:
+def _logits(q: Tensor, k: Tensor, tables: Tensor | None, index: Index, scale: float) -> Tensor:
     logits = q @ k.mT
     if tables is not None:
         for table, rows in zip(tables[:2], index, strict=True):
@@ -74,7 +75,7 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """Returns out ``[B, N, h * d]`` and the log-sum-exp of the logits ``[B, h, N]``."""
     q, k, v = _split(qkv, num_heads)
-    index = ()
+    index: Index = ()
     if tables is not None:
         index = relative_index(qkv.shape[1], grid, tables.shape[1], qkv.device)
         tables = tables.to(q.dtype)
@@ -101,11 +102,10 @@ def backward_(
 ) -> Tensor:
     """Adds the tables' gradient into ``grad_tables``; returns dqkv ``[B, N, 3 * h * d]``.
 
-    ``out`` and ``lse`` are what the other backends recompute the probabilities from; here softmax is
-    run again.
+    Other backends recompute the probabilities from ``lse``; here softmax is run again.
     """
     q, k, v = _split(qkv, num_heads)
-    index = ()
+    index: Index = ()
     if tables is not None:
         index = relative_index(qkv.shape[1], grid, tables.shape[1], qkv.device)
         tables = tables.to(q.dtype)

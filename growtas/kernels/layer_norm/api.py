@@ -53,9 +53,7 @@ def layer_norm(
                 f"a parameter is {parameter.dtype}; with x {x.dtype} it must be that or float32"
             )
     out_dtype = autocast_dtype(x) or x.dtype
-    if torch.is_grad_enabled() and (
-        x.requires_grad or weight.requires_grad or bias.requires_grad
-    ):
+    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or bias.requires_grad):
         return _LayerNorm.apply(x, weight, bias, eps, out_dtype, gradients)
     return _forward(x, weight, bias, eps, out_dtype)[0]
 

@@ -59,9 +59,7 @@ def linear(
     if out_features is None:
         out_features = out_max
     if x.shape[-1] > weight.shape[-1]:
-        raise ValueError(
-            f"x has {x.shape[-1]} features, the weight takes 1 to {weight.shape[-1]}"
-        )
+        raise ValueError(f"x has {x.shape[-1]} features, the weight takes 1 to {weight.shape[-1]}")
     if out_features < 1 or out_features > out_max:
         raise ValueError(f"out_features is {out_features}, the weight has 1 to {out_max}")
     if activation not in _ACTIVATIONS:
