@@ -79,15 +79,17 @@ def json_number(value: float) -> float | str:
 
 
 def rank_key(candidate: Candidate, objective: Objective = "accuracy") -> tuple[Any, ...]:
-    """Sort key, best first: the objective, then fewer parameters, fewer MACs, then the subnet
-    itself.
+    """Sort key, best first: the objective, then the other measure, then fewer parameters, fewer
+    MACs, then the subnet itself. Accuracies on few images tie often; the loss is finer.
 
     No two subnets have equal keys, so a ranking never depends on the order of evaluation.
     """
-    value = -candidate.score.accuracy if objective == "accuracy" else candidate.score.loss
+    measures = [-candidate.score.accuracy, candidate.score.loss]
+    if objective == "loss":
+        measures.reverse()
     subnet = candidate.subnet
     return (
-        math.inf if math.isnan(value) else value,
+        *(math.inf if math.isnan(value) else value for value in measures),
         candidate.params,
         candidate.macs,
         subnet.embed_dim,

@@ -138,7 +138,7 @@ class SearchConfig:
         None  # children of two parents per generation; None: population / 2
     )
     mutation_size: int | None = None  # mutants per generation; None: population / 2
-    objective: Literal["accuracy", "loss"] = "accuracy"  # ranks subnets; ties: fewer parameters
+    objective: Literal["accuracy", "loss"] = "accuracy"  # ranks subnets; the other breaks ties
     limits: tuple[Limit, ...] = ()  # windows on parameters and MACs, searched in one call; (): all
     seed: int = 0
     batch_size: int = 256  # images per evaluation step, in each process

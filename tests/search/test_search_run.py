@@ -165,7 +165,7 @@ def test_a_generation_has_mutants_children_and_random_subnets(tiny: SearchSpace)
     assert not set(ends) & set(children)
 
 
-def test_ranking_prefers_the_objective_then_fewer_parameters() -> None:
+def test_ranking_prefers_the_objective_then_the_other_measure_then_fewer_parameters() -> None:
     subnet, other = Subnet(32, (2,), (2.0,)), Subnet(48, (2,), (2.0,))
 
     def candidate(accuracy: float, loss: float, params: int, net: Subnet = subnet) -> Candidate:
@@ -174,7 +174,9 @@ def test_ranking_prefers_the_objective_then_fewer_parameters() -> None:
     a, b, c = candidate(0.9, 0.5, 200), candidate(0.9, 0.1, 300), candidate(0.8, 0.2, 100)
     unknown = candidate(0.1, float("nan"), 50)
     by_loss = sorted([a, b, c, unknown], key=lambda x: rank_key(x, "loss"))
-    assert sorted([unknown, c, b, a], key=rank_key) == [a, b, c, unknown]
+    assert sorted([unknown, c, a, b], key=rank_key) == [b, a, c, unknown]
+    larger = candidate(0.9, 0.1, 301)
+    assert sorted([larger, b], key=rank_key) == [b, larger]
     assert by_loss == [b, c, a, unknown]
     tie = candidate(0.9, 0.5, 200, other)
     assert sorted([tie, a], key=rank_key) == sorted([a, tie], key=rank_key) == [a, tie]
