@@ -51,6 +51,7 @@ _FREE_ON_RESUME = (
     "train.log_every:",
     "train.progress:",
     "train.tensorboard:",
+    "train.threads:",
 )
 
 # Largest difference between the logits of the supernet and of the exported model, relative to the
@@ -105,7 +106,7 @@ class Run:
 
         self.recipe = recipe
         self.folder = Path(folder)
-        self.process = distributed.start(recipe.train.device)
+        self.process = distributed.start(recipe.train.device, recipe.train.threads)
         self.say = say if self.process.is_main else lambda line: None
 
     @classmethod

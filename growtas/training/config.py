@@ -268,6 +268,7 @@ class TrainConfig:
     checkpoint_every: int = 1  # epochs between checkpoints
     log_every: int = 50  # steps between readings of the loss (reading waits for the GPU)
     device: str = "auto"  # "auto", "cpu", "cuda" or "cuda:<index>"
+    threads: int | None = None  # CPU threads of each process, for scoring too; None: torch's choice
     tensorboard: bool = False  # also write TensorBoard event files
     progress: bool = True  # show a progress bar
 
@@ -275,6 +276,8 @@ class TrainConfig:
         for field in ("epochs", "accumulate", "eval_every", "checkpoint_every", "log_every"):
             _integer(f"train.{field}", getattr(self, field), 1)
         _integer("train.seed", self.seed, 0)
+        if self.threads is not None:
+            _integer("train.threads", self.threads, 1)
         _choice("train.amp", self.amp, ("auto", "bf16", "fp16", "off"))
         _number("train.ema_decay", self.ema_decay, 0.0)
         _require(self.ema_decay < 1, "train.ema_decay", self.ema_decay, "0 (off) to below 1")

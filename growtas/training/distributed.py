@@ -42,7 +42,7 @@ class Process:
             dist.barrier()
 
 
-def start(device: str = "auto") -> Process:
+def start(device: str = "auto", threads: int | None = None) -> Process:
     """This process and its device; joins the process group if torchrun started us.
 
     Calling it again is harmless. The group (NCCL on GPUs, else Gloo) is left at exit.
@@ -50,10 +50,13 @@ def start(device: str = "auto") -> Process:
     Args:
         device: "auto" (a GPU if there is one, under torchrun that of the local rank), "cpu", "cuda"
             or "cuda:<index>".
+        threads: CPU threads of torch's operators in this process; None leaves them as they are.
 
     Raises:
         ValueError: a GPU is asked for and there is none.
     """
+    if threads is not None:
+        torch.set_num_threads(threads)
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -37,7 +37,15 @@ _NEVER = 2**62  # step number that stands for none
 
 # Settings that may change on resume, as the trained weights do not depend on them.
 _FREE = {
-    "train": ("eval_every", "checkpoint_every", "log_every", "device", "tensorboard", "progress"),
+    "train": (
+        "eval_every",
+        "checkpoint_every",
+        "log_every",
+        "device",
+        "threads",
+        "tensorboard",
+        "progress",
+    ),
     "data": ("root", "download", "eval_batch_size"),
 }
 
@@ -101,7 +109,7 @@ class Trainer:
         self.config = config
         self.optim = optim if optim is not None else OptimConfig()
         self.run_dir = Path(run_dir)
-        self.process = distributed.start(config.device)
+        self.process = distributed.start(config.device, config.threads)
         _check_fit(model, data)
         self.model = model.to(self.process.device)
         self.dtype = amp_dtype(config.amp, self.process.device)

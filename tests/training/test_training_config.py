@@ -1,9 +1,10 @@
 """Settings refuse what cannot work, naming the field, the value and what is allowed."""
 
 import pytest
+import torch
 
 from growtas.config import build, to_plain
-from growtas.training import AugmentConfig, DataConfig, OptimConfig, TrainConfig
+from growtas.training import AugmentConfig, DataConfig, OptimConfig, TrainConfig, distributed
 
 
 @pytest.mark.parametrize(
@@ -67,3 +68,16 @@ def test_values_of_the_data_set():
 def test_learning_rate_scales_with_the_batch():
     assert OptimConfig(lr=5e-4, lr_base_batch=512).peak_lr(1024) == 1e-3
     assert OptimConfig(lr=5e-4, lr_base_batch=0).peak_lr(1024) == 5e-4
+
+
+def test_threads_are_set_for_the_process():
+    before = torch.get_num_threads()
+    try:
+        distributed.start("cpu", threads=1)
+        assert torch.get_num_threads() == 1
+        distributed.start("cpu")
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+    with pytest.raises(ValueError, match="train.threads is 0"):
+        TrainConfig(threads=0)
