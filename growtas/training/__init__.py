@@ -2,16 +2,23 @@
 
 space = SearchSpace.preset("digits")
 data = build_data(DataConfig("digits", batch_size=32, workers=0))
-model = Supernet(space, data.image_size, 2, data.num_classes, data.in_chans)
+model = Supernet(space, data.image_size, 2, data.num_classes, data.in_chans, init_std=0.1)
 optim = OptimConfig(lr=2e-3, lr_base_batch=0, warmup_epochs=2)
 Trainer(model, Uniform(), data, TrainConfig(epochs=60), "runs/first", optim=optim).fit()
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from growtas.training.config import AugmentConfig, DataConfig, OptimConfig, TrainConfig
-from growtas.training.data import DataBundle, build_data
-from growtas.training.evaluation import Evaluation, evaluate
-from growtas.training.optimizer import AdamW
-from growtas.training.trainer import NonFiniteLossError, Trainer, TrainResult
+
+if TYPE_CHECKING:
+    from growtas.training.data import DataBundle, build_data
+    from growtas.training.evaluation import Evaluation, evaluate
+    from growtas.training.optimizer import AdamW
+    from growtas.training.trainer import NonFiniteLossError, Trainer, TrainResult
 
 __all__ = [
     "AdamW",
@@ -27,3 +34,21 @@ __all__ = [
     "build_data",
     "evaluate",
 ]
+
+# Settings are read without torch; what needs it is loaded on first use.
+_HOME = {
+    "AdamW": "optimizer",
+    "DataBundle": "data",
+    "Evaluation": "evaluation",
+    "NonFiniteLossError": "trainer",
+    "TrainResult": "trainer",
+    "Trainer": "trainer",
+    "build_data": "data",
+    "evaluate": "evaluation",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"growtas.training.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'growtas.training' has no attribute {name!r}")

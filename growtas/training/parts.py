@@ -47,7 +47,6 @@ def wrap(model: Supernet, process: Process) -> nn.Module:
     return nn.parallel.DistributedDataParallel(
         model,
         device_ids=[process.device] if process.device.type == "cuda" else None,
-        broadcast_buffers=False,
         find_unused_parameters=True,
     )
 

@@ -59,10 +59,10 @@ class TrainResult:
     """What a finished run leaves.
 
     Attributes:
-        epochs: epochs trained in all, earlier sessions of a resumed run included.
+        epochs: epochs trained in all, those before a resume included.
         steps: optimizer steps, likewise.
-        seconds: wall time of this session.
-        metrics: the last row of metrics.csv written by this session; empty if it trained nothing.
+        seconds: wall time of this call.
+        metrics: the last row of metrics.csv written by this call; empty if it trained nothing.
         weights: the saved supernet.
     """
 

@@ -79,5 +79,5 @@ def test_threads_are_set_for_the_process():
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
-    with pytest.raises(ValueError, match="train.threads is 0"):
+    with pytest.raises(ValueError, match=r"train\.threads is 0"):
         TrainConfig(threads=0)
