@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/*/*)
 
+# By path rather than by import hook, so that `import growtas` also works beside the clone.
+EDITABLE := --config-settings editable_mode=compat -e
+
 .PHONY: help demo test lint format bench bench-quick clean
 
 help:
@@ -22,15 +25,15 @@ $(BIN)/python:
 	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel ninja "pybind11>=2.12" "torch>=2.11"
 
 $(VENV)/.demo: $(BIN)/python $(SOURCES)
-	$(BIN)/python -m pip install --quiet --no-build-isolation -e ".[demo]"
+	$(BIN)/python -m pip install --quiet --no-build-isolation $(EDITABLE) ".[demo]"
 	@touch $@
 
 $(VENV)/.dev: $(BIN)/python $(SOURCES)
-	GROWTAS_BUILD=1 $(BIN)/python -m pip install --quiet --no-build-isolation -e ".[dev]"
+	GROWTAS_BUILD=1 $(BIN)/python -m pip install --quiet --no-build-isolation $(EDITABLE) ".[dev]"
 	@touch $@
 
 demo: $(VENV)/.demo
-	$(BIN)/growtas run digits
+	$(BIN)/growtas run digits --resume
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest

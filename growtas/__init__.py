@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from growtas.version import __version__
 
 if TYPE_CHECKING:
-    from growtas import kernels
+    from growtas import export, kernels
     from growtas.cost import macs, num_params
     from growtas.space import SearchSpace, SpaceDifference, Subnet, SupernetSize
     from growtas.supernet import Supernet, VisionTransformer, load_supernet, save_supernet
@@ -25,6 +25,7 @@ __all__ = [
     "SupernetSize",
     "VisionTransformer",
     "__version__",
+    "export",
     "kernels",
     "load_supernet",
     "macs",
@@ -47,8 +48,8 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "kernels":
-        return importlib.import_module("growtas.kernels")
+    if name in ("export", "kernels"):
+        return importlib.import_module(f"growtas.{name}")
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
     raise AttributeError(f"module 'growtas' has no attribute {name!r}")

@@ -42,7 +42,7 @@ examples:
     "search": """\
 examples:
   growtas search runs/digits
-  growtas search runs/digits search.limits='[{{max_params: 80K}}]'
+  growtas search runs/digits search.limits='[{{max_params: 80K}}]' --overwrite
   growtas search runs/digits search.generations=20 --resume
 then `growtas run runs/digits/config.yaml --resume` tests and exports the new winners.
 
@@ -118,7 +118,10 @@ def _explain(error: BaseException) -> tuple[int, str]:
     """Exit code and message for what a user can do something about; no message for a defect."""
     text = " ".join(str(error).split())
     if isinstance(error, KeyboardInterrupt):
-        return INTERRUPTED, "interrupted; the same command with --resume continues"
+        return (
+            INTERRUPTED,
+            "interrupted; with --resume it continues from its last checkpoint, if any",
+        )
     if isinstance(error, ImportError):
         package = (error.name or "").partition(".")[0]
         if package in _OPTIONAL and "pip install" not in text:
@@ -160,9 +163,18 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _search(options: argparse.Namespace) -> None:
+    from growtas.config import ConfigError
     from growtas.report import winners_table
+    from growtas.run_folder import SEARCH, SEARCH_STATE
 
-    _say(winners_table(_open(options).search(resume=options.resume)))
+    run = _open(options)
+    found = [name for name in (SEARCH, SEARCH_STATE) if (run.folder / name).exists()]
+    if found and not (options.resume or options.overwrite):
+        raise ConfigError(
+            f"{run.folder} already holds a search ({', '.join(found)}): add --resume to continue "
+            "it, or --overwrite to replace it and what was exported from it"
+        )
+    _say(winners_table(run.search(resume=options.resume)))
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -181,11 +193,15 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _extract(options: argparse.Namespace) -> None:
-    from growtas.run_folder import BEST
+    from growtas.config import ConfigError
 
     run = _open(options)
     subnet = run.find_subnet(options.subnet)
-    folder = Path(options.to) if options.to else run.folder / BEST
+    if not options.to and options.subnet.endswith(("}", ".json")):
+        raise ConfigError("--to FOLDER is needed with a subnet that has no name")
+    folder = Path(options.to) if options.to else run.folder / options.subnet
+    if folder.exists() and not options.overwrite:
+        raise ConfigError(f"{folder} exists: add --overwrite, or --to FOLDER to write elsewhere")
     difference = run.extract(subnet, folder)
     _say(f"{folder}: {subnet}, {run.model.num_params(subnet):,} parameters")
     _say(f"its logits are the supernet's to rounding (largest difference {difference:.1e})")
@@ -231,6 +247,11 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument(
         "--resume", action="store_true", help="keep what was scored before and continue"
     )
+    search.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="delete an earlier search of this run, its summary and its exported model",
+    )
 
     evaluate = _command(
         commands, _evaluate, "accuracy and loss of one subnet of a trained supernet"
@@ -248,7 +269,8 @@ def _parser() -> argparse.ArgumentParser:
         commands, _extract, "export one subnet as an ordinary model that runs with torch alone"
     )
     _run_arguments(extract, subnet=True)
-    extract.add_argument("--to", metavar="FOLDER", help="where to (default: RUN/best)")
+    extract.add_argument("--to", metavar="FOLDER", help="where to (default: RUN/SUBNET)")
+    extract.add_argument("--overwrite", action="store_true", help="replace a model in that folder")
 
     info = _command(
         commands, _info, "what is installed and built, and which backend runs each operator here"
@@ -302,5 +324,5 @@ def _override_argument(parser: argparse.ArgumentParser) -> None:
         metavar="section.field=value",
         nargs="*",
         default=[],
-        help="change fields of the recipe, for example train.epochs=3",
+        help="change fields of the recipe, for example train.epochs=30",
     )

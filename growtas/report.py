@@ -19,7 +19,7 @@ def plot_front(
     random_subnets: Sequence[Candidate] = (),
     axis: Axis = "params",
 ) -> None:
-    """Draws accuracy on the search images against size, and writes the picture to `path`.
+    """Draws what the search ranked by (accuracy or loss) against size, and writes it to `path`.
 
     Shown are the Pareto front of everything the search evaluated, the winner inside each limit, and
     random subnets for comparison. Where `path` ends in another suffix than ``.png``, matplotlib's
@@ -40,32 +40,37 @@ def plot_front(
         from matplotlib.ticker import FuncFormatter
     except ImportError:
         raise ImportError("drawing a front needs matplotlib: pip install matplotlib") from None
-    front = pareto_front(result.candidates, axis)
+    objective = result.config.objective
+    front = pareto_front(result.candidates, axis, objective)
+
+    def points(candidates: Sequence[Candidate]) -> tuple[list[int], list[float]]:
+        values = [
+            c.score.loss if objective == "loss" else 100 * c.score.accuracy for c in candidates
+        ]
+        return [getattr(c, axis) for c in candidates], values
+
     figure = Figure(figsize=(7.0, 4.5), layout="constrained")
     axes = figure.add_subplot()
     if random_subnets:
         label = f"{len(random_subnets)} random subnets"
-        axes.plot(*_points(random_subnets, axis), "o", color="#9aa0a6", ms=4, label=label)
+        axes.plot(*points(random_subnets), "o", color="#9aa0a6", ms=4, label=label)
     label = f"Pareto front of {len(result.candidates)} evaluated subnets"
-    axes.plot(*_points(front, axis), ".-", color="#1f6fb4", drawstyle="steps-post", label=label)
+    axes.plot(*points(front), ".-", color="#1f6fb4", drawstyle="steps-post", label=label)
     winners = [outcome.best for outcome in result.limits]
-    axes.plot(*_points(winners, axis), "*", color="#d1495b", ms=13, label="best inside each limit")
-    for outcome, x, y in zip(result.limits, *_points(winners, axis), strict=True):
+    axes.plot(*points(winners), "*", color="#d1495b", ms=13, label="best inside each limit")
+    for outcome, x, y in zip(result.limits, *points(winners), strict=True):
         axes.annotate(
             outcome.limit.name, (x, y), xytext=(4, -12), textcoords="offset points", fontsize=8
         )
     axes.set_xlabel(_AXIS_LABEL[axis])
-    axes.set_ylabel(f"top-1 accuracy on {winners[0].score.count:,} search images [%]")
+    measure = "mean loss" if objective == "loss" else "top-1 accuracy [%]"
+    axes.set_ylabel(f"{measure} on {winners[0].score.count:,} search images")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_count(round(value))))
     axes.grid(alpha=0.25)
-    axes.legend(loc="lower right", fontsize=8)
+    axes.legend(loc="upper right" if objective == "loss" else "lower right", fontsize=8)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
-
-
-def _points(candidates: Sequence[Candidate], axis: Axis) -> tuple[list[int], list[float]]:
-    return [getattr(c, axis) for c in candidates], [100 * c.score.accuracy for c in candidates]
 
 
 def winners_table(result: SearchResult, test_accuracy: Mapping[str, float] | None = None) -> str:

@@ -165,6 +165,16 @@ class Run:
 
         return build_data(self.recipe.data, self.recipe.augment)
 
+    def check_data(self) -> None:
+        """Finds a missing or unfitting split before the training, not after it; reads no image.
+
+        Raises:
+            ValueError: a split cannot be used.
+        """
+        data = self.data
+        counts = [len(split) for split in (data.train, data.search, data.test)]
+        self.say("data: {:,} training, {:,} search and {:,} test images".format(*counts))
+
     @cached_property
     def model(self) -> Supernet:
         """The trained supernet, on the recipe's device, in evaluation mode."""
@@ -294,8 +304,10 @@ class Run:
         """Accuracy and loss of one subnet on a split; nothing is written.
 
         Raises:
+            ConfigError: the supernet was trained with another recipe.
             ValueError: the supernet does not hold the subnet.
         """
+        self._check_trained_alike()  # other settings would move images between the splits
         self.model.space.supernet.validate(subnet)
         return self._evaluator(split).score(subnet)
 

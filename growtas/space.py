@@ -151,6 +151,8 @@ class SearchSpace:
     def sample(self, rng: random.Random) -> Subnet:
         """One subnet, every choice uniform and independent. The draws come in AutoFormer's order:
         depth, the MLP ratio of every block, the heads of every block, embedding dim."""
+        if not hasattr(rng, "choice"):
+            raise TypeError(f"rng must be a random.Random, got {rng!r}")
         depth = rng.choice(self.depth)
         ratios = tuple(rng.choice(self.mlp_ratio) for _ in range(depth))
         heads = tuple(rng.choice(self.num_heads) for _ in range(depth))

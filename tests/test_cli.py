@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -82,6 +83,18 @@ class TestCommands:
         assert count == model.num_params(model.space.largest())
         assert f"{count:,} parameters" in capsys.readouterr().out
 
+    def test_earlier_results_are_replaced_only_when_told(self, folder, capsys):
+        before = {name: (folder / name).stat().st_mtime_ns for name in ("search.json", "best")}
+        for arguments in (["search", str(folder)], ["extract", str(folder)]):
+            assert main(arguments) == 2
+            assert "--overwrite" in capsys.readouterr().err
+        assert before == {name: (folder / name).stat().st_mtime_ns for name in before}
+
+    def test_evaluate_refuses_settings_that_move_images_between_splits(self, folder, capsys):
+        for change in ("data.split_seed=3", "data.test_fraction=0.5", "model.patch_size=8"):
+            assert main(["evaluate", str(folder), change]) == 2
+            assert change.partition("=")[0] in capsys.readouterr().err
+
     def test_overrides_before_and_after_options(self, capsys):
         arguments = ["run", "digits", "train.epochs=7", "--print-recipe", "optim.lr=1e-2"]
         assert main(arguments) == 0
@@ -130,8 +143,10 @@ class TestErrors:
     def test_missing_file(self, folder, capsys):
         assert "missing.json" in fails(["extract", str(folder), "--subnet", "missing.json"], capsys)
 
-    def test_limit_that_nothing_meets(self, folder, capsys):
-        line = fails(["search", str(folder), "search.limits=[{max_params: 10}]"], capsys)
+    def test_limit_that_nothing_meets(self, folder, tmp_path, capsys):
+        shutil.copytree(folder, tmp_path / "run")
+        arguments = ["search", str(tmp_path / "run"), "search.limits=[{max_params: 10}]"]
+        line = fails([*arguments, "--overwrite"], capsys)
         assert "10" in line
 
     def test_missing_package(self, monkeypatch, capsys, tmp_path):

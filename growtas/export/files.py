@@ -26,13 +26,13 @@ def save(
         folder: created if missing.
         info: further JSON values for ``config.json``'s ``"info"`` (scores, subnet, recipe).
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save as serialise
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
     partial = folder / (WEIGHTS + ".partial")
-    save_file(tensors, partial, {"format": "pt"})
+    partial.write_bytes(serialise(tensors, {"format": "pt"}))
     os.replace(partial, folder / WEIGHTS)
     config = {"architecture": _ARCHITECTURE, "config": module.config, "info": dict(info or {})}
     partial = folder / (CONFIG + ".partial")

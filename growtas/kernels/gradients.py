@@ -38,6 +38,8 @@ class GradientAccumulator:
     """
 
     def __init__(self, parameters: Iterable[Tensor]) -> None:
+        if isinstance(parameters, torch.nn.Module):
+            raise TypeError("GradientAccumulator takes tensors: pass model.parameters()")
         self._parameters = list(parameters)
         self._dirty: dict[Tensor, tuple[int, ...]] = {}
         for parameter in self._parameters:

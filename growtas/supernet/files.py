@@ -14,7 +14,7 @@ _FORMAT = "growtas-supernet-1"
 
 def save_supernet(model: Supernet, path: str | os.PathLike[str]) -> None:
     """Write weights, space and configuration to ``path``, atomically."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -25,7 +25,7 @@ def save_supernet(model: Supernet, path: str | os.PathLike[str]) -> None:
         "space": json.dumps(model.space.to_dict()),
     }
     partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, metadata)
+    partial.write_bytes(save(tensors, metadata))
     os.replace(partial, path)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from growtas import cost
+from growtas.checks import positive_int
 from growtas.kernels import GradientAccumulator
 from growtas.space import SearchSpace, Subnet
 from growtas.supernet.layers import INIT_STD, Block, PatchEmbedding, SlicedLayerNorm, SlicedLinear
@@ -64,14 +65,16 @@ class Supernet(nn.Module):
         init_std: float = INIT_STD,
     ) -> None:
         super().__init__()
+        if not isinstance(space, SearchSpace):
+            raise TypeError(f"space must be a SearchSpace (SearchSpace.preset(...)), got {space!r}")
         height, width = (image_size,) * 2 if isinstance(image_size, int) else tuple(image_size)
-        if patch_size < 1 or min(height, width) < 1 or height % patch_size or width % patch_size:
+        positive_int("patch_size", patch_size)
+        if min(height, width) < 1 or height % patch_size or width % patch_size:
             raise ValueError(
                 f"image_size {height} x {width} is not a multiple of patch_size {patch_size}"
             )
         for name, value in (("num_classes", num_classes), ("in_chans", in_chans)):
-            if value < 1:
-                raise ValueError(f"{name} is {value}, it must be at least 1")
+            positive_int(name, value)
         if max_relative_position < 0:
             raise ValueError(f"max_relative_position is {max_relative_position}, minimum 0")
         if not 0.0 <= drop_path < 1.0:

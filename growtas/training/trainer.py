@@ -318,7 +318,10 @@ class Trainer:
     def _learning_rate(self, index: int) -> LearningRate:
         segment = segment_of(self.phases, index, self.epochs, self.optim)
         batch = self.data.config.batch_size
-        return LearningRate(self.optimizer, segment, batch, self.steps_per_epoch)
+        try:
+            return LearningRate(self.optimizer, segment, batch, self.steps_per_epoch)
+        except ValueError as error:
+            raise ValueError(f"phase {self.phases[index].name!r}: {error}") from error
 
     def _evaluate(self) -> dict[str, float]:
         space = self.model.space

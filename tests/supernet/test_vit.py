@@ -224,7 +224,7 @@ def test_initialisation_follows_autoformer():
     ("options", "message"),
     [
         ({"image_size": 18}, "image_size 18 x 18 is not a multiple of patch_size 4"),
-        ({"num_classes": 0}, "num_classes is 0"),
+        ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
         ({"drop_path": 1.0}, r"drop_path is 1.0, it must be in \[0, 1\)"),
         ({"init_std": 0.0}, r"init_std is 0.0, it must be in \(0, 1\]"),
         ({"pool": "max"}, "pool is 'max', allowed: mean, cls"),

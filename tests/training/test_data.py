@@ -209,3 +209,16 @@ def test_hugging_face_name_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ImportError, match="pip install datasets"):
         build_data(DataConfig("hfds/mnist", workers=0), AugmentConfig.off())
+
+
+def test_published_policy_runs_on_thousands_of_images():
+    """RandAugment draws every operation at every strength, posterize with 0 bits among them."""
+    import random
+
+    from timm.data import create_transform
+
+    transform = create_transform(16, is_training=True, auto_augment="rand-m9-mstd0.5-inc1")
+    random.seed(0)
+    numpy.random.seed(0)
+    image = Image.fromarray(numpy.arange(16 * 16 * 3, dtype=numpy.uint8).reshape(16, 16, 3))
+    assert all(transform(image).shape == (3, 16, 16) for _ in range(4000))
