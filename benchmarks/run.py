@@ -1,8 +1,8 @@
 """`python -m benchmarks.run`: measure, store rows, draw the chart and the table of targets.
 
 The default is the CPU set (under ten minutes on two cores). `--quick` is a look of about a minute
-that stores nothing unless `--out` names a folder. `--full` adds batch 64, the compiled baselines, whose
-warm-up takes minutes, and more subnets. With `--device cuda` the GPU set runs instead.
+that stores nothing unless `--out` names a folder. `--full` adds batch 64, the compiled baselines
+and more subnets. With `--device cuda` the GPU set runs instead.
 """
 
 from __future__ import annotations

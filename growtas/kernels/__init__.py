@@ -2,7 +2,8 @@
 
 Every operator takes whole parameters and the sampled extents, never a view; one folder each,
 with ``api.py`` (checks, autograd, registration), ``reference.py`` (plain PyTorch, the
-specification) and ``native.py`` (the C++ core).
+specification) and ``native.py`` (the CPU's own path, through the C++ core where that has a kernel).
+Gradients are of first order only.
 """
 
 from growtas.kernels.attention.api import attention

@@ -39,7 +39,7 @@ class Choice(NamedTuple):
     rejected: dict[str, str]  # backend -> why it does not run
 
 
-_requested: str | None = None  # None: not set by use_backend, so the environment decides
+_requests: list[list[str]] = []  # of the use_backend blocks in force, the newest last
 _cache: dict[tuple, ModuleType] = {}
 
 
@@ -52,8 +52,8 @@ def _check_name(name: str, source: str) -> str:
 
 def requested_backend() -> str:
     """The backend asked for: by :func:`use_backend`, else by ``GROWTAS_BACKEND``, else ``auto``."""
-    if _requested is not None:
-        return _requested
+    if _requests:
+        return _requests[-1][0]
     return _check_name(os.environ.get(ENVIRONMENT_VARIABLE, "auto"), ENVIRONMENT_VARIABLE)
 
 
@@ -61,8 +61,9 @@ def requested_backend() -> str:
 def use_backend(name: str) -> Iterator[None]:
     """Run every operator inside the ``with`` block on one backend.
 
-    The setting is process-wide, because the backward pass may run on another thread. It is read
-    when an operator runs, so it also governs code compiled with ``torch.compile``.
+    The setting is process-wide, because the backward pass may run on another thread; where blocks
+    of several threads overlap, the newest counts. It is read when an operator runs, so it also
+    governs code compiled with ``torch.compile``.
 
     Args:
         name: ``"auto"``, ``"reference"``, ``"native"`` or ``"triton"``.
@@ -72,17 +73,17 @@ def use_backend(name: str) -> Iterator[None]:
         BackendUnavailable: from the operator, if the named backend cannot take its tensors; and
             at once if it cannot run any operator here.
     """
-    global _requested
     _check_name(name, "use_backend")
     if name != "auto":
         reasons = [_missing(operator, name) for operator in OPERATORS]
         if all(reasons):
             raise BackendUnavailable(f"backend {name!r} cannot run here: {reasons[0]}")
-    before, _requested = _requested, name
+    request = [name]
+    _requests.append(request)
     try:
         yield
-    finally:
-        _requested = before
+    finally:  # by identity: blocks of several threads may end in any order
+        _requests[:] = [other for other in _requests if other is not request]
 
 
 def _missing(operator: str, backend: str) -> str | None:

@@ -9,7 +9,8 @@ reducing cost what the sampled subnets cost, not the supernet.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -20,6 +21,12 @@ def leading_box(tensor: Tensor, extents: Sequence[int]) -> Tensor:
     for dim, extent in enumerate(extents):
         tensor = tensor.narrow(dim, 0, extent)
     return tensor
+
+
+def full_size_zeros(parameter: Tensor) -> Tensor:
+    """A zero gradient of the parameter's shape; contiguous, so that its slices can be viewed
+    whatever the parameter's memory format."""
+    return torch.zeros_like(parameter, memory_format=torch.contiguous_format)
 
 
 class GradientAccumulator:
@@ -42,6 +49,20 @@ class GradientAccumulator:
             raise TypeError("GradientAccumulator takes tensors: pass model.parameters()")
         self._parameters = list(parameters)
         self._dirty: dict[Tensor, tuple[int, ...]] = {}
+        self._whole: set[Tensor] = set()  # written by autograd itself, anywhere
+        this = weakref.ref(self)  # the hooks live as long as the parameters
+
+        def watch(parameter: Tensor) -> Callable[[Tensor | None], None]:
+            watched = weakref.ref(parameter)
+
+            def mark_whole(gradient: Tensor | None) -> None:
+                # None is what the operators return after they have added in place
+                accumulator, tensor = this(), watched()
+                if gradient is not None and accumulator is not None and tensor is not None:
+                    accumulator._whole.add(tensor)
+
+            return mark_whole
+
         for parameter in self._parameters:
             if not (parameter.is_leaf and parameter.requires_grad):
                 raise ValueError(
@@ -49,15 +70,18 @@ class GradientAccumulator:
                     f"{tuple(parameter.shape)} with requires_grad={parameter.requires_grad}"
                 )
             if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
+                parameter.grad = full_size_zeros(parameter)
+            else:
+                self._whole.add(parameter)
+            parameter.register_hook(watch(parameter))
         self._known = set(self._parameters)
-        self._written_by_operators: set[Tensor] = set()
 
     def buffer(self, parameter: Tensor, extents: Sequence[int]) -> Tensor:
         """The gradient buffer of ``parameter`` (whole), its leading ``extents`` marked dirty.
 
         Raises:
-            ValueError: the accumulator was not built over this parameter.
+            ValueError: the accumulator was not built over this parameter, or somebody replaced its
+                ``.grad`` by a tensor that is not contiguous.
         """
         if parameter not in self._known:
             raise ValueError(
@@ -65,8 +89,11 @@ class GradientAccumulator:
                 "GradientAccumulator was built over"
             )
         if parameter.grad is None:  # somebody called zero_grad(set_to_none=True)
-            parameter.grad = torch.zeros_like(parameter)
-        self._written_by_operators.add(parameter)
+            parameter.grad = full_size_zeros(parameter)
+        if not parameter.grad.is_contiguous():
+            raise ValueError(
+                f"the gradient of a parameter of shape {tuple(parameter.shape)} is not contiguous"
+            )
         before = self._dirty.get(parameter)
         self._dirty[parameter] = (
             tuple(extents)
@@ -81,12 +108,12 @@ class GradientAccumulator:
 
     def zero_(self) -> None:
         """Zero what may be non-zero: the dirty boxes, and whole gradients that autograd itself
-        wrote (parameters used outside the operators)."""
-        for parameter in self._parameters:
-            if parameter.grad is None:
-                continue
-            if parameter not in self._written_by_operators:
-                parameter.grad.zero_()
-            elif (extents := self._dirty.get(parameter)) is not None:
+        wrote (parameters used outside the operators, regularisers, passes without this object)."""
+        for parameter, extents in self._dirty.items():
+            if parameter.grad is not None and parameter not in self._whole:
                 leading_box(parameter.grad, extents).zero_()
+        for parameter in self._whole:
+            if parameter.grad is not None:
+                parameter.grad.zero_()
         self._dirty.clear()
+        self._whole.clear()

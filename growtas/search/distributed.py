@@ -56,11 +56,3 @@ def broadcast_text(text: str | None) -> str | None:
         payload.copy_(torch.tensor(data, dtype=torch.uint8))
     dist.broadcast(payload, src=0)
     return bytes(payload.tolist()).decode()
-
-
-def barrier() -> None:
-    """Waits until every process is here."""
-    if world_size() > 1:
-        import torch.distributed as dist
-
-        dist.barrier()

@@ -21,9 +21,8 @@ def mutate(
     """A mutant of `subnet` inside `space`.
 
     With `depth_prob` the depth is redrawn: new blocks get random choices, the last ones go. Then
-        the MLP
-    ratio and the heads of every block are redrawn with `mutation_prob` each, and the embedding dim
-    with `embed_prob`. A redraw may give the old value again.
+    the MLP ratio and the heads of every block are redrawn with `mutation_prob` each, and the
+    embedding dim with `embed_prob`. A redraw may give the old value again.
     """
     embed_dim = subnet.embed_dim
     ratios: list[Any] = list(subnet.mlp_ratio)

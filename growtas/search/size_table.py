@@ -2,8 +2,7 @@
 
 The size of a Vision Transformer does not depend on the order of its blocks, and heads and MLP add
 up. So for each embedding dim and depth it is enough to know what each multiset of heads adds, and
-each
-multiset of MLP ratios: AutoFormer-S has 7.7e13 subnets but 1.4e5 pairs of multisets.
+each multiset of MLP ratios: AutoFormer-S has 7.7e13 subnets but 1.4e5 pairs of multisets.
 """
 
 from __future__ import annotations

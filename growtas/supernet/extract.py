@@ -30,13 +30,14 @@ def extract(supernet: Supernet, subnet: Subnet) -> VisionTransformer:
         for name, value in supernet.config.items()
         if name not in ("drop_path", "qkv_bias", "init_std")
     }
-    module = VisionTransformer(
-        embed_dim=subnet.embed_dim,
-        num_heads=subnet.num_heads,
-        hidden_dims=subnet.hidden_dims,
-        head_dim=supernet.space.head_dim,
-        **config,
-    )
+    with torch.random.fork_rng(devices=[]):  # initial weights must not advance a training's draws
+        module = VisionTransformer(
+            embed_dim=subnet.embed_dim,
+            num_heads=subnet.num_heads,
+            hidden_dims=subnet.hidden_dims,
+            head_dim=supernet.space.head_dim,
+            **config,
+        )
     state = supernet.state_dict()
     slices = {name: leading_box(state[name], box) for name, box in supernet.extents(subnet).items()}
     module.to(supernet.head.weight.device, supernet.head.weight.dtype)

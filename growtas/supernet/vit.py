@@ -154,7 +154,8 @@ class Supernet(nn.Module):
                 into the slices of ``.grad`` instead.
 
         Returns:
-            ``[B, num_classes]`` in the images' dtype (under autocast in the autocast dtype).
+            ``[B, num_classes]`` in the promoted dtype of images and parameters (under autocast in
+            the autocast dtype).
 
         Raises:
             ValueError: images of another shape, or a subnet larger than the supernet.

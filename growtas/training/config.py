@@ -118,6 +118,11 @@ class DataConfig:
         _integer("data.split_seed", self.split_seed, 0)
         _number("data.search_fraction", self.search_fraction, 0.0, 0.9, open_low=True)
         _number("data.test_fraction", self.test_fraction, 0.0, 0.9)
+        if self.test_split == self.train_split and not self.cuts_test:
+            raise ValueError(
+                f"data.test_split is {self.test_split!r}, the training split; allowed: another "
+                "split, or null to cut one out of it"
+            )
         if self.cuts_test:
             ok = self.test_fraction > 0 and self.search_fraction + self.test_fraction < 1
             allowed = "above 0, and below 1 together with data.search_fraction: no test split given"

@@ -63,7 +63,9 @@ class AdamW(torch.optim.Optimizer):
 
     - ``inactive="dense"``: their gradient counts as zero, so weight decay and old moments still
       move them (AutoFormer). The same numbers as `torch.optim.AdamW` with gradients filled with
-      zeros, also for parameters without any gradient, such as blocks beyond the sampled depth.
+      zeros, also for parameters without any gradient, such as blocks beyond the sampled depth. From
+      the first step on: torch alone leaves a tensor as it is until its first gradient, which is
+      another number only for blocks that no earlier stage sampled.
     - ``inactive="masked"``: nothing about them changes. Every weight follows `torch.optim.AdamW`
       run only on the steps that sampled it, with its own step count in the bias correction.
 
@@ -270,6 +272,9 @@ class AdamW(torch.optim.Optimizer):
         if saved != self.inactive:
             raise ValueError(f"state of inactive={saved!r} cannot be loaded into {self.inactive!r}")
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "inactive"})
+        for state in self.state.values():  # torch casts to the parameter's dtype; counts stay exact
+            if "count" in state:
+                state["count"] = state["count"].float()
 
     def state_dict(self) -> dict[str, Any]:
         """As in torch, and which meaning of `inactive` the state belongs to."""

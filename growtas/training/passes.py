@@ -159,12 +159,14 @@ class PassRunner:
             share = len(plain_part[0]) / len(images)
             tags: dict[str, Tensor] = {}
             for i, step_pass in enumerate(plan.passes):
-                batch = soft_part if mixed[i] else plain_part
-                if step_pass.split == "search":
-                    batch = self._search_part(step, piece, pieces)
+                batch, part = soft_part if mixed[i] else plain_part, share
+                if step_pass.split == "search":  # nothing to accumulate: once, in one piece
+                    if piece > 0:
+                        continue
+                    batch, part = self._search_part(step), 1.0
                 sync = i == last and piece == pieces - 1
                 logits, loss = self._pass(step_pass, batch, tags, share, sync)
-                losses[i] += loss * share
+                losses[i] += loss * part
                 if trains(step_pass):
                     objective += loss * (share * step_pass.scale)
                 if i == first:
@@ -214,11 +216,10 @@ class PassRunner:
             return contextlib.nullcontext()
         return self.model.no_sync()
 
-    def _search_part(self, step: int, piece: int, pieces: int) -> Batch:
+    def _search_part(self, step: int) -> Batch:
         if self.search_batch is None:
             raise ValueError("split is 'search', but the data has no search split here")
-        images, labels = self.search_batch(step)
-        return images.tensor_split(pieces)[piece], labels.tensor_split(pieces)[piece]
+        return self.search_batch(step)
 
 
 def _mixing_passes(plan: StepPlan) -> list[bool]:

@@ -137,7 +137,7 @@ class Trainer:
                 block.compile(dynamic=True)
         # Gradients go straight into the sampled slices where nothing needs them at full size.
         self._gradients = (
-            GradientAccumulator(self._parameters.values())
+            GradientAccumulator(p for p in self._parameters.values() if p.requires_grad)
             if self.process.world_size == 1 and not config.compile
             else None
         )
@@ -313,7 +313,11 @@ class Trainer:
         self._rate = self._learning_rate(index)
 
     def _boxes(self, extents: Mapping[str, tuple[int, ...]]) -> dict[Tensor, tuple[int, ...]]:
-        return {self._parameters[name]: extent for name, extent in extents.items()}
+        return {
+            self._parameters[name]: extent
+            for name, extent in extents.items()
+            if self._parameters[name].requires_grad
+        }
 
     def _learning_rate(self, index: int) -> LearningRate:
         segment = segment_of(self.phases, index, self.epochs, self.optim)
@@ -409,6 +413,7 @@ class Trainer:
             **sections,
             "model": to_plain(self.model.config),
             "space": to_plain(self.model.space.to_dict()),
+            "strategy": f"{type(self.strategy).__module__}.{type(self.strategy).__qualname__}",
             "phases": [str(phase) for phase in self.phases],
             "processes": self.process.world_size,
         }

@@ -196,3 +196,14 @@ def test_bad_input_is_named(backend, change, message):
     inputs, _, arguments = case((3, 3))
     with pytest.raises(ValueError, match=message):
         kernels.attention(**{**inputs, **arguments, **change})
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_rounds_the_input_and_nothing_inside(backend, dtype):
+    """Softmax and sums stay float32: the same bits as with an input that was rounded before."""
+    inputs, _, arguments = case((5, 4))
+    qkv = inputs["qkv"] * 30
+    with torch.autocast("cpu", dtype=dtype):
+        out = kernels.attention(qkv, inputs["tables"], **arguments)
+    assert out.isfinite().all()
+    assert bits_equal(out, kernels.attention(qkv.to(dtype), inputs["tables"], **arguments))

@@ -45,6 +45,17 @@ def test_use_backend_wins_over_the_environment_and_is_undone(monkeypatch):
     assert dispatch.requested_backend() == "native"
 
 
+def test_overlapping_blocks_leave_nothing_behind():
+    """Blocks of two threads may end in any order."""
+    first, second = kernels.use_backend("reference"), kernels.use_backend("auto")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert dispatch.requested_backend() == "auto"
+    second.__exit__(None, None, None)
+    assert dispatch._requests == []
+
+
 def test_missing_backend_raises_when_asked_for_and_auto_falls_back(monkeypatch):
     real = dispatch._missing
     monkeypatch.setattr(

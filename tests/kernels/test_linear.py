@@ -207,3 +207,31 @@ def test_bad_input_is_named(backend, arguments, message):
 def test_weight_of_another_dtype_is_refused(backend):
     with pytest.raises(TypeError, match="bfloat16"):
         kernels.linear(torch.zeros(2, 6), torch.zeros(8, 6, dtype=torch.bfloat16))
+
+
+def test_one_dimensional_input(backend):
+    x, weight = torch.randn(6, requires_grad=True), torch.randn(8, 6, requires_grad=True)
+    kernels.linear(x, weight, out_features=5).sum().backward()
+    torch.testing.assert_close(x.grad, weight[:5].sum(0))
+    torch.testing.assert_close(weight.grad[:5], x.detach().expand(5, 6))
+
+
+def test_residual_of_another_shape_is_refused(backend):
+    with pytest.raises(ValueError, match=r"residual is \(5, 3, 8\), the output \(3, 8\)"):
+        kernels.linear(torch.zeros(3, 6), torch.zeros(8, 6), residual=torch.zeros(5, 3, 8))
+
+
+def test_gradient_of_a_stacked_weight_in_another_memory_format(backend):
+    """channels_last re-strides 4-D weights; their gradient must not end in a temporary."""
+    weight = torch.randn(3, 2, 5, 6).to(memory_format=torch.channels_last).requires_grad_()
+    assert not weight.is_contiguous()
+    twin = weight.detach().contiguous().requires_grad_()
+    x, cotangent = torch.randn(4, 6), torch.randn(4, 18)
+    for w in (weight, twin):
+        kernels.linear(x, w, out_features=6).backward(cotangent)
+    assert weight.grad.abs().sum() > 0
+    torch.testing.assert_close(weight.grad, twin.grad)
+    weight.grad = None
+    accumulator = kernels.GradientAccumulator([weight])
+    kernels.linear(x, weight, out_features=6, gradients=accumulator).backward(cotangent)
+    torch.testing.assert_close(weight.grad, twin.grad)

@@ -81,3 +81,8 @@ def test_threads_are_set_for_the_process():
         torch.set_num_threads(before)
     with pytest.raises(ValueError, match=r"train\.threads is 0"):
         TrainConfig(threads=0)
+
+
+def test_testing_on_the_training_split_is_refused():
+    with pytest.raises(ValueError, match=r"data\.test_split is 'train', the training split"):
+        DataConfig("", root="images", train_split="train", test_split="train")

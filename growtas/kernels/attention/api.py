@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from growtas.kernels.attention.reference import accumulation_dtype
 from growtas.kernels.autocast import cast_to_autocast
 from growtas.kernels.dispatch import select
-from growtas.kernels.gradients import GradientAccumulator
+from growtas.kernels.gradients import GradientAccumulator, full_size_zeros
 from growtas.kernels.library import define
 
 
@@ -92,6 +92,8 @@ class _Attention(torch.autograd.Function):
         ctx.save_for_backward(qkv, tables, out, lse)
         ctx.arguments = (num_heads, height, width, scale)
         ctx.gradients = gradients
+        # the parameters themselves: saved tensors may come back as other objects
+        ctx.parameters = (tables,) if gradients is not None else None
         return out
 
     @staticmethod
@@ -101,9 +103,9 @@ class _Attention(torch.autograd.Function):
         grad_tables = None
         if ctx.needs_input_grad[1]:
             if ctx.gradients is None:
-                grad_tables = torch.zeros_like(tables)
+                grad_tables = full_size_zeros(tables)
             else:
-                grad_tables = ctx.gradients.buffer(tables, tables.shape)
+                grad_tables = ctx.gradients.buffer(ctx.parameters[0], tables.shape)
         dqkv = _backward(dout, qkv, tables, out, lse, *ctx.arguments, grad_tables)
         if ctx.gradients is not None:
             grad_tables = None

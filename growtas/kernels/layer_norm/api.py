@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from growtas.kernels.autocast import autocast_dtype
 from growtas.kernels.dispatch import select
-from growtas.kernels.gradients import GradientAccumulator
+from growtas.kernels.gradients import GradientAccumulator, full_size_zeros
 from growtas.kernels.layer_norm.reference import statistics_dtype
 from growtas.kernels.library import define
 
@@ -72,6 +72,15 @@ class _LayerNorm(torch.autograd.Function):
         y, mean, rstd = _forward(x, weight, bias, eps, out_dtype)
         ctx.save_for_backward(x, weight, bias, mean, rstd)
         ctx.gradients = gradients
+        # the parameters themselves: saved tensors may come back as other objects
+        ctx.parameters = (
+            (
+                weight,
+                bias,
+            )
+            if gradients is not None
+            else None
+        )
         return y
 
     @staticmethod
@@ -81,12 +90,12 @@ class _LayerNorm(torch.autograd.Function):
         need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
         grad_weight = grad_bias = None
         if ctx.gradients is None:
-            grad_weight = torch.zeros_like(weight) if need_weight else None
-            grad_bias = torch.zeros_like(bias) if need_bias else None
+            grad_weight = full_size_zeros(weight) if need_weight else None
+            grad_bias = full_size_zeros(bias) if need_bias else None
         else:
             width = (x.shape[-1],)
-            grad_weight = ctx.gradients.buffer(weight, width) if need_weight else None
-            grad_bias = ctx.gradients.buffer(bias, width) if need_bias else None
+            grad_weight = ctx.gradients.buffer(ctx.parameters[0], width) if need_weight else None
+            grad_bias = ctx.gradients.buffer(ctx.parameters[1], width) if need_bias else None
         dx = _backward(dy, x, weight, mean, rstd, grad_weight, grad_bias)
         if ctx.gradients is not None:
             grad_weight = grad_bias = None

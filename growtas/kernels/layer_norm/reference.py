@@ -46,9 +46,9 @@ def backward_(
     dy, rstd = dy.to(dtype), rstd.unsqueeze(-1)
     normalised = (x.to(dtype) - mean.unsqueeze(-1)) * rstd
     if grad_weight is not None:
-        grad_weight[:width].add_((dy * normalised).flatten(0, -2).sum(0))
+        grad_weight[:width].add_((dy * normalised).reshape(-1, dy.shape[-1]).sum(0))
     if grad_bias is not None:
-        grad_bias[:width].add_(dy.flatten(0, -2).sum(0))
+        grad_bias[:width].add_(dy.reshape(-1, dy.shape[-1]).sum(0))
     dn = dy * weight[:width].to(dtype)
     dx = dn - dn.mean(-1, keepdim=True) - normalised * (dn * normalised).mean(-1, keepdim=True)
     return (rstd * dx).to(x.dtype)

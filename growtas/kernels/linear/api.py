@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from growtas.kernels.autocast import cast_to_autocast
 from growtas.kernels.dispatch import select
-from growtas.kernels.gradients import GradientAccumulator
+from growtas.kernels.gradients import GradientAccumulator, full_size_zeros
 from growtas.kernels.library import define
 
 _ACTIVATIONS = (None, "gelu")
@@ -44,8 +44,8 @@ def linear(
         gradients: None for dense gradients, or an accumulator to add into the slices of ``.grad``.
 
     Returns:
-        ``[..., G * out_features]``; the residual's dtype if there is one, else x's. Products
-        accumulate in float32 (float64 for float64).
+        ``[..., G * out_features]`` in x's dtype, promoted with the residual's if there is one.
+        Products accumulate in float32 (float64 for float64).
 
     Raises:
         ValueError: a size outside the parameter, or an unknown activation.
@@ -69,6 +69,9 @@ def linear(
             f"bias has {bias.numel()} entries, the weight {tuple(weight.shape)} needs "
             f"{groups * out_max}"
         )
+    shape = (*x.shape[:-1], groups * out_features)
+    if residual is not None and residual.shape != shape:
+        raise ValueError(f"residual is {tuple(residual.shape)}, the output {tuple(shape)}")
     if weight.dtype not in (x.dtype, torch.float32):
         raise TypeError(f"weight is {weight.dtype}; with x {x.dtype} it must be that or float32")
 
@@ -94,6 +97,8 @@ class _Linear(torch.autograd.Function):
         y, preactivation = _forward(x, weight, bias, out_features, activation, residual, True)
         ctx.save_for_backward(x, weight, bias, preactivation)
         ctx.out_features, ctx.activation, ctx.gradients = out_features, activation, gradients
+        # the parameters themselves: saved tensors may come back as other objects
+        ctx.parameters = (weight, bias) if gradients is not None else None
         ctx.residual_dtype = None if residual is None else residual.dtype
         return y
 
@@ -104,16 +109,16 @@ class _Linear(torch.autograd.Function):
         need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
         grad_weight = grad_bias = None
         if ctx.gradients is None:
-            grad_weight = torch.zeros_like(weight) if need_weight else None
-            grad_bias = torch.zeros_like(bias) if need_bias else None
+            grad_weight = full_size_zeros(weight) if need_weight else None
+            grad_bias = full_size_zeros(bias) if need_bias else None
         else:
             if need_weight:
                 extents = _extents(weight, ctx.out_features, x.shape[-1])
-                grad_weight = ctx.gradients.buffer(weight, extents)
+                grad_weight = ctx.gradients.buffer(ctx.parameters[0], extents)
             if need_bias:
                 groups = 1 if weight.dim() == 2 else weight.shape[0]
                 extents = _bias_extents(bias, groups, ctx.out_features)
-                grad_bias = ctx.gradients.buffer(bias, extents)
+                grad_bias = ctx.gradients.buffer(ctx.parameters[1], extents)
         dx = _backward(
             dy, x, weight, preactivation, ctx.out_features, ctx.activation, need_x,
             grad_weight, grad_bias,

@@ -40,7 +40,7 @@ def forward(
     if groups == 1:
         z = F.linear(x, w[0], None if b is None else b[0])
     else:
-        rows = x.flatten(0, -2)
+        rows = x.reshape(-1, x.shape[-1])
         flat = torch.empty(rows.shape[0], groups * out_features, dtype=x.dtype, device=x.device)
         for group in range(groups):
             out = flat[:, group * out_features : (group + 1) * out_features]
@@ -72,7 +72,7 @@ def backward_(
     dz = dy.to(x.dtype)
     if activation == "gelu":
         dz = torch.ops.aten.gelu_backward(dz, preactivation)
-    rows, inputs = dz.flatten(0, -2), x.flatten(0, -2)
+    rows, inputs = dz.reshape(-1, dz.shape[-1]), x.reshape(-1, x.shape[-1])
     w = weight_slice(weight, out_features, x.shape[-1]).to(x.dtype)
     groups = w.shape[0]
     dx = torch.empty_like(inputs) if need_dx else x.new_empty(0)

@@ -66,9 +66,9 @@ def backward_(
     if activation == "gelu":
         dz = torch.ops.aten.gelu_backward(dz, preactivation)
     w = weight_slice(weight, out_features, x.shape[-1])
-    rows = dz.flatten(0, -2)
+    rows = dz.reshape(-1, dz.shape[-1])
     if grad_weight is not None:
-        dw = rows.t() @ x.flatten(0, -2)
+        dw = rows.t() @ x.reshape(-1, x.shape[-1])
         weight_slice(grad_weight, out_features, x.shape[-1]).add_(dw.view(w.shape))
     if grad_bias is not None:
         db = rows.sum(0, dtype=torch.promote_types(rows.dtype, torch.float32))
