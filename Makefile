@@ -5,9 +5,6 @@ BIN := $(VENV)/bin
 
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/*/*)
 
-# By path rather than by import hook, so that `import growtas` also works beside the clone.
-EDITABLE := --config-settings editable_mode=compat -e
-
 .PHONY: help demo test lint format bench bench-quick clean
 
 help:
@@ -25,11 +22,11 @@ $(BIN)/python:
 	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel ninja "pybind11>=2.12" "torch>=2.11"
 
 $(VENV)/.demo: $(BIN)/python $(SOURCES)
-	$(BIN)/python -m pip install --quiet --no-build-isolation $(EDITABLE) ".[demo]"
+	$(BIN)/python -m pip install --quiet --no-build-isolation -e ".[demo]"
 	@touch $@
 
 $(VENV)/.dev: $(BIN)/python $(SOURCES)
-	GROWTAS_BUILD=1 $(BIN)/python -m pip install --quiet --no-build-isolation $(EDITABLE) ".[dev]"
+	GROWTAS_BUILD=1 $(BIN)/python -m pip install --quiet --no-build-isolation -e ".[dev]"
 	@touch $@
 
 demo: $(VENV)/.demo
