@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -23,11 +24,21 @@ def ranks(tmp_path_factory):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
     script = Path(distributed_run.__file__)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [*command, str(script), str(folder)],
-        env=environment, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+    environment["PYTHONFAULTHANDLER"] = "1"
+    for attempt in range(2):
+        target = folder / f"attempt{attempt}"
+        target.mkdir()
+        done = subprocess.run(
+            [*command, str(script), str(target)],
+            env=environment, capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+        # Once in some thirty launches a process was killed by SIGABRT, for a reason not found yet;
+        # that is reported and tried again, anything else is a failure at once.
+        if done.returncode == 0 or "SIGABRT" not in done.stderr:
+            break
+        warnings.warn(f"torchrun aborted: {done.stderr[-4000:]}", stacklevel=1)
     assert done.returncode == 0, done.stderr[-4000:]
+    folder = target
     return folder, [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
 
 
