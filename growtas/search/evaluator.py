@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from growtas.precision import amp_dtype, autocast
 from growtas.search import distributed
 from growtas.search.candidate import Score
 from growtas.space import Subnet
@@ -70,7 +70,7 @@ class Evaluator:
         self.model = model
         self.batch_size = batch_size
         self.device = torch.device(device) if device is not None else _device_of(model)
-        self._amp_dtype = _amp_dtype(amp, self.device)
+        self._amp_dtype = amp_dtype(amp, self.device)
         self._normalize = _normalization(images.dtype, mean, std, self.device)
         self._images = _keep(images, self.device)
         self._largest_label = int(labels.max()) if len(labels) else 0
@@ -160,7 +160,7 @@ class Evaluator:
         """[correct predictions, sum of the losses] of the batch that begins at image `start`."""
         images = self._images[start : start + self.batch_size].to(self.device, non_blocking=True)
         labels = self._labels[start : start + self.batch_size]
-        with self._autocast():
+        with autocast(self._amp_dtype, self.device):
             logits = self.model(self._normalize(images), subnet).float()
         if self._largest_label >= logits.shape[1]:
             raise ValueError(
@@ -170,11 +170,6 @@ class Evaluator:
         right = (logits.argmax(1) == labels) & logits.isfinite().all(1)
         loss = F.cross_entropy(logits, labels, reduction="sum")
         return torch.stack((right.sum().double(), loss.double()))
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self._amp_dtype is None:
-            return nullcontext()
-        return torch.autocast(self.device.type, self._amp_dtype)
 
     def fingerprint(self) -> str:
         """A hash of the model's weights and of the labels: equal if scores can be compared.
@@ -194,16 +189,6 @@ class Evaluator:
 def _device_of(model: nn.Module) -> torch.device:
     parameter = next(model.parameters(), None)
     return torch.device("cpu") if parameter is None else parameter.device
-
-
-def _amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:
-    if amp not in ("auto", "bf16", "fp16", "off"):
-        raise ValueError(f"amp must be auto, bf16, fp16 or off, got {amp!r}")
-    if amp == "auto":
-        if device.type != "cuda":
-            return None
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[amp]
 
 
 def _check_data(images: Any, labels: Any) -> None:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from growtas.precision import autocast
 from growtas.space import Subnet
 from growtas.training.distributed import Process
-from growtas.training.precision import autocast
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
+from growtas.precision import autocast
 from growtas.schedule import Pass, StepPlan
 from growtas.training.distributed import Process
-from growtas.training.precision import autocast
 
 Batch = tuple[Tensor, Tensor]
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from growtas.config import differences, to_plain
 from growtas.kernels import GradientAccumulator
+from growtas.precision import amp_dtype
 from growtas.schedule import Phase, StepContext, StepPlan, Strategy, phase_at, total_epochs
 from growtas.supernet import Supernet, save_supernet
 from growtas.training import distributed
@@ -28,7 +29,6 @@ from growtas.training.metrics import MetricsLog
 from growtas.training.optional import require
 from growtas.training.parts import SearchBatches, build_average, build_mix, build_optimizer, wrap
 from growtas.training.passes import PassRunner, StepLosses, trains
-from growtas.training.precision import amp_dtype
 
 CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "supernet.safetensors"

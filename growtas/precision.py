@@ -23,7 +23,7 @@ def amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:
             return None
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     if amp not in _DTYPES:
-        raise ValueError(f"amp is {amp!r}; allowed: 'auto', 'bf16', 'fp16', 'off'")
+        raise ValueError(f"amp must be auto, bf16, fp16 or off, got {amp!r}")
     if amp == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise ValueError("amp is 'bf16', which this GPU lacks; allowed: 'auto', 'fp16', 'off'")
     return _DTYPES[amp]
