@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from growtas import export, kernels
     from growtas.cost import macs, num_params
     from growtas.space import SearchSpace, SpaceDifference, Subnet, SupernetSize
+    from growtas.subnet_files import load_subnets
     from growtas.supernet import Supernet, VisionTransformer, load_supernet, save_supernet
+    from growtas.supernet.autoformer import load_autoformer, save_autoformer
 
 __all__ = [
     "SearchSpace",
@@ -27,9 +29,12 @@ __all__ = [
     "__version__",
     "export",
     "kernels",
+    "load_autoformer",
+    "load_subnets",
     "load_supernet",
     "macs",
     "num_params",
+    "save_autoformer",
     "save_supernet",
 ]
 
@@ -40,7 +45,10 @@ _HOME = {
     "SupernetSize": "growtas.space",
     "Supernet": "growtas.supernet",
     "VisionTransformer": "growtas.supernet",
+    "load_autoformer": "growtas.supernet.autoformer",
+    "load_subnets": "growtas.subnet_files",
     "load_supernet": "growtas.supernet",
+    "save_autoformer": "growtas.supernet.autoformer",
     "save_supernet": "growtas.supernet",
     "macs": "growtas.cost",
     "num_params": "growtas.cost",

@@ -1,4 +1,4 @@
-"""The ``growtas`` command: run, train, search, evaluate, extract, info."""
+"""The ``growtas`` command: run, train, search, evaluate, extract, convert, analyze, info."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from growtas.analysis.commands import add_commands as add_analyses
 from growtas.recipes import available
 from growtas.version import __version__
 
@@ -61,6 +63,17 @@ examples:
 
 {subnets}
 {overrides}""",
+    "convert": """\
+examples:
+  growtas convert supernet-tiny.pth tiny.safetensors --space autoformer-tiny
+  growtas convert prenas.pth tiny.safetensors --space autoformer-tiny --qkv-bias blocks
+  growtas convert runs/tiny supernet-tiny.pth
+search and evaluate a released AutoFormer checkpoint on an image folder:
+  growtas convert supernet-tiny.pth runs/tiny --recipe autoformer-tiny data.root=/path/to/imagenet
+  growtas search runs/tiny search.limits='[{{max_params: 6M}}]'
+  growtas evaluate runs/tiny --subnet AutoFormer-T.yaml --split test
+
+{overrides}""",
     "info": """\
 examples:
   growtas info
@@ -72,7 +85,8 @@ SUBNET is one of
   the name of a limit  its winner in search.json
   best                 the winner with the best search result
   smallest, largest    the ends of the search space
-  FILE.json            a file with embed_dim, num_heads and mlp_ratio
+  FILE, FILE:NAME      in a .json or .yaml file: embed_dim, num_heads and mlp_ratio; AutoFormer's
+                       RETRAIN section; one of PreNAS's candidates (tiny.json:6.0)
   JSON                 '{"embed_dim": 32, "num_heads": [2, 2, 3, 2], "mlp_ratio": [2, 3, 3, 2]}'
 """
 _OVERRIDES = """\
@@ -194,10 +208,11 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 def _extract(options: argparse.Namespace) -> None:
     from growtas.config import ConfigError
+    from growtas.run_folder import SUBNET_FILE
 
     run = _open(options)
     subnet = run.find_subnet(options.subnet)
-    if not options.to and options.subnet.endswith(("}", ".json")):
+    if not options.to and (options.subnet.endswith("}") or SUBNET_FILE.fullmatch(options.subnet)):
         raise ConfigError("--to FOLDER is needed with a subnet that has no name")
     folder = Path(options.to) if options.to else run.folder / options.subnet
     if folder.exists() and not options.overwrite:
@@ -205,6 +220,32 @@ def _extract(options: argparse.Namespace) -> None:
     difference = run.extract(subnet, folder)
     _say(f"{folder}: {subnet}, {run.model.num_params(subnet):,} parameters")
     _say(f"its logits are the supernet's to rounding (largest difference {difference:.1e})")
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from growtas import conversion
+    from growtas.config import ConfigError
+    from growtas.recipe import Recipe
+    from growtas.space import SearchSpace
+
+    names = ("qkv_bias", "pool", "image_size")
+    given = {n: value for n in names if (value := getattr(options, n)) is not None}
+    if options.recipe is not None:
+        if options.space is not None:
+            raise ConfigError("--space and --recipe exclude each other: the recipe has a space")
+        recipe = Recipe.load(options.recipe, options.overrides)
+        recipe = replace(recipe, output=replace(recipe.output, dir=options.target))
+        conversion.adopt(options.source, recipe, overwrite=options.overwrite, say=_say, **given)
+        return
+    if options.overrides:
+        raise ConfigError(f"{options.overrides[0]} changes a recipe: add --recipe RECIPE")
+    space = None
+    if options.space is not None:
+        is_file = options.space.endswith((".yaml", ".yml"))
+        space = (SearchSpace.from_yaml if is_file else SearchSpace.preset)(options.space)
+    conversion.convert(
+        options.source, options.target, space=space, overwrite=options.overwrite, say=_say, **given
+    )
 
 
 def _info(options: argparse.Namespace) -> None:
@@ -271,6 +312,37 @@ def _parser() -> argparse.ArgumentParser:
     _run_arguments(extract, subnet=True)
     extract.add_argument("--to", metavar="FOLDER", help="where to (default: RUN/SUBNET)")
     extract.add_argument("--overwrite", action="store_true", help="replace a model in that folder")
+
+    convert = _command(
+        commands,
+        _convert,
+        "an AutoFormer checkpoint to a supernet file or to a run, and a supernet back",
+    )
+    convert.add_argument(
+        "source", metavar="IN", help="a checkpoint, a supernet file or the folder of a run"
+    )
+    convert.add_argument("target", metavar="OUT", help="file to write; with --recipe, run folder")
+    convert.add_argument(
+        "--recipe", help="make OUT a run with this recipe's space, data and search"
+    )
+    _override_argument(convert)
+    convert.add_argument(
+        "--space", help="search space of the supernet: a preset or a YAML file, AutoFormer's too"
+    )
+    convert.add_argument(
+        "--qkv-bias",
+        choices=("autoformer", "blocks"),
+        help="how the checkpoint's q, k, v bias is read; blocks: PreNAS's (default: autoformer)",
+    )
+    convert.add_argument(
+        "--pool", choices=("mean", "cls"), help="what its classifier reads (default: mean)"
+    )
+    convert.add_argument(
+        "--image-size", type=int, help="pixels per side, if the checkpoint has no pos_embed"
+    )
+    convert.add_argument("--overwrite", action="store_true", help="replace OUT")
+
+    add_analyses(commands, _say)
 
     info = _command(
         commands, _info, "what is installed and built, and which backend runs each operator here"

@@ -6,11 +6,33 @@ runs anything. Arguments have the meaning and the defaults they have for `growta
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from decimal import Decimal, InvalidOperation
+from typing import Any, Literal, NamedTuple
 
 from growtas.checks import positive_int
 from growtas.space import SearchSpace, SpaceDifference
 from growtas.subnet import Subnet
+
+Axis = Literal["params", "macs"]
+Count = int | float | str | None
+
+_UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12}
+
+
+class Cost(NamedTuple):
+    """Size of the extracted model."""
+
+    params: int  # parameters
+    macs: int  # multiply-adds for one image
+
+
+CostFunction = Callable[[Subnet], Cost]
+
+
+def model_cost(model: Any) -> CostFunction:
+    """The cost function of a supernet: ``model.num_params(subnet)`` and ``model.macs(subnet)``."""
+    return lambda subnet: Cost(model.num_params(subnet), model.macs(subnet))
 
 
 def num_params(
@@ -108,6 +130,57 @@ def macs(
     return total
 
 
+def autoformer_complexity(
+    space: SearchSpace | SpaceDifference,
+    subnet: Subnet,
+    *,
+    sequence_length: int | None = None,
+    num_classes: int = 1000,
+    image_size: int | Sequence[int] = 224,
+    patch_size: int = 16,
+    in_chans: int = 3,
+    absolute_position: bool = True,
+    relative_position: bool = True,
+    max_relative_position: int = 14,
+) -> float:
+    """AutoFormer's own ``get_complexity(sequence_length)``, in multiply-adds. Not the true cost:
+
+    - blocks are counted with two tokens beside the patches, one more than there are;
+    - the classifier is counted for every token, though it reads one vector;
+    - relative position is counted as about ``(2r + 1/2) N^2`` per block, whatever the heads, which
+      is unrelated to the two products it takes.
+
+    The final norm is missing too. It exists to compare with numbers that were made with it; use
+    `macs` for anything else.
+
+    Args:
+        sequence_length: number of patches that the count assumes; None for those of the image.
+
+    The other arguments and errors are those of `num_params`. The result is a float because halves
+    occur.
+    """
+    space.supernet.validate(subnet)
+    embed = subnet.embed_dim
+    height, width = _grid(image_size, patch_size)
+    patches = height * width
+    length = (
+        patches if sequence_length is None else positive_int("sequence_length", sequence_length)
+    )
+    outputs = positive_int("num_classes", num_classes)
+    patch_inputs = positive_int("in_chans", in_chans) * patch_size**2
+
+    total = embed + length * patch_inputs * embed + (length + 1) * outputs * embed
+    halves = (patches + 1) * embed if absolute_position else 0
+    tokens = length + 2
+    for heads, hidden in zip(subnet.num_heads, subnet.hidden_dims, strict=True):
+        inner = heads * space.head_dim
+        total += tokens * embed * (2 + 4 * inner + 2 * hidden) + 2 * tokens**2 * inner
+        if relative_position:
+            total += 2 * max_relative_position * tokens**2
+            halves += tokens**2 + tokens * inner
+    return total + halves / 2
+
+
 def _grid(image_size: int | Sequence[int], patch_size: int) -> tuple[int, int]:
     """Patches per column and per row."""
     patch = positive_int("patch_size", patch_size)
@@ -118,3 +191,35 @@ def _grid(image_size: int | Sequence[int], patch_size: int) -> tuple[int, int]:
         if positive_int("image_size", side) % patch:
             raise ValueError(f"image_size {side} is not a multiple of patch_size {patch}")
     return sides[0] // patch, sides[1] // patch
+
+
+def parse_count(value: int | float | str, name: str = "count") -> int:
+    """A number of parameters or multiply-adds: ``6000000``, ``6e6``, ``"6M"``, ``"1.3G"``.
+
+    Units are powers of 1000: K, M, G (or B) and T, in either case.
+
+    Raises:
+        TypeError: neither a number nor text.
+        ValueError: not a non-negative whole number.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise TypeError(f"{name} must be a number or a text like '6M', got {value!r}")
+    text = str(value).strip()
+    unit = _UNITS.get(text[-1:].upper(), 1)
+    try:
+        number = Decimal(text[:-1] if unit > 1 else text) * unit
+    except InvalidOperation:
+        raise ValueError(
+            f"{name} must be a number or a text like '6M' or '1.3G', got {value!r}"
+        ) from None
+    if not number.is_finite() or number < 0 or number != number.to_integral_value():
+        raise ValueError(f"{name} must be a whole number that is not negative, got {value!r}")
+    return int(number)
+
+
+def format_count(count: float) -> str:
+    """`count` with a unit of 1000: 6000000 -> ``6M``, 5366056 -> ``5.366056M``."""
+    for suffix, unit in (("G", 10**9), ("M", 10**6), ("K", 10**3)):
+        if count >= unit:
+            return f"{count / unit:.12g}{suffix}"
+    return f"{count:.12g}"

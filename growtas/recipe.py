@@ -28,6 +28,7 @@ from growtas.search.config import SearchConfig
 from growtas.training.config import AugmentConfig, DataConfig, OptimConfig, TrainConfig
 
 if TYPE_CHECKING:
+    from growtas.cost import CostFunction
     from growtas.schedule import Strategy
     from growtas.space import SearchSpace
     from growtas.supernet import Supernet
@@ -86,7 +87,7 @@ class Recipe:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    # Which subnet trains when, see growtas.schedule.build_strategy.
+    # Which subnet trains when, see growtas.schedule.build_strategy and docs/schedules.md.
     strategy: dict[str, Any] = field(default_factory=lambda: {"name": "uniform"})
     search: SearchConfig = field(default_factory=SearchConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
@@ -165,12 +166,13 @@ class Recipe:
         except (ValueError, TypeError, KeyError) as error:
             raise ConfigError(f"space: {_message(error)}") from None
 
-    def build_strategy(self, space: SearchSpace) -> Strategy:
-        """The training strategy, for a space that `build_space` built."""
+    def build_strategy(self, space: SearchSpace, cost: CostFunction | None = None) -> Strategy:
+        """The training strategy, for a space that `build_space` built. One that stratifies can only
+        be trained with the `cost` of its model (`growtas.cost.model_cost`)."""
         from growtas.schedule import build_strategy
 
         try:
-            strategy = build_strategy(self.strategy, space)
+            strategy = build_strategy(self.strategy, space, cost)
             strategy.phases(space, self.train.epochs)
         except (ValueError, TypeError, KeyError) as error:
             raise ConfigError(f"strategy: {_message(error)}") from None

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from growtas.cost import format_count
 from growtas.search.candidate import Axis, Candidate, pareto_front
-from growtas.search.config import format_count
 from growtas.search.result import SearchResult
 
 _AXIS_LABEL = {"params": "parameters", "macs": "multiply-adds per image"}

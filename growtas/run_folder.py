@@ -3,12 +3,13 @@
 ``config.yaml`` is the complete recipe; ``metrics.csv``, ``checkpoint.pt`` and
 ``supernet.safetensors`` come from training, ``search.json`` and ``random_subnets.json`` from the
 search, ``summary.json`` (the winners, tested), ``best/`` (the exported model) and ``front.png``
-from `growtas.pipeline`.
+from `growtas.pipeline`; ``analysis/`` holds what ``growtas analyze`` drew of the supernet.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,9 +17,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from growtas.checks import mapping
 from growtas.config import ConfigError, differences
 from growtas.recipe import Recipe
-from growtas.space import Subnet
+from growtas.space import SearchSpace, Subnet
+from growtas.subnet_files import load_subnets
 
 if TYPE_CHECKING:
     from growtas.search import Candidate, Evaluator, LimitResult, Score, SearchResult
@@ -34,7 +37,8 @@ RANDOM = "random_subnets.json"
 SUMMARY = "summary.json"
 BEST = "best"
 FRONT = "front.png"
-_TRAINED = (METRICS, "metrics.jsonl", "checkpoint.pt", "tensorboard", SUPERNET)
+ANALYSIS = "analysis"
+_TRAINED = (METRICS, "metrics.jsonl", "checkpoint.pt", "tensorboard", SUPERNET, ANALYSIS)
 _SEARCHED = (SEARCH, SEARCH_STATE, RANDOM)
 _REPORTED = (SUMMARY, BEST, FRONT)
 
@@ -58,6 +62,9 @@ _FREE_ON_RESUME = (
 # largest logit: float32 sums in another order, with a margin.
 LOGIT_TOLERANCE = 1e-4
 CHECK_IMAGES = 32
+
+# A file with subnets, and the name of one of them if it has several.
+SUBNET_FILE = re.compile(r"(.+\.(?:json|ya?ml))(?::(.+))?")
 
 Split = Literal["search", "test"]
 Say = Callable[[str], None]
@@ -195,16 +202,19 @@ class Run:
             return
         import torch
 
+        from growtas.cost import model_cost
         from growtas.training.trainer import Trainer
 
-        self._remove(*_SEARCHED, *_REPORTED, *(() if resume else _TRAINED))
         recipe, data = self.recipe, self.data
         torch.manual_seed(recipe.train.seed)
         model = recipe.build_model(
             in_chans=data.in_chans, image_size=data.image_size, num_classes=data.num_classes
         )
-        strategy = recipe.build_strategy(model.space)
-        trainer = Trainer(model, strategy, data, recipe.train, self.folder, optim=recipe.optim)
+        strategy = recipe.build_strategy(model.space, model_cost(model))
+        self._remove(*_SEARCHED, *_REPORTED, *(() if resume else _TRAINED))
+        trainer = Trainer(
+            model, strategy, data, recipe.train, self.folder, optim=recipe.optim, say=self.say
+        )
         trainer.fit(resume=resume)
         self.__dict__.pop("model", None)  # of an earlier training
 
@@ -307,9 +317,17 @@ class Run:
             ConfigError: the supernet was trained with another recipe.
             ValueError: the supernet does not hold the subnet.
         """
-        self._check_trained_alike()  # other settings would move images between the splits
         self.model.space.supernet.validate(subnet)
-        return self._evaluator(split).score(subnet)
+        return self.evaluator(split).score(subnet)
+
+    def evaluator(self, split: Split) -> Evaluator:
+        """What scores subnets of the trained supernet on a split, its images decoded once.
+
+        Raises:
+            ConfigError: the supernet was trained with another recipe.
+        """
+        self._check_trained_alike()  # other settings would move images between the splits
+        return self._evaluator(split)
 
     def extract(
         self, subnet: Subnet, folder: str | Path, info: dict[str, Any] | None = None
@@ -360,20 +378,17 @@ class Run:
 
         Args:
             text: the name of a limit in ``search.json``, "best" (the winner with the best search
-                result), "smallest", "largest", the path of a JSON file, or JSON.
+                result), "smallest", "largest", a file that `growtas.load_subnets` reads (FILE or
+                FILE:NAME), or JSON.
 
         Raises:
             ConfigError: none of these.
         """
         from growtas.search import SearchResult
 
-        if text in ("smallest", "largest"):
-            space = self.model.space
-            return space.smallest() if text == "smallest" else space.largest()
-        if text.lstrip().startswith("{"):
-            return _subnet_from_json(text, "the subnet")
-        if text.endswith(".json"):
-            return _subnet_from_json(Path(text).read_text(encoding="utf-8"), text)
+        subnet = read_subnet(text, self.model.space)
+        if subnet is not None:
+            return subnet
         path = self.folder / SEARCH
         names: list[str] = []
         if path.is_file():
@@ -456,12 +471,31 @@ def best_limit(result: SearchResult) -> LimitResult:
     return min(result.limits, key=lambda entry: rank_key(entry.best, result.config.objective))
 
 
-def _subnet_from_json(text: str, source: str) -> Subnet:
+def read_subnet(text: str, space: SearchSpace) -> Subnet | None:
+    """The subnet that `text` says without a search: "smallest", "largest", JSON, or a file that
+    `growtas.load_subnets` reads (FILE, or FILE:NAME if it has several); None if it is something
+    else.
+
+    Raises:
+        ConfigError: the JSON or the file does not describe a subnet.
+    """
+    if text in ("smallest", "largest"):
+        return space.smallest() if text == "smallest" else space.largest()
     try:
-        values = json.loads(text)
-        if not isinstance(values, dict):
-            raise ConfigError(f"a subnet has embed_dim, num_heads and mlp_ratio, got {values!r}")
-        values = values.get("info", values)  # of an exported model's config.json
-        return Subnet.from_dict(values.get("subnet", values))
+        if text.lstrip().startswith("{"):
+            return Subnet.from_dict(mapping("a subnet", json.loads(text)))
+        if file := SUBNET_FILE.fullmatch(text):
+            return _subnet_from_file(*file.groups())
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"{source}: {error}") from None
+        raise ConfigError(f"the subnet: {error}") from None
+    return None
+
+
+def _subnet_from_file(path: str, name: str | None) -> Subnet:
+    subnets = load_subnets(path)
+    if name is None and len(subnets) == 1:
+        return next(iter(subnets.values()))
+    if name not in subnets:
+        known = ", ".join(f"{path}:{known}" for known in subnets)
+        raise ConfigError(f"{path} has no {name!r}" if name else f"{path} has several; use {known}")
+    return subnets[name]

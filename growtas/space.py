@@ -188,7 +188,14 @@ class SearchSpace:
         fields = mapping("space", values)
         if "SEARCH_SPACE" in fields:
             autoformer, fields = fields, {"name": fields.get("name", "autoformer")}
-            fields |= _lower(mapping("SEARCH_SPACE", autoformer["SEARCH_SPACE"]))
+            choices = mapping("SEARCH_SPACE", autoformer["SEARCH_SPACE"])
+            for axis, values in choices.items():
+                if isinstance(values, Mapping):  # PreNAS's, made from a few candidates
+                    raise ValueError(
+                        f"{axis} has choices per embedding dim, which no SearchSpace has; "
+                        "growtas.load_subnets reads PreNAS's candidates"
+                    )
+            fields |= _lower(choices)
             if "SUPERNET" in autoformer:
                 fields["supernet"] = _lower(mapping("SUPERNET", autoformer["SUPERNET"]))
         mapping("space", fields, required=AXES, optional=("head_dim", "supernet", "name"))

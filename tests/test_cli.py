@@ -195,7 +195,9 @@ class TestErrors:
 
 
 class TestHelp:
-    @pytest.mark.parametrize("name", ["run", "train", "search", "evaluate", "extract", "info"])
+    @pytest.mark.parametrize(
+        "name", ["run", "train", "search", "evaluate", "extract", "convert", "info"]
+    )
     def test_every_command_has_examples(self, name, capsys):
         with pytest.raises(SystemExit) as stop:
             main([name, "--help"])

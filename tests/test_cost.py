@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import random
+from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from growtas import Supernet
-from growtas.cost import macs, num_params
+from growtas.cost import autoformer_complexity, macs, num_params
 from growtas.space import SearchSpace, Subnet
 
 RETRAIN = {
@@ -63,15 +65,88 @@ def test_autoformer_parameter_counts(name, subnet, expected):
     assert num_params(SearchSpace.preset(f"autoformer-{name}"), subnet) == expected
 
 
+PRENAS = json.loads((Path(__file__).parent / "golden" / "prenas_candidates.json").read_text())
+
+
 @pytest.mark.parametrize(
-    ("name", "without", "with_relative"),
-    [("tiny", 1.283e9, 1.412e9), ("small", 4.774e9, 5.025e9), ("base", 11.045e9, 11.463e9)],
+    ("size", "name"),
+    [(size, name) for size in ("tiny", "small", "base") for name in PRENAS[size]],
 )
-def test_published_subnets_multiply_adds(name, without, with_relative):
-    space = SearchSpace.preset(f"autoformer-{name}")
-    assert macs(space, RETRAIN[name], relative_position=False) == pytest.approx(without, rel=1e-3)
-    # the reference value pads the attention's head dim from 93 to 96
-    assert macs(space, RETRAIN[name]) == pytest.approx(with_relative, rel=1e-2)
+def test_prenas_parameter_counts(size, name):
+    """The 13 numbers in PreNAS's candidate files, in millions."""
+    fields = PRENAS[size][name]
+    subnet = Subnet(fields["embed_dim"], fields["num_heads"], fields["mlp_ratio"])
+    count = num_params(SearchSpace.preset(f"autoformer-{size}"), subnet)
+    assert count == round(fields["num_params"] * 1e6)
+
+
+@pytest.mark.parametrize(
+    ("name", "without", "padded"),
+    [
+        ("tiny", 1_283_236_352, 1.412e9),
+        ("small", 4_773_931_776, 5.025e9),
+        ("base", 11_045_397_248, 11.463e9),
+    ],
+)
+def test_published_subnets_multiply_adds(name, without, padded):
+    """By hand, with N = 197 tokens, h heads in all blocks together and 14 + 14 + 1 position codes:
+    2 N^2 29 h for longer heads and 2 (N - 1) 29 64 h for the products with the tables."""
+    space, subnet = SearchSpace.preset(f"autoformer-{name}"), RETRAIN[name]
+    heads = sum(subnet.num_heads)
+    assert macs(space, subnet, relative_position=False) == without
+    plain = 196 * 768 * subnet.embed_dim + 1000 * subnet.embed_dim
+    plain += sum(
+        256 * h * 197 * subnet.embed_dim + 2 * 197**2 * 64 * h + 2 * 197 * subnet.embed_dim * f
+        for h, f in zip(subnet.num_heads, subnet.hidden_dims, strict=True)
+    )
+    assert plain == without
+    count = macs(space, subnet)
+    assert count == without + 2 * 197**2 * 29 * heads + 2 * 196 * 29 * 64 * heads
+    # the reference values pad heads of 93 to 96 and send the class token through the tables too
+    assert count + 2 * 197**2 * 3 * heads + 2 * 29 * 64 * heads == pytest.approx(padded, abs=5e5)
+
+
+@pytest.mark.parametrize(
+    ("name", "subnet", "expected", "digits"),
+    [
+        ("tiny", RETRAIN["tiny"], 1_344_034_362, 0),
+        ("small", RETRAIN["small"], 4_892_144_730, 0),
+        ("base", RETRAIN["base"], 11_236_929_660, 0),
+        ("tiny", corner("tiny", "smallest"), 1.2254e9, -5),
+        ("tiny", corner("tiny", "largest"), 2.3404e9, -5),
+        ("small", corner("small", "smallest"), 2.8607e9, -5),
+        ("small", corner("small", "largest"), 7.3425e9, -5),
+        ("base", corner("base", "smallest"), 8.3991e9, -5),
+        ("base", corner("base", "largest"), 15.9717e9, -5),
+    ],
+)
+def test_autoformers_own_complexity(name, subnet, expected, digits):
+    """What its get_complexity(196) returned; from -5 on, the digits that were noted."""
+    count = autoformer_complexity(SearchSpace.preset(f"autoformer-{name}"), subnet)
+    assert round(count, digits) == expected
+
+
+def test_autoformers_own_complexity_of_other_models():
+    """By hand: its rule for n patches, T = n + 2 tokens in blocks and n + 1 at the classifier."""
+    space = SearchSpace((64,), (1,), (1,), (2.0,))
+    subnet = space.largest()
+    for length in (4, 9):  # odd and even T: halves occur
+        tokens = length + 2
+        block = 2 * tokens * 64 + 192 * tokens * 64 + 2 * tokens**2 * 64 + 64 * tokens * 64
+        block += 2 * tokens * 64 * 128
+        rest = 64 + length * 27 * 64 + (length + 1) * 5 * 64
+        options = {"image_size": 6, "patch_size": 3, "num_classes": 5, "sequence_length": length}
+        bare = {"relative_position": False, "absolute_position": False}
+        assert autoformer_complexity(space, subnet, **options, **bare) == rest + block
+        position = 2 * 3 * tokens**2 + tokens**2 / 2 + tokens * 64 / 2
+        assert autoformer_complexity(space, subnet, **options, max_relative_position=3) == (
+            rest + block + position + 5 * 64 / 2
+        )
+    assert autoformer_complexity(space, subnet, image_size=6, patch_size=3, num_classes=5) == (
+        autoformer_complexity(space, subnet, **options | {"sequence_length": 4})
+    )
+    with pytest.raises(ValueError, match="sequence_length must be at least 1, got 0"):
+        autoformer_complexity(space, subnet, **options | {"sequence_length": 0})
 
 
 VARIANTS = {
@@ -124,7 +199,7 @@ def test_a_difference_of_spaces_has_costs():
     assert macs(plus, plus.largest()) == macs(space, space.largest())
 
 
-@pytest.mark.parametrize("count", [num_params, macs])
+@pytest.mark.parametrize("count", [num_params, macs, autoformer_complexity])
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -142,7 +217,7 @@ def test_impossible_models_are_refused(count, options, message):
         count(space, space.smallest(), **options)
 
 
-@pytest.mark.parametrize("count", [num_params, macs])
+@pytest.mark.parametrize("count", [num_params, macs, autoformer_complexity])
 def test_too_large_subnets_are_refused(count):
     tiny, small = SearchSpace.preset("autoformer-tiny"), SearchSpace.preset("autoformer-small")
     with pytest.raises(ValueError, match="embed_dim = 320 is larger than the supernet's 256"):

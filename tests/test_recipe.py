@@ -48,6 +48,7 @@ class TestPublishedSettings:
         assert optim.peak_lr(recipe.data.batch_size) == pytest.approx(1e-3)
         assert optim.min_lr == (1e-7 if name == "autoformer-base" else 1e-5)
         assert (optim.warmup_epochs, optim.weight_decay, optim.inactive) == (20, 0.05, "dense")
+        assert (optim.schedule, optim.warmup_lr) == ("autoformer", 1e-6)
         plus = recipe.strategy["plus"]
         scale = recipe.data.batch_size / optim.lr_base_batch
         published = {"autoformer-base": (2e-7, 10)}.get(name, (5e-5, 20))

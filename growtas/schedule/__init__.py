@@ -1,5 +1,6 @@
 """Training strategies: generators of step plans, data in and data out, without a tensor."""
 
+from growtas.schedule.candidates import Candidates, read_candidates
 from growtas.schedule.growtas import GrowTAS, PlusPhase, Stage
 from growtas.schedule.plan import (
     Pass,
@@ -12,21 +13,27 @@ from growtas.schedule.plan import (
     total_epochs,
 )
 from growtas.schedule.presets import build_strategy, growtas_preset
+from growtas.schedule.stratify import Stratify
+from growtas.schedule.transition import Plateau
 from growtas.schedule.uniform import Uniform
 
 __all__ = [
+    "Candidates",
     "GrowTAS",
     "Pass",
     "Phase",
+    "Plateau",
     "PlusPhase",
     "Stage",
     "Stateless",
     "StepContext",
     "StepPlan",
     "Strategy",
+    "Stratify",
     "Uniform",
     "build_strategy",
     "growtas_preset",
     "phase_at",
+    "read_candidates",
     "total_epochs",
 ]

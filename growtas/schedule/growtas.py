@@ -13,7 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from growtas.checks import listed, mapping
-from growtas.schedule.plan import Phase
+from growtas.cost import CostFunction
+from growtas.schedule.plan import GrowthInit, Phase
+from growtas.schedule.stratify import Stratify
+from growtas.schedule.transition import Plateau, PlateauWatch
 from growtas.schedule.uniform import Uniform
 from growtas.space import SearchSpace
 from growtas.subnet import AXES
@@ -25,6 +28,7 @@ class Stage:
 
     Args:
         start: T_{k-1}. Below 1 it is a fraction of the run's epochs, otherwise a number of epochs.
+            The latest one if transitions are adaptive.
         restrict: choices kept per axis, as for `SearchSpace.restrict`; empty for the whole space.
     """
 
@@ -75,23 +79,41 @@ class GrowTAS(Uniform):
         stages: `Stage`s or (start, restriction) pairs. The first starts at 0, the last is the
             whole space, each contains the one before.
         plus: the GrowTAS+ phase, None for GrowTAS.
+        growth_init: what the weights that a stage adds start from, see `Phase`.
+        reset_moments: whether the optimizer forgets what it knows of them, see `Phase`.
+        transition: None for stages that begin at their start, or the rule by which they begin
+            earlier; decided at the end of an epoch. No learning rate depends on it.
+        sequence, stratify, cost: how subnets are drawn from the space of a phase, see `Uniform`.
 
     Raises:
-        ValueError: no stage, or a first stage that does not start at 0. What depends on the space
-            and on the epochs is checked by `phases`.
+        ValueError: no stage, a first stage that does not start at 0, or a rule of transition for a
+            single stage. What depends on the space and on the epochs is checked by `phases`.
     """
 
     def __init__(
         self,
         stages: Sequence[Stage | tuple[float, Mapping[str, Any]]],
         plus: PlusPhase | None = None,
+        growth_init: GrowthInit = "none",
+        reset_moments: bool = False,
+        *,
+        transition: Plateau | None = None,
+        sequence: str | None = None,
+        stratify: Stratify | None = None,
+        cost: CostFunction | None = None,
     ) -> None:
+        super().__init__(sequence=sequence, stratify=stratify, cost=cost)
         self.stages = tuple(s if isinstance(s, Stage) else Stage(*s) for s in stages)
         self.plus = plus
+        self.growth_init = growth_init
+        self.reset_moments = reset_moments
+        self._watch = PlateauWatch(transition, len(self.stages)) if transition else None
         if not self.stages:
             raise ValueError("GrowTAS needs at least one stage")
         if self.stages[0].start != 0:
             raise ValueError(f"the first stage must start at 0, got {self.stages[0].start}")
+        if transition is not None and len(self.stages) == 1:
+            raise ValueError("a rule of transition needs at least two stages, got one")
 
     @property
     def extra_epochs(self) -> int:
@@ -104,7 +126,9 @@ class GrowTAS(Uniform):
         Raises:
             ValueError: a restriction names a value that `space` lacks, stages are not nested, do
                 not end with the whole space or do not start one after the other within `epochs`,
-                or the frozen space is the whole space.
+                or the frozen space is the whole space. With a sequence or a rule of transition: a
+                stage starts within an epoch, or the rule cannot apply before the second stage
+                starts.
         """
         if epochs < 1:
             raise ValueError(f"epochs must be at least 1, got {epochs}")
@@ -114,6 +138,8 @@ class GrowTAS(Uniform):
                 stage.start_epoch(epochs),
                 _restricted(space, stage.restrict, f"stage {number}"),
                 f"stage {number}/{len(self.stages)}",
+                growth_init=self.growth_init if phases else "none",
+                reset_moments=self.reset_moments and bool(phases),
             )
             if phases:
                 _check_follows(phases[-1], phase, number)
@@ -128,7 +154,59 @@ class GrowTAS(Uniform):
                 f"the last stage restricts {listed(self.stages[-1].restrict)}; it must be the "
                 "whole space, else the rest never trains (restrict the space itself instead)"
             )
-        return [*phases, self._plus_phase(self.plus, space, epochs)] if self.plus else phases
+        self._check_starts(phases)
+        if self.plus:
+            phases.append(self._plus_phase(self.plus, space, epochs))
+        return self._prepared(phases)
+
+    def phase(self, phases: Sequence[Phase], epoch: float) -> Phase:
+        """The last phase that has started, by its start or by the rule of transition."""
+        if self._watch is None:
+            return super().phase(phases, epoch)
+        return phases[self._watch.index(phases, epoch)]
+
+    def end_epoch(self, phases: Sequence[Phase], epoch: int, loss: float) -> None:
+        """Apply the rule of transition, if there is one."""
+        if self._watch is not None:
+            self._watch.end_epoch(phases, epoch, loss)
+
+    def notes(self) -> list[str]:
+        """Which stages have begun by the rule of transition, and which bins are empty."""
+        return super().notes() + (self._watch.notes() if self._watch else [])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Settings of the draws, and what the rule of transition has seen."""
+        state = super().state_dict()
+        return {**state, "transition": self._watch.state_dict()} if self._watch else state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue; ValueError if the state is of other draws or of another rule."""
+        rest = {key: value for key, value in state.items() if key != "transition"}
+        super().load_state_dict(rest)
+        if ("transition" in state) != (self._watch is not None):
+            raise ValueError(
+                "the run's stages ended by the loss, now by the calendar"
+                if self._watch is None
+                else "the run's stages ended by the calendar, now by the loss"
+            )
+        if self._watch is not None:
+            self._watch.load_state_dict(state["transition"])
+
+    def _check_starts(self, phases: Sequence[Phase]) -> None:
+        needs = f"sequence {self.sequence!r}" if self.sequence else "an adaptive transition"
+        for number, phase in enumerate(phases, start=1):
+            if (self.sequence or self._watch) and phase.start != int(phase.start):
+                raise ValueError(
+                    f"stage {number} starts at epoch {phase.start:g}; {needs} needs whole epochs, "
+                    f"such as {math.floor(phase.start)} or {math.ceil(phase.start)}"
+                )
+        if self._watch is not None and len(phases) > 1:
+            shortest = self._watch.rule.shortest
+            if shortest > phases[1].start:
+                raise ValueError(
+                    f"the transition never ends a stage before {shortest} epochs (min_epochs, "
+                    f"patience + 1), but stage 2 starts at epoch {phases[1].start:g} at the latest"
+                )
 
     def _plus_phase(self, plus: PlusPhase, space: SearchSpace, epochs: int) -> Phase:
         frozen = _restricted(space, plus.freeze, "plus freeze")

@@ -1,8 +1,9 @@
 """What a training strategy and the trainer say to each other, as plain data.
 
-A strategy answers two questions: which phases a run has (`phases`, asked once) and what one
-optimizer step does (`plan`, asked every step). The trainer executes the answers and never asks
-which method they come from, so a plan can be logged, replayed and tested without a model.
+A strategy answers three questions: which phases a run has (`phases`, asked once), which of them
+holds now (`phase`) and what one optimizer step does (`plan`, both asked every step). The trainer
+executes the answers and never asks which method they come from, so a plan can be logged, replayed
+and tested without a model.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 from growtas.space import SearchSpace, SpaceDifference, Subnet
 
 SPLITS = ("train", "search")
+GrowthInit = Literal["none", "reinit", "zero"]
+GROWTH_INITS = get_args(GrowthInit)
 PHASE_RECIPE = ("epochs", "lr", "min_lr", "warmup_epochs")
 _TAG = re.compile(r"[A-Za-z0-9_.-]+")
 
@@ -124,9 +127,16 @@ class Phase:
         recipe: training settings that differ in this phase: epochs, lr, min_lr, warmup_epochs, each
             with the meaning it has for the whole run (lr is scaled with the batch size if the
             run's is).
+        growth_init: what the weights start from that the largest subnet of this space reads and
+            that of the phase before does not: "none" (what has become of them), "reinit" (new
+            random values, as at the start of the run) or "zero" (the same, but zero where they
+            read a new unit, so that new units have no effect at first). Without meaning in the
+            first phase.
+        reset_moments: whether the optimizer forgets their moments and step counts.
 
     Raises:
-        ValueError: a negative start, an unknown recipe field, or `freeze` of another supernet.
+        ValueError: a negative start, an unknown recipe field or growth_init, or `freeze` of another
+            supernet.
     """
 
     start: float
@@ -134,6 +144,8 @@ class Phase:
     name: str
     freeze: SearchSpace | None = None
     recipe: Mapping[str, float] = field(default_factory=dict, hash=False)
+    growth_init: GrowthInit = "none"
+    reset_moments: bool = False
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.start) and self.start >= 0):
@@ -146,6 +158,10 @@ class Phase:
                 raise ValueError(
                     f"phase {self.name!r} overrides {key!r}; allowed: {', '.join(PHASE_RECIPE)}"
                 )
+        if self.growth_init not in GROWTH_INITS:
+            raise ValueError(
+                f"growth_init is {self.growth_init!r}; allowed: {', '.join(GROWTH_INITS)}"
+            )
         if self.freeze is not None and self.freeze.supernet != self.space.supernet:
             raise ValueError(
                 f"phase {self.name!r} freezes a space of {self.freeze.supernet}, "
@@ -158,16 +174,24 @@ class StepContext:
     """What a strategy may look at when it plans a step.
 
     Args:
-        rng: the only source of randomness; the same on all ranks and after a resume.
+        rng: randomness of this step, made from the run's seed and `step`; the same on all ranks and
+            after a resume.
         step: optimizer steps taken so far in the whole run.
         epoch: the same position in epochs, fractional.
         phase: the current phase.
+        position: steps taken so far in this epoch.
     """
 
     rng: random.Random
     step: int
     epoch: float
     phase: Phase
+    position: int
+
+    @property
+    def epoch_index(self) -> int:
+        """Epochs finished before this step: 0 in the first epoch."""
+        return int(self.epoch)
 
 
 class Strategy(Protocol):
@@ -180,11 +204,21 @@ class Strategy(Protocol):
     def phases(self, space: SearchSpace, epochs: int) -> list[Phase]:
         """The phases of a run of `epochs` ordinary epochs in order of their start, first at 0."""
 
+    def phase(self, phases: Sequence[Phase], epoch: float) -> Phase:
+        """The one of `phases` that holds at `epoch`, never one before an earlier answer."""
+
     def plan(self, context: StepContext) -> StepPlan:
         """What the next optimizer step does; depends on `context` and the strategy's state only."""
 
     def observe(self, plan: StepPlan, losses: Sequence[float]) -> None:
         """Called after each step with the loss of every pass of `plan`, equal on all ranks."""
+
+    def end_epoch(self, phases: Sequence[Phase], epoch: int, loss: float) -> None:
+        """Called when `epoch` epochs are done with the mean objective of the last one's images,
+        equal on all ranks."""
+
+    def notes(self) -> list[str]:
+        """What happened since the last call and is worth telling, a line each."""
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values that `load_state_dict` needs to continue the sequence of plans."""
@@ -201,8 +235,19 @@ class Stateless:
         """No epochs beyond the ordinary ones."""
         return 0
 
+    def phase(self, phases: Sequence[Phase], epoch: float) -> Phase:
+        """The last phase that has started, by its own start."""
+        return phase_at(phases, epoch)
+
     def observe(self, plan: StepPlan, losses: Sequence[float]) -> None:
         """Losses change nothing."""
+
+    def end_epoch(self, phases: Sequence[Phase], epoch: int, loss: float) -> None:
+        """Nor does the end of an epoch."""
+
+    def notes(self) -> list[str]:
+        """Nothing to tell."""
+        return []
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing to save."""

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
+from growtas.cost import Axis
 from growtas.space import Subnet
 
 Objective = Literal["accuracy", "loss"]
-Axis = Literal["params", "macs"]
-
-
-class Cost(NamedTuple):
-    """Size of the extracted model."""
-
-    params: int  # parameters
-    macs: int  # multiply-adds for one image
 
 
 class Score(NamedTuple):
@@ -36,14 +29,6 @@ class Scorer(Protocol):
 
     def score(self, subnet: Subnet) -> Score:
         """Score of `subnet`; in a distributed search the same on every rank."""
-
-
-CostFunction = Callable[[Subnet], Cost]
-
-
-def model_cost(model: Any) -> CostFunction:
-    """The cost function of a supernet: ``model.num_params(subnet)`` and ``model.macs(subnet)``."""
-    return lambda subnet: Cost(model.num_params(subnet), model.macs(subnet))
 
 
 @dataclass(frozen=True)

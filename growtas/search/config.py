@@ -6,44 +6,9 @@ import difflib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from decimal import Decimal, InvalidOperation
 from typing import Any, Literal
 
-Count = int | float | str | None
-
-_UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12}
-
-
-def parse_count(value: int | float | str, name: str = "count") -> int:
-    """A number of parameters or multiply-adds: ``6000000``, ``6e6``, ``"6M"``, ``"1.3G"``.
-
-    Units are powers of 1000: K, M, G (or B) and T, in either case.
-
-    Raises:
-        TypeError: neither a number nor text.
-        ValueError: not a non-negative whole number.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise TypeError(f"{name} must be a number or a text like '6M', got {value!r}")
-    text = str(value).strip()
-    unit = _UNITS.get(text[-1:].upper(), 1)
-    try:
-        number = Decimal(text[:-1] if unit > 1 else text) * unit
-    except InvalidOperation:
-        raise ValueError(
-            f"{name} must be a number or a text like '6M' or '1.3G', got {value!r}"
-        ) from None
-    if not number.is_finite() or number < 0 or number != number.to_integral_value():
-        raise ValueError(f"{name} must be a whole number that is not negative, got {value!r}")
-    return int(number)
-
-
-def format_count(count: float) -> str:
-    """`count` with a unit of 1000: 6000000 -> ``6M``, 5366056 -> ``5.366056M``."""
-    for suffix, unit in (("G", 10**9), ("M", 10**6), ("K", 10**3)):
-        if count >= unit:
-            return f"{count / unit:.12g}{suffix}"
-    return f"{count:.12g}"
+from growtas.cost import Count, format_count, parse_count
 
 
 @dataclass(frozen=True)
@@ -141,6 +106,9 @@ class SearchConfig:
     objective: Literal["accuracy", "loss"] = "accuracy"  # ranks subnets; the other breaks ties
     limits: tuple[Limit, ...] = ()  # windows on parameters and MACs, searched in one call; (): all
     seed: int = 0
+    # "autoformer": propose what AutoFormer's code proposes for this seed and these scores; for one
+    # limit, on parameters, and the objective accuracy. See growtas.search.autoformer.
+    compat: Literal["autoformer"] | None = None
     batch_size: int = 256  # images per evaluation step, in each process
     max_images: int | None = None  # images used, spread evenly over the search split; None: all
 
@@ -173,6 +141,27 @@ class SearchConfig:
                 f"more than the population of {self.population}"
             )
         object.__setattr__(self, "limits", _as_limits(self.limits))
+        self._check_compat()
+
+    def _check_compat(self) -> None:
+        """What AutoFormer's search cannot do has no draws of its to repeat."""
+        if self.compat not in (None, "autoformer"):
+            raise ValueError(f"compat must be autoformer or null, got {self.compat!r}")
+        if self.compat is None:
+            return
+        needs = "compat: autoformer needs"
+        if self.method != "evolution":
+            raise ValueError(f"{needs} the method evolution, got {self.method!r}")
+        if self.objective != "accuracy":
+            raise ValueError(f"{needs} the objective accuracy, got {self.objective!r}")
+        if len(self.windows) > 1:
+            names = ", ".join(limit.name for limit in self.windows)
+            raise ValueError(f"{needs} one limit, got {len(self.windows)} ({names})")
+        if self.windows[0].window("macs") != (0, math.inf):
+            raise ValueError(f"{needs} a limit on parameters only, got {self.windows[0].name!r}")
+        if self.parents == 50:
+            # It keeps its best 50 for display: in the same list then, which gets all of them twice.
+            raise ValueError(f"{needs} parents other than 50, with which AutoFormer counts twice")
 
     @property
     def num_mutations(self) -> int:

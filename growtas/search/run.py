@@ -11,15 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from growtas.search import distributed
-from growtas.search.breeding import next_generation
-from growtas.search.candidate import (
-    Candidate,
-    CostFunction,
-    Scorer,
-    json_number,
-    rank_key,
-)
+from growtas.cost import CostFunction
+from growtas.search import autoformer, breeding, distributed
+from growtas.search.candidate import Candidate, Scorer, json_number, rank_key
 from growtas.search.config import Limit, SearchConfig
 from growtas.search.result import (
     LimitResult,
@@ -28,8 +22,8 @@ from growtas.search.result import (
     to_json,
     write_atomically,
 )
-from growtas.search.size_table import SizeTable
 from growtas.search.window import Window
+from growtas.size_table import SizeTable
 from growtas.space import SearchSpace, Subnet
 
 STATE_FILE = "search_state.json"
@@ -101,8 +95,8 @@ class _Search:
         self.folder = folder
         table = SizeTable.build(space, cost)
         self.windows = [Window(space, limit, cost, table) for limit in config.windows]
-        # Seeded by the bounds: adding or renaming a limit leaves the draws of the others alone.
-        self.rngs = [random.Random(_seed(config.seed, limit)) for limit in config.windows]
+        self.breed = (autoformer if config.compat else breeding).next_generation
+        self.rngs = [random.Random(_seed(config, limit)) for limit in config.windows]
         self.histories: list[list[dict[str, Any]]] = [[] for _ in self.windows]
         self.archive: dict[Subnet, Candidate] = {}
         self.turn = 0  # generation * number of limits + limit
@@ -126,7 +120,7 @@ class _Search:
         if self.pending is None:
             parents = [c.subnet for c in self._ranked(window.limit)[: self.config.parents]]
             is_known = self.archive.__contains__
-            self.pending = next_generation(self.config, window, parents, is_known, rng)
+            self.pending = self.breed(self.config, window, parents, is_known, rng)
             if not self.pending and not parents:
                 raise window.empty_error()
             self.save()
@@ -157,6 +151,8 @@ class _Search:
 
     def _ranked(self, limit: Limit) -> list[Candidate]:
         inside = (c for c in self.archive.values() if limit.admits(c.params, c.macs))
+        if self.config.compat:
+            return autoformer.ranked(inside)  # the archive is in the order of evaluation
         return sorted(inside, key=lambda c: rank_key(c, self.config.objective))
 
     def _exhausted(self, index: int) -> bool:
@@ -290,8 +286,11 @@ def _evaluate(subnet: Subnet, evaluator: Scorer, cost: CostFunction) -> Candidat
     return Candidate(subnet, *cost(subnet), evaluator.score(subnet))
 
 
-def _seed(seed: int, limit: Limit) -> str:
-    return f"{seed} {limit.window('params')} {limit.window('macs')}"
+def _seed(config: SearchConfig, limit: Limit) -> int | str:
+    if config.compat:
+        return config.seed
+    # By the bounds: adding or renaming a limit leaves the draws of the others alone.
+    return f"{config.seed} {limit.window('params')} {limit.window('macs')}"
 
 
 def _mean(values: Sequence[float]) -> float | str | None:

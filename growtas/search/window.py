@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from growtas.search.candidate import Cost, CostFunction
-from growtas.search.config import Limit, format_count
+from growtas.cost import Cost, CostFunction, format_count
+from growtas.search.config import Limit
 from growtas.search.operators import step
-from growtas.search.size_table import Selection, SizeTable
+from growtas.size_table import Selection, SizeTable
 from growtas.space import SearchSpace, Subnet
 
 # Every loop is bounded by one of these.

@@ -15,7 +15,7 @@ from growtas.space import SearchSpace, Subnet
 from growtas.supernet.layers import INIT_STD, Block, PatchEmbedding, SlicedLayerNorm, SlicedLinear
 from growtas.supernet.standalone import VisionTransformer
 
-_QKV_BIAS = ("blocks", "autoformer")
+QKV_BIAS = ("blocks", "autoformer")
 _POOL = ("mean", "cls")
 
 
@@ -85,8 +85,8 @@ class Supernet(nn.Module):
             raise ValueError(f"pool is {pool!r}, allowed: {', '.join(_POOL)}")
         if pool == "cls" and not class_token:
             raise ValueError("pool 'cls' needs class_token=True")
-        if qkv_bias not in _QKV_BIAS:
-            raise ValueError(f"qkv_bias is {qkv_bias!r}, allowed: {', '.join(_QKV_BIAS)}")
+        if qkv_bias not in QKV_BIAS:
+            raise ValueError(f"qkv_bias is {qkv_bias!r}, allowed: {', '.join(QKV_BIAS)}")
 
         self.space = space
         self.config: dict[str, Any] = {

@@ -234,12 +234,17 @@ class OptimConfig:
     min_lr: float = 1e-5  # learning rate at the end of the cosine; not scaled
     warmup_lr: float = 1e-6  # learning rate at the start of the warm-up; not scaled
     warmup_epochs: float = 20.0  # length of the linear warm-up
+    # "cosine", or "autoformer": the same one epoch late, as in AutoFormer's loop, where every epoch
+    # but the first has the rate meant for the one before.
+    schedule: str = "cosine"
     sched_on_updates: bool = False  # change the rate at every step instead of once per epoch
     weight_decay: float = 0.05  # not applied to 1-D parameters, class token, position embedding
     betas: tuple[float, float] = (0.9, 0.999)  # decay of the first and of the second moment
     eps: float = 1e-8  # added to the root of the second moment
     clip_grad: float | None = None  # largest norm of the whole gradient; None: no clipping
-    inactive: str = "dense"  # weights not sampled: "dense" (decay, coast) or "masked" (untouched)
+    # Weights that a step did not sample: "dense" (they decay and coast), "masked" (untouched) or
+    # "skip" (as "dense", but untouched where nothing of the whole parameter was sampled).
+    inactive: str = "dense"
 
     def __post_init__(self) -> None:
         _number("optim.lr", self.lr, 0.0, open_low=True)
@@ -251,7 +256,11 @@ class OptimConfig:
         _number("optim.eps", self.eps, 0.0, open_low=True)
         if self.clip_grad is not None:
             _number("optim.clip_grad", self.clip_grad, 0.0, open_low=True)
-        _choice("optim.inactive", self.inactive, ("dense", "masked"))
+        _choice("optim.schedule", self.schedule, ("cosine", "autoformer"))
+        if self.schedule == "autoformer":
+            once = "False, as schedule 'autoformer' keeps the rate within an epoch"
+            _require(not self.sched_on_updates, "optim.sched_on_updates", True, once)
+        _choice("optim.inactive", self.inactive, ("dense", "masked", "skip"))
 
     def peak_lr(self, batch_size: int) -> float:
         """Peak learning rate for `batch_size` images per step over all processes."""

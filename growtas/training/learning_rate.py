@@ -1,4 +1,10 @@
-"""The learning rate over a run: a cosine with warm-up, and a new one where a phase asks for it."""
+"""The learning rate over a run: a cosine with warm-up, and a new one where a phase asks for it.
+
+With t in epochs from the start of a stretch of T epochs: w + t (p - w) / W below t = W, the length
+of the warm-up from w = warmup_lr, then m + (p - m) (1 + cos(pi t / T)) / 2 with m = min_lr. Only
+the peak p is scaled with the batch size, and the warm-up takes the place of the first part of the
+cosine instead of delaying it (timm's default, which AutoFormer and the GrowTAS authors use).
+"""
 
 from __future__ import annotations
 
@@ -61,6 +67,10 @@ def segment_of(phases: Sequence[Phase], index: int, total: float, optim: OptimCo
 class LearningRate:
     """timm's cosine schedule over one segment; a pure function of the position in the run.
 
+    With ``schedule="autoformer"`` the k-th epoch of the segment (from 0) has the rate of t = k - 1,
+    the first that of t = 0: AutoFormer's loop steps its scheduler after the epoch, with the number
+    of the epoch that is over.
+
     Args:
         optimizer: its groups' rates are set.
         segment: the stretch.
@@ -91,6 +101,7 @@ class LearningRate:
         self.segment = segment
         self.unit = steps_per_epoch if optim.sched_on_updates else 1
         self.steps_per_epoch = steps_per_epoch
+        self.late = int(optim.schedule == "autoformer")
         self.schedule = require("timm.scheduler", "train").CosineLRScheduler(
             optimizer,
             t_initial=max(1, round(segment.epochs * self.unit)),
@@ -102,4 +113,5 @@ class LearningRate:
     def set(self, step: int) -> None:
         """Set the rate for optimizer step `step` of the run (0 is the first)."""
         position = step - self.segment.start * self.steps_per_epoch
-        self.schedule.step(math.floor(position * self.unit / self.steps_per_epoch + 1e-6))
+        count = math.floor(position * self.unit / self.steps_per_epoch + 1e-6)
+        self.schedule.step(max(0, count - self.late))

@@ -24,6 +24,7 @@ FIELDS = (
     "largest_loss",
     "images_per_second",  # training only, over all processes
     "seconds",  # of the epoch, evaluation included
+    "note",  # what the strategy had to tell at its end, such as why a stage begins
 )
 
 

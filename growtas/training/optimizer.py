@@ -12,64 +12,36 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-Extents = Sequence[int]
-Box = tuple[slice, ...]
+from growtas.training.boxes import Extents, boxes_outside, check_extents, leading_box, within
+
+INACTIVE = ("dense", "masked", "skip")
 
 _MASKED_STATE = ("exp_avg", "exp_avg_sq", "count")
 
+# Nested leading boxes of a tensor, smallest first, the whole tensor last. What each adds to the one
+# before counts its steps on its own; 0: it has not begun.
+Shells = list[tuple[tuple[int, ...], int]]
 
-def leading_box(extents: Extents) -> Box:
-    """The slices ``[:e0, :e1, ...]``."""
-    return tuple(slice(0, extent) for extent in extents)
-
-
-def subtract(box: Box, extents: Extents) -> list[Box]:
-    """`box` without the leading box `extents`, as disjoint boxes: at most one per dimension."""
-    if any(side.start >= extent for side, extent in zip(box, extents, strict=True)):
-        return [box]
-    inner = [
-        slice(side.start, min(side.stop, extent)) for side, extent in zip(box, extents, strict=True)
-    ]
-    # Before the axis: inside the removed box. On it: beyond. After it: all of `box`.
-    parts = [
-        (*inner[:axis], slice(inner[axis].stop, side.stop), *box[axis + 1 :])
-        for axis, side in enumerate(box)
-    ]
-    return [part for part in parts if all(side.start < side.stop for side in part)]
-
-
-def boxes_outside(active: Iterable[Extents], frozen: Extents | None = None) -> list[Box]:
-    """The union of leading boxes without the leading box `frozen`, as disjoint boxes.
-
-    Args:
-        active: leading boxes; they may overlap.
-        frozen: leading box to leave out; None for nothing. It may reach beyond the active ones.
-    """
-    found: list[Box] = []
-    seen = [frozen] if frozen is not None else []
-    for extents in active:
-        parts = [leading_box(extents)] if all(extents) else []
-        for other in seen:
-            parts = [piece for part in parts for piece in subtract(part, other)]
-        found += parts
-        seen.append(extents)
-    return found
+# Parameter, gradient and both moments (or views of them), and the steps they have taken.
+_Row = tuple[Any, ...]
 
 
 class AdamW(torch.optim.Optimizer):
     """AdamW over the boxes of a supernet's parameters that may move.
 
-    Two meanings for weights that a step did not sample:
+    Three meanings for weights that a step did not sample:
 
-    - ``inactive="dense"``: their gradient counts as zero, so weight decay and old moments still
-      move them (AutoFormer). The same numbers as `torch.optim.AdamW` with gradients filled with
-      zeros, also for parameters without any gradient, such as blocks beyond the sampled depth. From
-      the first step on: torch alone leaves a tensor as it is until its first gradient, which is
-      another number only for blocks that no earlier stage sampled.
+    - ``inactive="dense"``: `torch.optim.AdamW` after ``zero_grad(set_to_none=False)``, as torch
+      before 2.0 did by itself, hence AutoFormer. A parameter is left alone until the first step
+      that samples any part of it. From then on every step moves all of it, where it was not sampled
+      with a gradient of zero: weight decay and old moments. One step count per parameter.
+    - ``inactive="skip"``: `torch.optim.AdamW` after ``zero_grad()`` of torch 2.0 and later. As
+      "dense", but a step leaves the parameters alone of which it samples nothing (blocks beyond the
+      sampled depth).
     - ``inactive="masked"``: nothing about them changes. Every weight follows `torch.optim.AdamW`
       run only on the steps that sampled it, with its own step count in the bias correction.
 
-    On top of either, `freeze` takes a leading box of each parameter out: no gradient, no decay, no
+    On top of each, `freeze` takes a leading box of each parameter out: no gradient, no decay, no
     motion from old moments; the bits inside do not change.
 
     Args:
@@ -78,7 +50,7 @@ class AdamW(torch.optim.Optimizer):
         betas: decay of the first and second moment.
         eps: added to the root of the second moment.
         weight_decay: decoupled weight decay, times lr.
-        inactive: "dense" or "masked".
+        inactive: "dense", "masked" or "skip".
 
     Raises:
         ValueError: a setting is out of range.
@@ -93,8 +65,9 @@ class AdamW(torch.optim.Optimizer):
         weight_decay: float = 0.05,
         inactive: str = "dense",
     ) -> None:
-        if inactive not in ("dense", "masked"):
-            raise ValueError(f"inactive is {inactive!r}; allowed: 'dense', 'masked'")
+        if inactive not in INACTIVE:
+            allowed = ", ".join(map(repr, INACTIVE))
+            raise ValueError(f"inactive is {inactive!r}; allowed: {allowed}")
         if not (lr >= 0 and eps > 0 and weight_decay >= 0):
             raise ValueError(
                 f"lr and weight_decay must be at least 0 and eps above 0, got lr {lr}, "
@@ -115,13 +88,7 @@ class AdamW(torch.optim.Optimizer):
         Raises:
             ValueError: a box does not fit its parameter, or a parameter is not of this optimizer.
         """
-        known = {p for group in self.param_groups for p in group["params"]}
-        for parameter, extent in extents.items():
-            if parameter not in known:
-                raise ValueError(
-                    f"a parameter of shape {tuple(parameter.shape)} is not in this optimizer"
-                )
-            _check_extents(parameter, extent)
+        self._check(extents)
         self._frozen = {p: tuple(extent) for p, extent in extents.items() if all(extent)}
 
     @torch.no_grad()
@@ -134,8 +101,42 @@ class AdamW(torch.optim.Optimizer):
     def restart(self) -> None:
         """Forget all moments and step counts."""
         self.state.clear()
-        for group in self.param_groups:
-            group.pop("step", None)
+
+    @torch.no_grad()
+    def reset(self, old: Mapping[Tensor, Extents], new: Mapping[Tensor, Extents]) -> None:
+        """Forget the moments and step counts of the weights in `new` that are not in `old`.
+
+        For "dense" and "skip" what is reset goes on as a parameter of its own: left alone until the
+        first step that samples any part of it, with its own step count.
+
+        Args:
+            old: leading boxes; a parameter that is missing has none.
+            new: leading boxes; of a parameter that is missing nothing is reset.
+
+        Raises:
+            ValueError: a box does not fit its parameter, `old` is not within `new`, or boxes of
+                an earlier call are not nested with these.
+        """
+        self._check(old)
+        self._check(new)
+        regions = []
+        for parameter, outer in new.items():
+            inner = tuple(old.get(parameter, (0,) * parameter.dim()))
+            if not within(inner, outer):
+                raise ValueError(f"box {inner} is not within box {tuple(outer)}")
+            state = self.state.get(parameter)
+            if state:
+                shells = _cut(_cut(state.get("shells", []), inner), tuple(outer))
+                regions.append((state, shells, inner, outer))
+        for state, shells, inner, outer in regions:
+            for key in state.keys() & set(_MASKED_STATE):
+                for box in boxes_outside([outer], [inner]):
+                    state[key][box] = 0
+            if shells:
+                state["shells"] = [
+                    (edge, 0 if within(edge, outer) and not within(edge, inner) else steps)
+                    for edge, steps in shells
+                ]
 
     @torch.no_grad()
     def step(  # type: ignore[override]
@@ -149,12 +150,14 @@ class AdamW(torch.optim.Optimizer):
 
         Args:
             closure: reevaluates the loss, as in torch.
-            active: for "masked", what the step sampled: for each subnet, the leading box of each
-                parameter that it reads. Everything else stays as it is. Not used by "dense".
+            active: what the step sampled: for each subnet, the leading box of each parameter that
+                it reads. None: whole parameters, those that have a gradient (torch's own rule; not
+                for "masked").
             lr_scale: factor on every group's learning rate, for this step.
 
         Raises:
-            ValueError: "masked" without `active`, or an active parameter without a gradient.
+            ValueError: "masked" without `active`, a box that does not fit, or an active parameter
+                without a gradient.
         """
         loss = None
         if closure is not None:
@@ -162,48 +165,76 @@ class AdamW(torch.optim.Optimizer):
                 loss = closure()
         if self.inactive == "masked" and active is None:
             raise ValueError("inactive='masked' needs `active`, the boxes that the step sampled")
+        update = self._masked if self.inactive == "masked" else self._dense
         for group in self.param_groups:
-            lr = float(group["lr"]) * lr_scale
-            if self.inactive == "dense":
-                self._dense(group, lr)
-            else:
-                assert active is not None
-                self._masked(group, lr, active)
+            update(group, float(group["lr"]) * lr_scale, active)
         return loss
 
-    def _dense(self, group: dict[str, Any], lr: float) -> None:
-        whole: list[tuple[Tensor, ...]] = []
-        parts: list[tuple[Tensor, ...]] = []
+    def _check(self, extents: Mapping[Tensor, Extents]) -> None:
+        known = {p for group in self.param_groups for p in group["params"]}
+        for parameter, extent in extents.items():
+            if parameter not in known:
+                raise ValueError(
+                    f"a parameter of shape {tuple(parameter.shape)} is not in this optimizer"
+                )
+            check_extents(parameter, extent)
+
+    def _dense(
+        self,
+        group: dict[str, Any],
+        lr: float,
+        active: Sequence[Mapping[Tensor, Extents]] | None,
+    ) -> None:
+        whole: list[_Row] = []
+        parts: list[_Row] = []
         for parameter in group["params"]:
-            state = self.state[parameter]
+            sampled = _sampled(parameter, active)
+            state = self.state.get(parameter)
             if not state:
+                if not sampled:
+                    continue
+                state = self.state[parameter]
                 state["exp_avg"] = torch.zeros_like(parameter)
                 state["exp_avg_sq"] = torch.zeros_like(parameter)
+                state["shells"] = [(tuple(parameter.shape), 0)]
             gradient = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
             tensors = (parameter, gradient, state["exp_avg"], state["exp_avg_sq"])
-            if parameter in self._frozen:
-                boxes = boxes_outside([parameter.shape], self._frozen[parameter])
-                parts.extend(tuple(tensor[box] for tensor in tensors) for box in boxes)
-            elif _fusible(parameter):
-                whole.append((parameter, gradient.contiguous(), *tensors[2:]))
-            else:
-                parts.append(tensors)
+            frozen = [self._frozen[parameter]] if parameter in self._frozen else []
+            one = len(state["shells"]) == 1 and not frozen and _fusible(parameter)
+            shells: Shells = []
+            inside: list[Extents] = []
+            for edge, steps in state["shells"]:
+                read = boxes_outside([tuple(map(min, box, edge)) for box in sampled], inside)
+                if read or (steps and self.inactive == "dense"):
+                    if one:
+                        whole.append((parameter, gradient.contiguous(), *tensors[2:], steps))
+                    else:
+                        parts += [
+                            (*(tensor[box] for tensor in tensors), steps)
+                            for box in boxes_outside([edge], [*inside, *frozen])
+                        ]
+                    steps += 1
+                shells.append((edge, steps))
+                inside = [edge]
+            state["shells"] = shells
         self._adamw(group, lr, whole, fused=True)
         self._adamw(group, lr, parts, fused=False)
-        # Every parameter has seen every step, so one count serves them all.
-        group["step"] = group.get("step", 0) + 1
 
     @staticmethod
-    def _adamw(
-        group: dict[str, Any], lr: float, rows: list[tuple[Tensor, ...]], fused: bool
-    ) -> None:
+    def _adamw(group: dict[str, Any], lr: float, rows: list[_Row], fused: bool) -> None:
         if not rows:
             return
-        parameters, gradients, exp_avgs, exp_avg_sqs = map(list, zip(*rows, strict=True))
+        parameters, gradients, exp_avgs, exp_avg_sqs = map(
+            list, zip(*(row[:4] for row in rows), strict=True)
+        )
+        counts = [row[4] for row in rows]
         # torch adds one to each count, so each row needs its own; only the fused kernel reads it
-        # on the device.
+        # on the device. Filled there: a copy from the host would wait for the device.
         device = parameters[0].device if fused else torch.device("cpu")
-        steps = list(torch.full((len(rows),), float(group.get("step", 0)), device=device).unbind())
+        filled = {
+            count: list(torch.full((counts.count(count),), float(count), device=device).unbind())
+            for count in set(counts)
+        }
         beta1, beta2 = group["betas"]
         adamw(
             parameters,
@@ -211,7 +242,7 @@ class AdamW(torch.optim.Optimizer):
             exp_avgs,
             exp_avg_sqs,
             [],
-            steps,
+            [filled[count].pop() for count in counts],
             foreach=not fused,
             fused=fused,
             amsgrad=False,
@@ -224,19 +255,16 @@ class AdamW(torch.optim.Optimizer):
         )
 
     def _masked(
-        self, group: dict[str, Any], lr: float, active: Sequence[Mapping[Tensor, Extents]]
+        self,
+        group: dict[str, Any],
+        lr: float,
+        active: Sequence[Mapping[Tensor, Extents]] | None,
     ) -> None:
         rows: list[tuple[Tensor, ...]] = []
         for parameter in group["params"]:
-            extents = dict.fromkeys(tuple(e[parameter]) for e in active if parameter in e)
-            if not extents:
+            sampled = _sampled(parameter, active)
+            if not sampled:
                 continue
-            for extent in extents:
-                _check_extents(parameter, extent)
-            if parameter.grad is None:
-                raise ValueError(
-                    f"a parameter of shape {tuple(parameter.shape)} is active but has no gradient"
-                )
             state = self.state[parameter]
             if not state:
                 # One count per weight: a weight first sampled late still gets its bias correction.
@@ -244,9 +272,9 @@ class AdamW(torch.optim.Optimizer):
                 state["exp_avg"] = torch.zeros_like(parameter)
                 state["exp_avg_sq"] = torch.zeros_like(parameter)
             tensors = (parameter, parameter.grad, *(state[key] for key in _MASKED_STATE))
+            frozen = [self._frozen[parameter]] if parameter in self._frozen else []
             rows += [
-                tuple(tensor[box] for tensor in tensors)
-                for box in boxes_outside(extents, self._frozen.get(parameter))
+                tuple(tensor[box] for tensor in tensors) for box in boxes_outside(sampled, frozen)
             ]
         if not rows:
             return
@@ -267,7 +295,7 @@ class AdamW(torch.optim.Optimizer):
         torch._foreach_addcdiv_(parameters, exp_avgs, root, value=lr)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As in torch; ValueError if the state is from the other meaning of `inactive`."""
+        """As in torch; ValueError if the state is from another meaning of `inactive`."""
         saved = state_dict.get("inactive")
         if saved != self.inactive:
             raise ValueError(f"state of inactive={saved!r} cannot be loaded into {self.inactive!r}")
@@ -281,6 +309,33 @@ class AdamW(torch.optim.Optimizer):
         return {**super().state_dict(), "inactive": self.inactive}
 
 
+def _sampled(
+    parameter: Tensor, active: Sequence[Mapping[Tensor, Extents]] | None
+) -> list[tuple[int, ...]]:
+    """The different leading boxes of a parameter that a step sampled, none of them empty."""
+    if active is None:
+        return [] if parameter.grad is None else [tuple(parameter.shape)]
+    found = dict.fromkeys(tuple(extents[parameter]) for extents in active if parameter in extents)
+    for extent in found:
+        check_extents(parameter, extent)
+    if found and parameter.grad is None:
+        raise ValueError(
+            f"a parameter of shape {tuple(parameter.shape)} is active but has no gradient"
+        )
+    return [extent for extent in found if all(extent)]
+
+
+def _cut(shells: Shells, extents: tuple[int, ...]) -> Shells:
+    """The same shells with a boundary at `extents`; ValueError if it does not nest with them."""
+    if not shells or not all(extents) or any(extents == edge for edge, _ in shells):
+        return shells
+    before = [(edge, steps) for edge, steps in shells if within(edge, extents)]
+    after = shells[len(before) :]
+    if not within(extents, after[0][0]):
+        raise ValueError(f"box {extents} is not nested with box {after[0][0]}, reset before")
+    return [*before, (extents, after[0][1]), *after]
+
+
 def _fusible(parameter: Tensor) -> bool:
     """Whether torch's one-kernel AdamW takes the whole tensor (it ignores strides)."""
     return parameter.device.type in ("cpu", "cuda") and parameter.is_contiguous()
@@ -291,12 +346,3 @@ def _minus_bias(steps: list[Tensor], beta: float) -> list[Tensor]:
     powers = torch._foreach_mul(steps, float(torch.tensor(beta, dtype=torch.float64).log()))
     torch._foreach_expm1_(powers)
     return list(powers)
-
-
-def _check_extents(parameter: Tensor, extents: Extents) -> None:
-    shape = tuple(parameter.shape)
-    fits = len(extents) == len(shape) and all(
-        0 <= e <= s for e, s in zip(extents, shape, strict=True)
-    )
-    if not fits:
-        raise ValueError(f"box {tuple(extents)} does not fit a parameter of shape {shape}")

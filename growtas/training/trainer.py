@@ -6,7 +6,7 @@ import os
 import random
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from growtas.config import differences, to_plain
 from growtas.kernels import GradientAccumulator
 from growtas.precision import amp_dtype
-from growtas.schedule import Phase, StepContext, StepPlan, Strategy, phase_at, total_epochs
+from growtas.schedule import Phase, StepContext, StepPlan, Strategy, total_epochs
 from growtas.supernet import Supernet, save_supernet
 from growtas.training import distributed
 from growtas.training.checkpoint import load_checkpoint, save_checkpoint
 from growtas.training.config import OptimConfig, TrainConfig
 from growtas.training.data import DataBundle
 from growtas.training.evaluation import evaluate
+from growtas.training.growth import initialise_new_weights
 from growtas.training.learning_rate import LearningRate, has_own_rate, segment_of
 from growtas.training.metrics import MetricsLog
 from growtas.training.optional import require
@@ -89,6 +90,8 @@ class Trainer:
         config: the loop.
         run_dir: folder of the run's files.
         optim: optimizer and learning rate.
+        say: receives what the strategy has to tell, a line each, unless a progress bar shows it;
+            the figures of the epoch have it too.
 
     Raises:
         ValueError: settings that do not fit the model, the data or each other.
@@ -103,12 +106,14 @@ class Trainer:
         run_dir: str | os.PathLike[str],
         *,
         optim: OptimConfig | None = None,
+        say: Callable[[str], None] | None = None,
     ) -> None:
         self.strategy = strategy
         self.data = data
         self.config = config
         self.optim = optim if optim is not None else OptimConfig()
         self.run_dir = Path(run_dir)
+        self.say = say
         self.process = distributed.start(config.device, config.threads)
         _check_fit(model, data)
         self.model = model.to(self.process.device)
@@ -159,6 +164,7 @@ class Trainer:
         self._rate: LearningRate | None = None
         self._bad_step = torch.full((), _NEVER, dtype=torch.int64, device=self.process.device)
         self._recent: deque[tuple[int, StepPlan]] = deque(maxlen=config.log_every)
+        self._notes: list[str] = []  # not yet among the figures
 
     @property
     def final_model(self) -> Supernet:
@@ -198,6 +204,7 @@ class Trainer:
                 self.run_dir.mkdir(parents=True, exist_ok=True)
                 log = MetricsLog(self.run_dir, self.epoch, self.config.tensorboard)
             bar = self._progress_bar()
+            self._tell(bar)
             while self.epoch < self.epochs:
                 row = self._epoch(bar)
                 if log is not None:
@@ -241,29 +248,35 @@ class Trainer:
         images_seen = seen * self.process.world_size
         seconds = time.perf_counter() - begun
         self.epoch += 1
-        row = {
+        loss = float(read[0]) / images_seen
+        self.strategy.end_epoch(self.phases, self.epoch, loss)
+        self._tell(bar)
+        row: dict[str, Any] = {
             "epoch": self.epoch,
             "step": self.step,
             "phase": self.phase.name,
             "lr": lr,
-            "train_loss": float(read[0]) / images_seen,
+            "train_loss": loss,
             "train_accuracy": float(read[1]) / images_seen,
             "images_per_second": images_seen / seconds,
         }
         if self.epoch % self.config.eval_every == 0 or self.epoch == self.epochs:
             row |= self._evaluate()
+        if self._notes:
+            row["note"], self._notes = "; ".join(self._notes), []
         return {**row, "seconds": time.perf_counter() - begun}
 
     def _train_step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, float]:
         epoch = self.step / self.steps_per_epoch
-        index = self.phases.index(phase_at(self.phases, epoch))
+        index = self.phases.index(self.strategy.phase(self.phases, epoch))
         if index != self._phase:
             self._begin_phase(index)
         assert self._rate is not None
         self._rate.set(self.step)
         # A generator per step: the same on all processes, and no state to save for a resume.
         rng = random.Random(f"growtas:{self.config.seed}:{self.step}")
-        plan = self.strategy.plan(StepContext(rng, self.step, epoch, self.phase))
+        position = self.step - self.epoch * self.steps_per_epoch
+        plan = self.strategy.plan(StepContext(rng, self.step, epoch, self.phase, position))
         self._recent.append((self.step, plan))
         self._zero_grad()
         result = self.runner.run(plan, images, labels, self.step)
@@ -288,22 +301,34 @@ class Trainer:
         self.optimizer.zero_frozen_grad()
         if self.optim.clip_grad is not None:
             nn.utils.clip_grad_norm_(self._parameters.values(), self.optim.clip_grad)
-        active = None
-        if self.optim.inactive == "masked":
-            subnets = dict.fromkeys(step.subnet for step in plan.passes if trains(step))
-            active = [self._boxes(self.model.extents(subnet)) for subnet in subnets]
+        subnets = dict.fromkeys(step.subnet for step in plan.passes if trains(step))
+        active = [self._boxes(self.model.extents(subnet)) for subnet in subnets]
         self.scaler.step(self.optimizer, active=active, lr_scale=plan.lr_scale)
         self.scaler.update()
 
     def _begin_phase(self, index: int) -> None:
-        """Enter a phase for the first time: averaged weights, fresh moments, freezing, rate."""
+        """Enter a phase for the first time: averages, fresh moments, growth, freezing, rate."""
         phase = self.phases[index]
         if phase.freeze is not None and self.ema is not None:
             # Trained and averaged weights must agree on the frozen boxes, and stay so.
             self.model.load_state_dict(self.ema.module.state_dict())
         if has_own_rate(phase):
             self.optimizer.restart()
+        if self._phase >= 0:
+            self._grow(self.phases[self._phase], phase, index)
         self._apply_phase(index)
+
+    def _grow(self, before: Phase, phase: Phase, index: int) -> None:
+        """Give the weights that only `phase` reads the start that it asks for."""
+        if phase.growth_init == "none" and not phase.reset_moments:
+            return
+        old, new = (self.model.extents(part.space.largest()) for part in (before, phase))
+        # The average of weights that nothing read so far says nothing: it starts anew with them.
+        models = [self.model] if self.ema is None else [self.model, self.ema.module]
+        seed = random.Random(f"growtas:{self.config.seed}:growth:{index}").getrandbits(32)
+        initialise_new_weights(models, old, new, phase.growth_init, seed)
+        if phase.reset_moments:
+            self.optimizer.reset(self._boxes(old), self._boxes(new))
 
     def _apply_phase(self, index: int) -> None:
         self._phase = index
@@ -432,6 +457,14 @@ class Trainer:
             return None
         tqdm = require("tqdm", "train").tqdm
         return tqdm(total=self.epochs * self.steps_per_epoch, initial=self.step, unit="step")
+
+    def _tell(self, bar: Any) -> None:
+        for note in self.strategy.notes():
+            self._notes.append(note)
+            if bar is not None:
+                bar.write(note)
+            elif self.say is not None:
+                self.say(note)
 
     def _show(self, bar: Any, totals: Tensor, seen: int, speed: float) -> None:
         if bar is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import asdict
 from itertools import pairwise
 
 import pytest
@@ -51,7 +52,7 @@ def test_steps_sample_the_space_of_their_phase():
     rng = random.Random(0)
 
     def embeds(epoch: float) -> set[int]:
-        context = StepContext(rng, 0, epoch, phase_at(phases, epoch))
+        context = StepContext(rng, 0, epoch, phase_at(phases, epoch), 0)
         plans = [strategy.plan(context) for _ in range(100)]
         assert all(len(plan.passes) == 1 and plan.passes[0].loss == "ce" for plan in plans)
         return {plan.passes[0].subnet.embed_dim for plan in plans}
@@ -129,42 +130,83 @@ def test_impossible_plus_phases_are_refused(changes, message):
 # The paper's settings
 
 
-@pytest.mark.parametrize(
-    ("name", "transition", "epochs", "lr", "min_lr"),
-    [
-        ("autoformer-tiny", 250, 20, 5e-5, 1e-5),
-        ("autoformer-small", 225, 20, 5e-5, 1e-5),
-        ("autoformer-base", 200, 10, 2e-7, 1e-7),
-    ],
-)
-def test_presets_are_the_papers(name, transition, epochs, lr, min_lr):
+# T_1 of 500 epochs; epochs, start and end of the plus phase's rate at the published batch of 1024.
+PUBLISHED = {
+    ("autoformer-tiny", "paper"): (250, 20, 5e-5, 1e-5),
+    ("autoformer-small", "paper"): (225, 20, 5e-5, 1e-5),
+    ("autoformer-base", "paper"): (200, 10, 2e-7, 1e-7),
+    ("autoformer-tiny", "committed"): (400, 20, 5e-5, 1e-5),
+    ("autoformer-small", "committed"): (400, 20, 2e-5, 1e-5),
+    ("autoformer-base", "committed"): (200, 10, 2e-7, 1e-7),
+}
+PUBLISHED |= {(n, "code"): row for (n, variant), row in PUBLISHED.items() if variant == "paper"}
+# What stage 1 samples, and what the plus phase freezes.
+SUBSPACES = {
+    ("autoformer-tiny", "code"): ({"embed_dim": [192, 216]}, {"embed_dim": [192]}),
+    ("autoformer-small", "code"): ({"embed_dim": [320, 384]}, {"embed_dim": [320]}),
+    ("autoformer-base", "code"): ({"embed_dim": [528, 576]}, {"embed_dim": [528]}),
+    ("autoformer-tiny", "paper"): ({"embed_dim": [192], "mlp_ratio": [3.5]},) * 2,
+    ("autoformer-small", "paper"): ({"embed_dim": [320], "mlp_ratio": [3.0]},) * 2,
+    ("autoformer-base", "paper"): ({"embed_dim": [528], "mlp_ratio": [3.0]},) * 2,
+}
+SUBSPACES |= {(n, "committed"): row for (n, variant), row in SUBSPACES.items() if variant == "code"}
+
+
+@pytest.mark.parametrize(("name", "variant"), sorted(PUBLISHED))
+def test_presets_are_the_published_settings(name, variant):
     space = SearchSpace.preset(name)
-    first, second, plus = growtas_preset(name, plus=True).phases(space, 500)
+    transition, epochs, lr, min_lr = PUBLISHED[name, variant]
+    small, frozen = (space.restrict(**choices) for choices in SUBSPACES[name, variant])
+    first, second, plus = growtas_preset(name, variant=variant, plus=True).phases(space, 500)
     assert (first.start, second.start, plus.start) == (0, transition, 500)
-    assert first.space == space.restrict(embed_dim=space.embed_dim[:2])
-    assert second.space == space
-    assert plus.freeze == space.restrict(embed_dim=space.embed_dim[0])
-    assert plus.space == space - plus.freeze
-    # learning rates hold for 512 images like the run's own; the paper's batch is 1024
-    assert plus.recipe["lr"] * 1024 / 512 == lr
+    assert (first.space, second.space) == (small, space)
+    assert (plus.freeze, plus.space) == (frozen, space - frozen)
+    # learning rates hold for 512 images like the run's own
+    assert plus.recipe["lr"] * 1024 / 512 == pytest.approx(lr)
     assert (plus.recipe["min_lr"], plus.recipe["epochs"]) == (min_lr, epochs)
-    assert len(growtas_preset(name).phases(space, 500)) == 2
+    assert plus.recipe["warmup_epochs"] == 0
+    assert len(growtas_preset(name, variant=variant).phases(space, 500)) == 2
 
 
-def test_paper_variant_has_one_small_space():
-    first, second, plus = growtas_preset("autoformer-small", variant="paper", plus=True).phases(
-        SearchSpace.preset("autoformer-small"), 500
-    )
-    assert (first.space.embed_dim, first.space.mlp_ratio) == ((320,), (3.0,))
-    assert first.space.num_heads == (5, 6, 7)
-    assert plus.freeze == first.space
-    assert plus.space == second.space - first.space
+def test_four_stages():
+    """K = 4, growing in all axes, through a run of 40 epochs and a plus phase."""
+    restrictions = [
+        {"embed_dim": [192], "depth": [12], "num_heads": [3], "mlp_ratio": [3.5]},
+        {"embed_dim": [192], "depth": [12, 13]},
+        {"embed_dim": [192, 216]},
+        {},
+    ]
+    stages = [{"start": k / 4, "restrict": r} for k, r in enumerate(restrictions)]
+    config = {"name": "growtas", "stages": stages, "plus": {**asdict(PLUS)}}
+    strategy = build_strategy(config, TINY)
+    phases = strategy.phases(TINY, 40)
+    assert [(p.name, p.start) for p in phases] == [
+        ("stage 1/4", 0),
+        ("stage 2/4", 10),
+        ("stage 3/4", 20),
+        ("stage 4/4", 30),
+        ("plus", 40),
+    ]
+    for epoch in range(43):
+        phase = strategy.phase(phases, epoch)
+        assert phase == phases[epoch // 10]
+        subnets = [
+            strategy.plan(StepContext(random.Random(i), i, epoch, phase, i)).passes[0].subnet
+            for i in range(60)
+        ]
+        if epoch < 40:
+            allowed = TINY.restrict(**restrictions[epoch // 10])
+            assert all(subnet in allowed for subnet in subnets)
+            assert {s.embed_dim for s in subnets} == set(allowed.embed_dim)
+            assert {s.depth for s in subnets} == set(allowed.depth)
+        else:
+            assert all(subnet not in phase.freeze for subnet in subnets)
 
 
 def test_unknown_presets_are_refused():
     with pytest.raises(ValueError, match="did you mean 'autoformer-tiny'"):
         growtas_preset("autoformer-tiney")
-    with pytest.raises(ValueError, match="variant is 'papers'; known: code, paper"):
+    with pytest.raises(ValueError, match="variant is 'papers'; known: code, paper, committed"):
         growtas_preset("autoformer-tiny", variant="papers")
 
 
@@ -218,7 +260,10 @@ def test_preset_can_be_named_for_a_space_of_another_name():
         ({"name": "growtas", "stages": [{"restrict": {}}]}, r"stages\[0\].start is missing"),
         ({"name": "growtas", "stages": [{"begin": 0}]}, r"unknown field stages\[0\].begin"),
         ({"name": "growtas", "stages": [{"start": "0"}]}, r"stages\[0\].start: expected"),
-        ({"name": "growtas", "variant": "codes"}, "variant: expected one of 'code', 'paper'"),
+        (
+            {"name": "growtas", "variant": "codes"},
+            "variant: expected one of 'code', 'paper', 'committed'",
+        ),
         ({"name": "growtas", "plus": {"epochs": 3}}, "plus.lr is missing"),
         ({"name": "growtas", "plus": 3}, "plus: expected"),
     ],

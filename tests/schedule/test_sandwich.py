@@ -8,17 +8,15 @@ from typing import Any
 
 import pytest
 
-from growtas.schedule import Pass, Phase, StepContext, StepPlan, Strategy, total_epochs
+from growtas.schedule import Pass, Phase, Stateless, StepContext, StepPlan, Strategy, total_epochs
 from growtas.space import SearchSpace
 
 SPACE = SearchSpace.preset("digits")
 
 
-class Sandwich:
+class Sandwich(Stateless):
     """Sandwich rule with in-place distillation (BigNAS): the largest subnet learns from the labels,
     random ones and the smallest from it. Remembers the mean loss of the largest."""
-
-    extra_epochs = 0
 
     def __init__(self, randoms: int = 2) -> None:
         self.randoms = randoms
@@ -52,7 +50,7 @@ def run(strategy: Strategy, steps: range, epochs: int = 4) -> list[StepPlan]:
     (phase,) = strategy.phases(SPACE, epochs)
     plans = []
     for step in steps:
-        plan = strategy.plan(StepContext(random.Random(step), step, step / 10, phase))
+        plan = strategy.plan(StepContext(random.Random(step), step, step / 10, phase, step % 10))
         strategy.observe(plan, [1.0 + step] * len(plan.passes))
         plans.append(plan)
     return plans

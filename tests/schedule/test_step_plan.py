@@ -130,5 +130,5 @@ def test_uniform_samples_the_whole_space_with_one_pass():
     assert (phase.start, phase.space, phase.freeze, phase.recipe) == (0, SPACE, None, {})
     rng, same = random.Random(4), random.Random(4)
     for step in range(5):
-        plan = strategy.plan(StepContext(rng, step, step / 10, phase))
+        plan = strategy.plan(StepContext(rng, step, step / 10, phase, step))
         assert plan == StepPlan((Pass(SPACE.sample(same)),))

@@ -109,6 +109,28 @@ def test_values_out_of_range_are_named(change: dict, message: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"compat": "ofa"}, "compat must be autoformer or null, got 'ofa'"),
+        ({"method": "random"}, "needs the method evolution, got 'random'"),
+        ({"objective": "loss"}, "needs the objective accuracy, got 'loss'"),
+        (
+            {"limits": [{"max_params": "6M"}, {"max_params": "8M"}]},
+            "needs one limit, got 2 .<=6M, <=8M.",
+        ),
+        ({"limits": [{"max_macs": "1G"}]}, "needs a limit on parameters only, got '<=1G MACs'"),
+        ({"limits": [{"max_params": "6M", "min_macs": 5}]}, "on parameters only, got '<=6M, >=5 M"),
+        ({"parents": 50}, "needs parents other than 50"),
+    ],
+)
+def test_what_autoformers_search_cannot_do_is_refused_in_its_place(
+    change: dict, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        SearchConfig(**{"compat": "autoformer", **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
         ({"population": 5.0}, "population must be an integer, got 5.0"),
         ({"seed": "a"}, "seed must be an integer"),
         ({"mutation_prob": "0.2"}, "mutation_prob must be a number"),
@@ -125,4 +147,10 @@ def test_the_recipe_form_is_read_and_written() -> None:
     text = "{population: 8, limits: [{max_params: 6M}, {min_params: 6e6, max_params: 8.0e+6}]}"
     config = build(SearchConfig, load_yaml(text))
     assert config.limits == (Limit(max_params="6M"), Limit(min_params="6M", max_params="8M"))
+    assert build(SearchConfig, to_plain(config)) == config
+
+
+def test_a_recipe_asks_for_autoformers_draws_in_one_line() -> None:
+    config = build(SearchConfig, load_yaml("{compat: autoformer, limits: [{max_params: 6M}]}"))
+    assert config == SearchConfig(compat="autoformer", limits=({"max_params": "6M"},))
     assert build(SearchConfig, to_plain(config)) == config

@@ -182,15 +182,39 @@ def test_ranking_prefers_the_objective_then_the_other_measure_then_fewer_paramet
     assert sorted([tie, a], key=rank_key) == sorted([a, tie], key=rank_key) == [a, tie]
 
 
-def test_the_objective_loss_ranks_by_loss(digits: SearchSpace) -> None:
-    class LossOnly(KnownOptimum):
-        def score(self, subnet: Subnet) -> Score:
-            return super().score(subnet)._replace(accuracy=0.5)
+@pytest.mark.parametrize("objective", ["accuracy", "loss"])
+@pytest.mark.parametrize(
+    "window",
+    [
+        {"min_params": "150K", "max_params": "250K"},
+        {"min_macs": "60M", "max_macs": "90M"},
+        {"min_params": "150K", "max_params": "250K", "min_macs": "60M", "max_macs": "90M"},
+    ],
+)
+def test_either_objective_wins_inside_a_window_on_either_size(
+    digits: SearchSpace, objective: str, window: dict
+) -> None:
+    """The two measures disagree, and each side of the window has better subnets."""
 
-    config = replace(SHORT, objective="loss", limits=())
-    scorer = LossOnly(digits.largest())
-    result = search(digits, scorer, config, cost_of(digits), progress=False)
-    assert result.limits[0].score.loss == min(c.score.loss for c in result.candidates)
+    class Disagreeing:
+        def score(self, subnet: Subnet) -> Score:
+            rng = random.Random(repr(subnet))
+            return Score(rng.randrange(100) / 100, rng.random(), 100)
+
+    cost, limit = cost_of(digits), Limit(**window)
+    config = replace(SHORT, objective=objective, limits=(limit,), generations=3, population=30)
+    result = search(digits, Disagreeing(), config, cost, progress=False)
+    assert len(result.candidates) == 90
+    assert all(limit.admits(*cost(c.subnet)) for c in result.candidates)
+    scores = [c.score for c in result.candidates]
+    best = result.limits[0].score
+    if objective == "accuracy":
+        top = max(score.accuracy for score in scores)
+        assert best == min((s for s in scores if s.accuracy == top), key=lambda s: s.loss)
+        assert best.loss > min(score.loss for score in scores)
+    else:
+        assert best.loss == min(score.loss for score in scores)
+        assert best.accuracy < max(score.accuracy for score in scores)
 
 
 @pytest.mark.parametrize("method", ["evolution", "random"])

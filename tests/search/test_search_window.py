@@ -9,8 +9,8 @@ from search.synthetic import cost_of
 
 from growtas import SearchSpace, Subnet
 from growtas.search import Cost, Limit
-from growtas.search.size_table import SizeTable
 from growtas.search.window import Window
+from growtas.size_table import SizeTable
 
 
 def everything(space: SearchSpace) -> list[Subnet]:
@@ -21,31 +21,6 @@ def everything(space: SearchSpace) -> list[Subnet]:
 
 def anything(_: Subnet) -> bool:
     return True
-
-
-def test_the_table_holds_every_subnet_once(small_space: SearchSpace) -> None:
-    subnets = everything(small_space)
-    assert len(set(subnets)) == len(subnets) == small_space.size == 40
-    table = SizeTable.build(small_space, cost_of(small_space))
-    assert table is not None
-    assert set(table.sizes()) == {cost_of(small_space)(subnet) for subnet in subnets}
-
-
-@pytest.mark.parametrize("name", ["autoformer-tiny", "autoformer-small"])
-def test_the_table_counts_the_papers_spaces(name: str) -> None:
-    space = SearchSpace.preset(name)
-    table = SizeTable.build(space, cost_of(space))
-    assert table is not None
-    assert table.inside(Limit()).count == space.size
-
-
-def test_the_table_gives_the_papers_shares_of_legal_subnets(tiny: SearchSpace) -> None:
-    # Shares of sampled subnets inside the windows that GrowTAS searches in the tiny space.
-    table = SizeTable.build(tiny, cost_of(tiny))
-    assert table is not None
-    for low, high, share in (("5M", "6M", 0.093), ("7M", "8M", 0.211), ("9M", "10M", 0.175)):
-        selection = table.inside(Limit(min_params=low, max_params=high))
-        assert selection._weights[-1] / 9 == pytest.approx(share, abs=0.005)
 
 
 def test_draws_are_those_of_the_space_given_the_window(small_space: SearchSpace) -> None:

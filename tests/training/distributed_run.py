@@ -12,6 +12,7 @@ import torch
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 
 from training.training_setup import (  # noqa: E402
+    FREEZE,
     RATE,
     Sandwich,
     digits,
@@ -20,7 +21,7 @@ from training.training_setup import (  # noqa: E402
     train_config,
 )
 
-from growtas.schedule import Uniform  # noqa: E402
+from growtas.schedule import GrowTAS, Plateau, Uniform  # noqa: E402
 from growtas.training import NonFiniteLossError, Trainer  # noqa: E402
 
 STEEP = replace(RATE, eps=1e-3)  # Adam is then smooth in the gradient: rounding stays rounding
@@ -30,10 +31,17 @@ class Observer(Uniform):
     """Keeps the losses it is told."""
 
     def __init__(self):
+        super().__init__()
         self.losses = []
 
     def observe(self, plan, losses):
         self.losses += list(losses)
+
+
+def adaptive() -> GrowTAS:
+    """Stage 2 begins after one epoch without progress, on all ranks or the weights differ."""
+    rule = Plateau(min_delta=0.9, patience=1, min_epochs=1)
+    return GrowTAS([(0, FREEZE), (3, {})], transition=rule, sequence="growtas")
 
 
 CASES = {
@@ -41,6 +49,7 @@ CASES = {
     "sandwich": (Sandwich, STEEP, {}),
     "plus": (growtas_plus, replace(STEEP, inactive="masked"), {"ema_decay": 0.9}),
     "pieces": (Uniform, STEEP, {"accumulate": 2}),
+    "adaptive": (adaptive, STEEP, {"epochs": 4}),
 }
 
 

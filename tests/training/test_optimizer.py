@@ -5,8 +5,9 @@ import random
 
 import pytest
 import torch
+from training.training_setup import SPACE, supernet
 
-from growtas.training.optimizer import AdamW, boxes_outside
+from growtas.training.optimizer import AdamW
 
 SHAPES = [(6,), (4, 6), (3, 4, 2, 6), (8, 4)]
 GRID = {"lr": 3e-3, "betas": (0.8, 0.95), "eps": 1e-8, "weight_decay": 0.1}
@@ -41,54 +42,146 @@ def random_gradients(extents, generator):
     return gradients
 
 
-@pytest.mark.parametrize("seed", range(30))
-def test_boxes_outside_cover_the_union_without_the_frozen_box_once(seed):
-    rng = random.Random(seed)
-    sides = [rng.randint(1, 4) for _ in range(rng.randint(1, 4))]
-    frozen = None if seed % 7 == 0 else [rng.randint(0, 5) for _ in sides]
-    actives = [sides, [rng.randint(1, 4) for _ in sides], [rng.randint(0, 4) for _ in sides]]
-    actives = actives[: rng.randint(1, 3)]
-    boxes = boxes_outside(actives, frozen)
-    assert len(actives) > 1 or len(boxes) <= len(sides)
-    covered = [
-        point
-        for found in boxes
-        for point in itertools.product(*(range(s.start, s.stop) for s in found))
-    ]
-    expected = {
-        point
-        for active in actives
-        for point in itertools.product(*map(range, active))
-        if frozen is None or not all(x < f for x, f in zip(point, frozen, strict=True))
-    }
-    assert len(covered) == len(set(covered))
-    assert set(covered) == expected
+class Run:
+    """A supernet, its subnets, and an optimizer with the usual two groups."""
+
+    def __init__(self, make, groups=("bias", "norm", "token", "pos")):
+        self.model = supernet()
+        free = [p for n, p in self.model.named_parameters() if any(word in n for word in groups)]
+        rest = [p for p in self.model.parameters() if not any(p is q for q in free)]
+        self.optimizer = make([{"params": free, "weight_decay": 0.0}, {"params": rest}])
+
+    def active(self, subnet):
+        boxes = self.model.extents(subnet)
+        return [{p: boxes[n] for n, p in self.model.named_parameters() if n in boxes}]
+
+    def weights(self):
+        return torch.cat([p.detach().flatten() for p in self.model.parameters()])
 
 
-def test_dense_is_torch_adamw_with_zero_filled_gradients():
-    rng, generator = random.Random(1), torch.Generator().manual_seed(1)
-    ours, theirs = parameters(), parameters()
-    groups = [
-        {"params": ours[:2], "weight_decay": 0.0},
-        {"params": ours[2:]},
-    ]
-    optimizer = AdamW(groups, **GRID)
-    reference = torch.optim.AdamW(
-        [{"params": theirs[:2], "weight_decay": 0.0}, {"params": theirs[2:]}], **GRID
-    )
-    for _ in range(40):
-        extents = random_extents(rng)
-        gradients = random_gradients(extents, generator)
-        for p, q, extent, gradient in zip(ours, theirs, extents, gradients, strict=True):
-            p.grad = None if extent is None else gradient.clone()
-            q.grad = gradient
-        optimizer.step()
-        reference.step()
-    for p, q in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-6)
-        torch.testing.assert_close(
-            optimizer.state[p]["exp_avg_sq"], reference.state[q]["exp_avg_sq"], rtol=1e-6, atol=1e-8
-        )
+def shallow_then_all(count=40):
+    """Subnets as two stages draw them: the second block has no gradient before the second one."""
+    rng = random.Random(4)
+    shallow = SPACE.restrict(depth=1, mlp_ratio=1.0)
+    return [(shallow if step < count // 2 else SPACE).sample(rng) for step in range(count)]
+
+
+@pytest.mark.parametrize(("inactive", "none"), [("dense", False), ("skip", True)])
+@pytest.mark.parametrize("kernel", ["fused", "plain"])
+def test_dense_and_skip_are_torch_adamw_on_the_gradients_of_a_supernet(inactive, none, kernel):
+    """ "dense": torch with zero_grad(set_to_none=False), the default before 2.0; "skip": True."""
+    exact = kernel == "fused"
+    theirs = Run(lambda groups: torch.optim.AdamW(groups, **GRID, fused=exact))
+    ours = Run(lambda groups: AdamW(groups, **GRID, inactive=inactive))
+    for p in ours.model.parameters():
+        p.grad = torch.zeros_like(p)  # as GradientAccumulator does: says nothing about sampling
+    generator = torch.Generator().manual_seed(0)
+    drawn = shallow_then_all()
+    for step, subnet in enumerate(drawn):
+        if step in (len(drawn) // 4, 3 * len(drawn) // 4):  # a resume, before and after all began
+            saved = ours.optimizer.state_dict()
+            ours.optimizer = AdamW(ours.optimizer.param_groups, **GRID, inactive=inactive)
+            ours.optimizer.load_state_dict(saved)
+        theirs.optimizer.zero_grad(set_to_none=none)
+        images = torch.randn(4, 1, 8, 8, generator=generator)
+        theirs.model(images, subnet).square().mean().backward()
+        for p, q in zip(ours.model.parameters(), theirs.model.parameters(), strict=True):
+            p.grad.zero_()
+            if q.grad is not None:
+                p.grad.copy_(q.grad)
+        theirs.optimizer.step()
+        ours.optimizer.step(active=ours.active(subnet))
+        if exact:
+            assert torch.equal(ours.weights(), theirs.weights()), step
+    torch.testing.assert_close(ours.weights(), theirs.weights(), rtol=1e-6, atol=1e-6)
+    for p, start in zip(ours.model.parameters(), supernet().parameters(), strict=True):
+        assert not torch.equal(p, start)
+
+
+def test_dense_counts_from_a_parameters_first_gradient():
+    """The second block stays as it is while it is not sampled; then it takes a first step."""
+    run = Run(lambda groups: AdamW(groups, **{**GRID, "weight_decay": 0.5}))
+    start = {n: p.detach().clone() for n, p in run.model.named_parameters()}
+    for p in run.model.parameters():
+        p.grad = torch.zeros_like(p)
+    for _ in range(5):
+        for n, p in run.model.named_parameters():
+            p.grad.fill_(float("blocks.1" not in n))
+        run.optimizer.step(active=run.active(SPACE.smallest()))
+    named = dict(run.model.named_parameters())
+    assert all(torch.equal(p, start[n]) for n, p in named.items() if "blocks.1" in n)
+    assert not torch.equal(named["blocks.0.norm1.bias"], start["blocks.0.norm1.bias"])
+    assert all(p not in run.optimizer.state for n, p in named.items() if "blocks.1" in n)
+    for p in run.model.parameters():
+        p.grad.fill_(1.0)
+    run.optimizer.step(active=run.active(SPACE.largest()))
+    bias = named["blocks.1.norm1.bias"].detach()
+    torch.testing.assert_close(bias, torch.full_like(bias, -GRID["lr"]))
+
+
+def test_without_active_dense_follows_the_gradients_like_torch():
+    first, second = parameters()[:2]
+    optimizer = AdamW([first, second], **GRID)
+    before = second.detach().clone()
+    first.grad = torch.ones_like(first)
+    optimizer.step()
+    assert torch.equal(second, before)
+    second.grad = torch.ones_like(second)
+    optimizer.step()
+    torch.testing.assert_close(second.detach(), before * (1 - 3e-4) - 3e-3)
+
+
+@pytest.mark.parametrize("inactive", ["dense", "masked", "skip"])
+def test_reset_regions_go_on_as_parameters_of_their_own(inactive):
+    """A 6 x 8 matrix, reset beyond 2 x 4 and later beyond 4 x 8 as three stages do, against torch's
+    AdamW for each part ("masked": for each weight), begun again where a reset says so."""
+    boxes = [(2, 4), (4, 8), (6, 8)]
+    generator, rng = torch.Generator().manual_seed(6), random.Random(6)
+    matrix = torch.nn.Parameter(torch.randn(6, 8, generator=generator))
+    ours = AdamW([matrix], **GRID, inactive=inactive)
+
+    def mask(extent):
+        found = torch.zeros(6, 8, dtype=torch.bool)
+        found[box(extent)] = True
+        return found
+
+    shells = [mask(boxes[0]), mask(boxes[1]) & ~mask(boxes[0]), ~mask(boxes[1])]
+    masks = shells if inactive != "masked" else list(torch.eye(48).bool().view(48, 6, 8))
+    parts = [torch.nn.Parameter(matrix.detach()[m].clone()) for m in masks]
+    theirs = [torch.optim.AdamW([part], **GRID) for part in parts]
+    for stage in range(3):
+        if stage:
+            ours.reset({matrix: boxes[stage - 1]}, {matrix: boxes[stage]})
+            for i, m in enumerate(masks):
+                if (m & shells[stage]).any():
+                    theirs[i] = torch.optim.AdamW([parts[i]], **GRID)
+        for step in range(6):
+            extent = (1, 2) if step == 0 else (rng.randint(1, 6), rng.randint(1, 8))
+            gradient = torch.randn(6, 8, generator=generator) * mask(extent)
+            matrix.grad = gradient.clone()
+            ours.step(active=[{matrix: extent}])
+            for i, (m, part) in enumerate(zip(masks, parts, strict=True)):
+                undivided = stage == 0 and inactive != "masked"
+                begun = bool(theirs[i].state) and inactive == "dense"
+                if undivided or begun or (mask(extent) & m).any():
+                    part.grad = gradient[m]
+                    theirs[i].step()
+                torch.testing.assert_close(matrix[m], part, rtol=1e-6, atol=1e-6)
+            saved, ours = ours.state_dict(), AdamW([matrix], **GRID, inactive=inactive)
+            ours.load_state_dict(saved)
+
+
+def test_reset_of_boxes_that_do_not_nest_changes_nothing():
+    (matrix,) = parameters()[1:2]  # 4 x 6
+    optimizer = AdamW([matrix], **GRID)
+    matrix.grad = torch.ones_like(matrix)
+    optimizer.step()
+    optimizer.reset({matrix: (2, 3)}, {matrix: (4, 6)})
+    before = str(optimizer.state_dict())
+    for old, new in (((3, 2), (4, 6)), ((3, 4), (2, 6)), ((1, 1), (4, 7))):
+        with pytest.raises(ValueError, match=r"not nested|not within|does not fit"):
+            optimizer.reset({matrix: old}, {matrix: new})
+    assert str(optimizer.state_dict()) == before
 
 
 def test_dense_moves_and_decays_what_is_not_sampled():
@@ -129,7 +222,7 @@ def test_masked_weights_follow_adamw_over_the_steps_that_sampled_them():
             torch.testing.assert_close(ours[index][point], weight, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("inactive", ["dense", "masked"])
+@pytest.mark.parametrize("inactive", ["dense", "masked", "skip"])
 def test_frozen_boxes_keep_their_bits_and_the_rest_moves_as_if_nothing_was_frozen(inactive):
     rng, generator = random.Random(3), torch.Generator().manual_seed(3)
     frozen_extents = [(4,), (2, 6), (3, 2, 2, 3), (8, 4)]  # the last one whole
@@ -185,7 +278,7 @@ def test_zero_frozen_grad_leaves_the_rest():
     assert parameter.grad[:2, :3].abs().sum() == 0
 
 
-@pytest.mark.parametrize("inactive", ["dense", "masked"])
+@pytest.mark.parametrize("inactive", ["dense", "masked", "skip"])
 def test_state_dict_continues_the_same_numbers(inactive):
     def run(optimizer, params, steps, generator):
         for _ in range(steps):
@@ -227,7 +320,7 @@ def test_lr_scale_and_restart():
 
 def test_wrong_use_is_refused():
     params = parameters()
-    with pytest.raises(ValueError, match=r"'sometimes'.*'dense', 'masked'"):
+    with pytest.raises(ValueError, match=r"'sometimes'.*'dense', 'masked', 'skip'"):
         AdamW(params, inactive="sometimes")
     with pytest.raises(ValueError, match="betas"):
         AdamW(params, betas=(0.9, 1.0))

@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 import torch
 from training.training_setup import (
-    FREEZE,
     RATE,
     SPACE,
     Sandwich,
@@ -45,66 +44,8 @@ def snapshot(run):
     tensors = [p.detach().clone() for model in models for p in model.parameters()]
     for parameter in run.model.parameters():
         state = run.optimizer.state[parameter]
-        tensors += [state[key].clone() for key in sorted(state)]
+        tensors += [state[key].clone() for key in sorted(state) if key != "shells"]
     return tensors
-
-
-@pytest.mark.parametrize("inactive", ["dense", "masked"])
-@pytest.mark.parametrize("ema", [0.0, 0.9])
-def test_growtas_plus_leaves_every_frozen_subnet_bit_identical(tmp_path, inactive, ema):
-    """GrowTAS+: the subnets of A_1 give the same logits before and after the plus phase."""
-    run = trainer(
-        tmp_path,
-        supernet(drop_path=0.2),
-        growtas_plus(epochs=2),
-        digits(augment=MIXED),
-        replace(RATE, inactive=inactive, clip_grad=1.0, weight_decay=0.3),
-        ema_decay=ema,
-    )
-    small = SPACE.restrict(**FREEZE)
-    before = {}
-    apply_phase = run._apply_phase
-
-    def spy(index):
-        if run.phases[index].freeze is not None:
-            before["live"] = logits(run.model, small, 40)
-            before["final"] = logits(run.final_model, small, 40)
-            before["large"] = logits(run.final_model, SPACE - small)
-        apply_phase(index)
-        run.model.train()
-
-    run._apply_phase = spy
-    run.fit()
-    assert run.phase.name == "plus"
-    assert run.epoch == 4
-    for name, model in (("live", run.model), ("final", run.final_model)):
-        for old, new in zip(before[name], logits(model, small, 40), strict=True):
-            assert torch.equal(old, new)
-    for old, new in zip(before["large"], logits(run.final_model, SPACE - small), strict=True):
-        assert not torch.allclose(old, new, atol=1e-3)
-
-
-def test_frozen_subnets_would_change_without_the_freeze(tmp_path):
-    """The test above can fail: the same phase without its freeze does change A_1."""
-
-    class Thawed(type(growtas_plus())):
-        def phases(self, space, epochs):
-            return [replace(phase, freeze=None) for phase in super().phases(space, epochs)]
-
-    plain = growtas_plus(epochs=1)
-    run = trainer(tmp_path, strategy=Thawed(plain.stages, plain.plus))
-    small = SPACE.restrict(**FREEZE)
-    before = []
-    apply_phase = run._apply_phase
-
-    def spy(index):
-        before[:] = logits(run.model, small)
-        apply_phase(index)
-
-    run._apply_phase = spy
-    run.fit()
-    after = logits(run.model, small)
-    assert not any(torch.equal(old, new) for old, new in zip(before, after, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -274,6 +215,7 @@ class Exploding(Uniform):
     """Ruins the weights at one step."""
 
     def __init__(self, run_model, step):
+        super().__init__()
         self.model = run_model
         self.bad = step
 
@@ -350,10 +292,24 @@ def test_weight_decay_groups(tmp_path):
     run = trainer(tmp_path)
     decay = {id(p): g["weight_decay"] for g in run.optimizer.param_groups for p in g["params"]}
     named = {name: decay[id(p)] for name, p in run.model.named_parameters()}
-    for name, parameter in run.model.named_parameters():
-        free = parameter.dim() == 1 or name in ("pos_embed", "cls_token") or "bias" in name
-        assert named[name] == (0.0 if free else RATE.weight_decay), name
-    assert named["blocks.0.attn.rel_pos"] == RATE.weight_decay
+    decayed = {name for name, value in named.items() if value == RATE.weight_decay}
+    of_a_block = (
+        "attn.qkv.weight",
+        "attn.rel_pos",
+        "attn.proj.weight",
+        "mlp.fc1.weight",
+        "mlp.fc2.weight",
+    )
+    # As timm 0.3.2 grouped AutoFormer's: position tables too; qkv's 3-D bias counts as a bias.
+    assert decayed == {
+        "patch_embed.weight",
+        "head.weight",
+        *(f"blocks.{i}.{name}" for i in range(2) for name in of_a_block),
+    }
+    free = {name for name, value in named.items() if value == 0.0}
+    assert free == set(named) - decayed
+    assert {"pos_embed", "cls_token", "blocks.0.attn.qkv.bias", "norm.weight"} < free
+    assert run.model.blocks[0].attn.qkv.bias.dim() == 3
 
 
 def test_what_does_not_fit_is_named(tmp_path):

@@ -27,7 +27,7 @@ from growtas.training import AugmentConfig, DataConfig, OptimConfig, TrainConfig
         (AugmentConfig, {"smoothing": 1.0}, r"augment\.smoothing is 1\.0; allowed: below 1"),
         (OptimConfig, {"lr": 0.0}, r"optim\.lr is 0\.0; allowed: .*above 0"),
         (OptimConfig, {"betas": (0.9, 1.0)}, r"optim\.betas is \(0\.9, 1\.0\)"),
-        (OptimConfig, {"inactive": "skip"}, r"'skip'; allowed: 'dense', 'masked'"),
+        (OptimConfig, {"inactive": "off"}, r"'off'; allowed: 'dense', 'masked', 'skip'"),
         (OptimConfig, {"clip_grad": float("nan")}, r"optim\.clip_grad is nan"),
         (TrainConfig, {"amp": "int8"}, r"train\.amp is 'int8'; allowed: 'auto', 'bf16'"),
         (TrainConfig, {"ema_decay": 1.0}, r"train\.ema_decay is 1\.0"),

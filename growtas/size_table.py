@@ -12,15 +12,24 @@ import math
 import random
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple, Protocol
 
-from growtas.search.candidate import Cost, CostFunction
-from growtas.search.config import Limit
-from growtas.space import SearchSpace, Subnet
+from growtas.cost import Cost, CostFunction
+from growtas.space import SearchSpace, SpaceDifference, Subnet
 
 MAX_PAIRS = 500_000  # a table of this size takes about a second
 _CHECKS = 16
+
+
+class Bounds(Protocol):
+    """A window on the size; `growtas.search.Limit` is one."""
+
+    def window(self, axis: str) -> tuple[float, float]:
+        """Least and most allowed on "params" or "macs"."""
+
+    def admits(self, params: int, macs: int) -> bool:
+        """Whether a model of this size is inside."""
 
 
 class _Part(NamedTuple):
@@ -40,24 +49,60 @@ class _Group(NamedTuple):
     heads: list[_Part]
     ratios: list[_Part]  # by growing params
 
+    @property
+    def members(self) -> int:
+        """How many there are."""
+        return sum(part.ways for part in self.heads) * sum(part.ways for part in self.ratios)
+
+
+class Family(NamedTuple):
+    """The subnets of one size that differ only in the order of their blocks."""
+
+    group: _Group
+    heads: _Part
+    ratios: _Part
+
+    @property
+    def size(self) -> Cost:
+        """Size of each of them."""
+        return _add(self.group.base, self.heads.cost, self.ratios.cost)
+
+    @property
+    def members(self) -> int:
+        """How many there are."""
+        return self.heads.ways * self.ratios.ways
+
+    def sample(self, rng: random.Random) -> Subnet:
+        """One of them, each equally likely."""
+        return Subnet(
+            self.group.embed_dim,
+            tuple(rng.sample(self.heads.values, self.group.depth)),
+            tuple(rng.sample(self.ratios.values, self.group.depth)),
+        )
+
 
 class SizeTable:
     """Sizes of the subnets of a space, see the module. Made with `build`."""
 
-    def __init__(self, groups: list[_Group]) -> None:
+    def __init__(self, groups: list[_Group], removed: SearchSpace | None = None) -> None:
         self._groups = groups
+        self._removed = removed
 
     @classmethod
-    def build(cls, space: SearchSpace, cost: CostFunction) -> SizeTable | None:
+    def build(cls, space: SearchSpace | SpaceDifference, cost: CostFunction) -> SizeTable | None:
         """The table, or None if it would exceed `MAX_PAIRS` or `cost` is no sum over blocks."""
-        pairs = sum(
-            _multisets(space.num_heads, d) * _multisets(space.mlp_ratio, d) for d in space.depth
+        base, removed = (
+            (space, None) if isinstance(space, SearchSpace) else (space.base, space.removed)
         )
-        if pairs * len(space.embed_dim) > MAX_PAIRS:
+        pairs = sum(
+            _multisets(base.num_heads, d) * _multisets(base.mlp_ratio, d) for d in base.depth
+        )
+        if pairs * len(base.embed_dim) > MAX_PAIRS:
             return None
-        table = cls([_group(space, cost, e, d) for e in space.embed_dim for d in space.depth])
+        groups = [_group(base, cost, e, d) for e in base.embed_dim for d in base.depth]
+        table = cls(groups, removed)
         rng = random.Random(0)
-        samples = [space.sample(rng) for _ in range(_CHECKS)]
+        samples = [base.sample(rng) for _ in range(_CHECKS)]
         return table if all(table._size(subnet) == cost(subnet) for subnet in samples) else None
 
     def _size(self, subnet: Subnet) -> Cost:
@@ -66,16 +111,23 @@ class SizeTable:
             if (group.embed_dim, group.depth) == (subnet.embed_dim, subnet.depth):
                 part = next(p for p in group.heads if p.values == heads)
                 other = next(p for p in group.ratios if p.values == ratios)
-                return _add(group.base, part.cost, other.cost)
+                return Family(group, part, other).size
         raise KeyError(subnet)
+
+    def families(self) -> Iterator[Family]:
+        """All subnets of the space, in families of one size."""
+        for group in self._groups:
+            families = (
+                Family(group, heads, ratios)
+                for heads, ratios in itertools.product(group.heads, group.ratios)
+            )
+            yield from families if self._removed is None else filter(self._holds, families)
 
     def sizes(self) -> Iterator[Cost]:
         """Every size there is; some repeatedly."""
-        for group in self._groups:
-            for heads, ratios in itertools.product(group.heads, group.ratios):
-                yield _add(group.base, heads.cost, ratios.cost)
+        return (family.size for family in self.families())
 
-    def inside(self, limit: Limit) -> Selection:
+    def inside(self, limit: Bounds) -> Selection:
         """The part of the table that `limit` admits."""
         low, high = limit.window("params")
         found = []
@@ -86,34 +138,44 @@ class SizeTable:
                 for ratios in group.ratios[
                     bisect_left(growth, low - fixed) : bisect_right(growth, high - fixed)
                 ]:
-                    size = _add(group.base, heads.cost, ratios.cost)
-                    if limit.admits(size.params, size.macs):
-                        found.append((group, heads, ratios))
+                    family = Family(group, heads, ratios)
+                    if limit.admits(*family.size) and self._holds(family):
+                        found.append(family)
         return Selection(found)
+
+    def _holds(self, family: Family) -> bool:
+        """Whether the family is in the space: of a difference, none or all of its subnets are."""
+        gone = self._removed
+        return gone is None or not (
+            family.group.embed_dim in gone.embed_dim
+            and family.group.depth in gone.depth
+            and set(family.heads.values) <= set(gone.num_heads)
+            and set(family.ratios.values) <= set(gone.mlp_ratio)
+        )
 
 
 class Selection:
-    """The subnets inside a window, as pairs of multisets."""
+    """Some families of a table, as the subnets inside a window.
 
-    def __init__(self, found: list[tuple[_Group, _Part, _Part]]) -> None:
-        self._found = found
-        self.count = sum(heads.ways * ratios.ways for _, heads, ratios in found)  # subnets
+    Args:
+        found: the families.
+        equal: `sample` gives every subnet the same chance, instead of the one it has in
+            ``space.sample``.
+    """
+
+    def __init__(self, found: Iterable[Family], equal: bool = False) -> None:
+        self._found = list(found)
+        self.count = sum(family.members for family in self._found)  # subnets
+        groups = {id(family.group): family.group for family in self._found}
         # AutoFormer draws the depth first: a subnet is as likely as its depth leaves it.
-        orders = {
-            id(g): sum(p.ways for p in g.heads) * sum(p.ways for p in g.ratios) for g, _, _ in found
-        }
+        shares = {key: 1 if equal else group.members for key, group in groups.items()}
         self._weights = list(
-            itertools.accumulate(h.ways * r.ways / orders[id(g)] for g, h, r in found)
+            itertools.accumulate(f.members / shares[id(f.group)] for f in self._found)
         )
 
     def sample(self, rng: random.Random) -> Subnet:
-        """One subnet, distributed as ``space.sample`` is inside the window."""
-        group, heads, ratios = rng.choices(self._found, cum_weights=self._weights)[0]
-        return Subnet(
-            group.embed_dim,
-            tuple(rng.sample(heads.values, group.depth)),
-            tuple(rng.sample(ratios.values, group.depth)),
-        )
+        """One subnet; IndexError if there is none."""
+        return rng.choices(self._found, cum_weights=self._weights)[0].sample(rng)
 
     def __iter__(self) -> Iterator[Subnet]:
         for group, heads, ratios in self._found:

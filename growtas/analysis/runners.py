@@ -1,0 +1,243 @@
+"""The analyses on run folders: what ``growtas analyze`` does with its options."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from growtas.analysis import distribution as distribution_of
+from growtas.analysis import extend_vs_crop as derivation
+from growtas.analysis import limits as limits_of
+from growtas.analysis import similarity as similarity_of
+from growtas.analysis.figures import Output, write_csv, write_png
+from growtas.analysis.sampling import Relation, derived_subnets, parse_window
+from growtas.analysis.subject import open_runs, subject_of
+from growtas.config import ConfigError
+from growtas.precision import amp_dtype
+from growtas.recipe import Recipe
+from growtas.run_folder import ANALYSIS, CONFIG, SEARCH, SUPERNET, Run, Say, read_subnet
+from growtas.search import Limit, SearchResult
+from growtas.space import SearchSpace, Subnet
+from growtas.supernet import save_supernet
+
+DERIVED = "extend-vs-crop"  # folder inside a run's, with the trainings and the result
+
+
+class _Panel(NamedTuple):
+    name: str  # of the panel
+    part: str  # option that names the trained subnet, and folder of its training
+    relation: Relation  # of the derived subnets to the trained one
+
+
+_PANELS = (_Panel("extend", "small", "larger"), _Panel("crop", "large", "smaller"))
+
+
+def extend_vs_crop(options: argparse.Namespace, say: Say) -> None:
+    """Fig. 1 for a recipe: trains two subnets and scores what derives from them."""
+    run_folder = Path(options.recipe)
+    is_run = (run_folder / CONFIG).is_file()
+    # The strategy plays no part; its stages must not forbid fewer epochs.
+    changes = ["strategy={name: uniform}", *options.overrides]
+    recipe = Recipe.load(run_folder / CONFIG if is_run else options.recipe, changes)
+    space = recipe.build_space()
+    beside = run_folder if is_run else recipe.run_dir
+    folder = Path(options.output) if options.output else beside / DERIVED
+    # Where there are trainings it is for Run.start to refuse: --overwrite would delete them.
+    begun = any((folder / panel.part).exists() for panel in _PANELS)
+    output = Output.prepare(folder, DERIVED, overwrite=begun or options.resume or options.overwrite)
+    # Everything that can be refused comes before the first training.
+    trained, derived, runs = {}, {}, {}
+    for panel in _PANELS:
+        subnet = trained[panel] = _subnet(panel.part, getattr(options, panel.part), space)
+        derived[panel] = derived_subnets(
+            space, subnet, panel.relation, count=options.count, seed=options.seed
+        )
+    for panel in _PANELS:
+        runs[panel] = Run.start(
+            replace(recipe, output=replace(recipe.output, dir=str(folder / panel.part))),
+            resume=options.resume,
+            overwrite=options.overwrite,
+            say=say,
+        )
+    rows: list[derivation.ExtendCropRow] = []
+    for panel, run in runs.items():
+        run.say(f"{panel.part}: {trained[panel]} is trained alone")
+        model = derivation.train_alone(run.recipe, run.data, trained[panel], run.folder)
+        if run.process.is_main:
+            save_supernet(model, run.folder / SUPERNET)
+        run.process.barrier()
+        subject = subject_of(run, panel.part, options.split)
+        rows += derivation.score_derived(subject, panel.name, trained[panel], derived[panel])
+    _write(output, rows, derivation.plot(rows), run)
+
+
+def _subnet(option: str, text: str, space: SearchSpace) -> Subnet:
+    subnet = read_subnet(text, space)
+    if subnet is None:
+        raise ConfigError(
+            f"--{option} {text!r} is no subnet: use smallest, largest, FILE, FILE:NAME, or JSON "
+            "with embed_dim, num_heads and mlp_ratio"
+        )
+    return subnet
+
+
+class _Comparison(NamedTuple):
+    """Subnets of one supernet to compare with a reference."""
+
+    name: str
+    run: Run
+    relation: Relation
+    reference: Subnet
+    subnets: Sequence[Subnet]
+
+
+def similarity(options: argparse.Namespace, say: Say) -> None:
+    """Fig. 4 for trained runs, or for what extend-vs-crop trained."""
+    runs = open_runs(options.runs, options.overrides, say)
+    output = _output(options, "similarity")
+    comparisons: list[_Comparison] = []
+    for name, run in runs.items():
+        if options.source == DERIVED:
+            comparisons += _derived(name, run, options.overrides)
+        else:
+            comparisons += _ends(name, run, options.count, options.seed)
+    rows: list[similarity_of.SimilarityRow] = []
+    for name, run, relation, reference, subnets in comparisons:
+        rows += similarity_of.compare_tokens(
+            run.model,
+            reference,
+            subnets,
+            similarity_of.spread_batches(run.data, options.split, options.images, run.process),
+            run.process,
+            relation=relation,
+            name=name,
+            tokens=options.tokens,
+            split=options.split,
+            dtype=amp_dtype(run.recipe.train.amp, run.process.device),
+            progress=run.recipe.train.progress and run.process.is_main,
+        )
+    _write(output, rows, similarity_of.plot(rows), run)
+
+
+def _ends(name: str, run: Run, count: int, seed: int) -> list[_Comparison]:
+    """The smallest subnet with larger ones, the largest with smaller ones."""
+    space = run.model.space
+    ends: list[tuple[Subnet, Relation]] = [
+        (space.smallest(), "larger"),
+        (space.largest(), "smaller"),
+    ]
+    return [
+        _Comparison(
+            name,
+            run,
+            relation,
+            reference,
+            derived_subnets(space, reference, relation, count=count, seed=seed),
+        )
+        for reference, relation in ends
+    ]
+
+
+def _derived(name: str, run: Run, overrides: Sequence[str]) -> list[_Comparison]:
+    """The trained subnet of each panel of extend-vs-crop with what was derived from it."""
+    path = run.folder / DERIVED / f"{DERIVED}.csv"
+    if not path.is_file():
+        raise ConfigError(
+            f"there is no {path}: `growtas analyze extend-vs-crop {run.folder}` makes it"
+        )
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    comparisons = []
+    for panel in _PANELS:
+        reference, *subnets = (
+            Subnet.from_dict(json.loads(row["subnet"]))
+            for row in rows
+            if row["panel"] == panel.name
+        )
+        trained = Run.open(run.folder / DERIVED / panel.part, overrides, run.say)
+        label = f"{name}, subnets trained alone"
+        comparisons.append(_Comparison(label, trained, panel.relation, reference, subnets))
+    return comparisons
+
+
+def limits(options: argparse.Namespace, say: Say) -> None:
+    """Fig. 5 for trained runs: their stored winners, or the best of random subnets."""
+    texts = (options.limits or "").split(",")
+    wanted = [parse_window(text.strip(), options.axis) for text in texts if text.strip()]
+    runs = open_runs(options.runs, options.overrides, say)
+    output = _output(options, "limits")
+    chosen = {} if wanted else _search_winners(runs)
+    rows: list[limits_of.LimitRow] = []
+    for name, run in runs.items():
+        subject = subject_of(run, name, options.split)
+        if wanted:
+            # Chosen on search images, whatever the split that the accuracy is read on.
+            chooser = subject if options.split == "search" else subject_of(run, name, "search")
+            chosen[name] = limits_of.best_of_random(
+                chooser,
+                wanted,
+                count=options.count,
+                seed=options.seed,
+                objective=run.recipe.search.objective,
+            )
+        rows += limits_of.score_choices(subject, chosen[name])
+    _write(output, rows, limits_of.plot(rows), run)
+
+
+def _search_winners(runs: dict[str, Run]) -> dict[str, list[limits_of.Choice]]:
+    """What each run's search found.
+
+    Raises:
+        ConfigError: a run was not searched, or not inside the limits of the others.
+    """
+    chosen = {}
+    for name, run in runs.items():
+        path = run.folder / SEARCH
+        if not path.is_file():
+            raise ConfigError(
+                f"{run.folder} has no search result ({SEARCH}): `growtas search {run.folder}` "
+                "makes one; --limits 6M,8M takes the best of random subnets instead"
+            )
+        chosen[name] = limits_of.search_winners(SearchResult.load(path))
+    windows = {name: [choice.limit for choice in choices] for name, choices in chosen.items()}
+    (first, expected), *others = windows.items()
+    for name, found in others:
+        if found != expected:
+            listed = [", ".join(limit.name for limit in part) for part in (expected, found)]
+            raise ConfigError(
+                f"{first} was searched inside {listed[0]}, {name} inside {listed[1]}: search both "
+                "inside the same limits, or give --limits"
+            )
+    return chosen
+
+
+def distribution(options: argparse.Namespace, say: Say) -> None:
+    """Fig. 6 for trained runs."""
+    window = parse_window(options.window, options.axis) if options.window else Limit()
+    runs = open_runs(options.runs, options.overrides, say)
+    output = _output(options, "distribution")
+    rows: list[distribution_of.DistributionRow] = []
+    for name, run in runs.items():
+        subject = subject_of(run, name, options.split)
+        rows += distribution_of.score_window(
+            subject, window, count=options.count, seed=options.seed
+        )
+    _write(output, rows, distribution_of.plot(rows, options.kind), run)
+
+
+def _output(options: argparse.Namespace, stem: str) -> Output:
+    folder = options.output or Path(options.runs[0]) / ANALYSIS
+    return Output.prepare(folder, stem, overwrite=options.overwrite)
+
+
+def _write(output: Output, rows: Sequence[Any], figure: Any, run: Run) -> None:
+    if run.process.is_main:
+        write_csv(rows, output.csv)
+        write_png(figure, output.png)
+    run.say(f"{output.csv}: {len(rows):,} rows")
+    run.say(f"{output.png}")

@@ -1,0 +1,135 @@
+"""Which subnets an analysis looks at: random ones in a window, or relatives of a given one."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from growtas.search import CostFunction, Limit
+from growtas.search.config import parse_count
+from growtas.search.window import Window
+from growtas.size_table import SizeTable
+from growtas.space import SearchSpace, Subnet
+
+Relation = Literal["larger", "smaller"]
+
+
+def random_subnets(
+    space: SearchSpace, limit: Limit, cost: CostFunction, *, count: int, seed: int = 0
+) -> list[Subnet]:
+    """`count` different random subnets inside a window; all of them where it has fewer.
+
+    Drawn as training draws them (``space.sample``), given that they are inside: exactly so by the
+    table of all sizes, without a miss however narrow the window.
+
+    Raises:
+        ValueError: `count` below 1, no subnet inside (the message states the reachable sizes), or a
+            bounded window of a space that is too large for the table.
+    """
+    _check_count(count)
+    table = SizeTable.build(space, cost) if limit.is_bounded else None
+    if table is None and limit.is_bounded:
+        raise ValueError(
+            f"space {space.name!r} has too many sizes for uniform draws inside {limit.name!r}; "
+            "leave the window out"
+        )
+    rng, window = random.Random(seed), Window(space, limit, cost, table)
+    drawn: dict[Subnet, None] = {}
+    while len(drawn) < count:
+        subnet = window.draw(rng, lambda subnet: subnet not in drawn)
+        if subnet is None:
+            break
+        drawn[subnet] = None
+    return list(drawn)
+
+
+def derived_subnets(
+    space: SearchSpace, reference: Subnet, relation: Relation, *, count: int, seed: int = 0
+) -> list[Subnet]:
+    """`count` different random subnets that contain `reference`, or that it contains.
+
+    One subnet contains another if no choice of it is smaller: embedding dim, depth, and heads and
+    MLP ratio of every block that the other has. So its weights include those of the other (Fig. 2
+    of the paper). Each choice is drawn uniformly from what the relation leaves of it.
+
+    Returns:
+        The subnets, `reference` not among them; all there are where that is fewer than `count`.
+
+    Raises:
+        ValueError: `count` below 1, `reference` is not in `space`, or it has no such subnet.
+    """
+    _check_count(count)
+    space.validate(reference)
+    total = _relatives(space, reference, relation)
+    if total == 0:
+        raise ValueError(f"space {space.name!r} has no subnet {relation} than {reference}")
+    rng = random.Random(seed)
+    drawn: dict[Subnet, None] = {}
+    while len(drawn) < min(count, total):
+        subnet = _relative(space, reference, relation, rng)
+        if subnet != reference:
+            drawn[subnet] = None
+    return list(drawn)
+
+
+def parse_window(text: str, axis: Literal["params", "macs"] = "params") -> Limit:
+    """``"5.5M-6.5M"``, or ``"6M"`` for at most that, as a limit on `axis`.
+
+    Raises:
+        ValueError: neither; the message says what can be written.
+    """
+    low, dash, high = text.partition("-")
+    try:
+        bounds: dict[str, Any] = {f"max_{axis}": parse_count(high if dash else low)}
+        if dash:
+            bounds[f"min_{axis}"] = parse_count(low)
+        return Limit(**bounds)
+    except ValueError as error:
+        raise ValueError(f"a window is written 5.5M-6.5M or 6M, got {text!r}: {error}") from None
+
+
+def _check_count(count: int) -> None:
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count}")
+
+
+def _allowed(choices: Sequence[Any], bound: float, relation: Relation) -> list[Any]:
+    larger = relation == "larger"
+    return [value for value in choices if (value >= bound if larger else value <= bound)]
+
+
+def _blocks(
+    choices: Sequence[Any], bounds: Sequence[float], depth: int, relation: Relation
+) -> list[Sequence[Any]]:
+    """What each of `depth` blocks may choose; a block that the reference lacks is free."""
+    return [
+        _allowed(choices, bounds[i], relation) if i < len(bounds) else choices for i in range(depth)
+    ]
+
+
+def _relative(
+    space: SearchSpace, reference: Subnet, relation: Relation, rng: random.Random
+) -> Subnet:
+    depth = rng.choice(_allowed(space.depth, reference.depth, relation))
+    ratios = _blocks(space.mlp_ratio, reference.mlp_ratio, depth, relation)
+    heads = _blocks(space.num_heads, reference.num_heads, depth, relation)
+    embed_dim = rng.choice(_allowed(space.embed_dim, reference.embed_dim, relation))
+    return Subnet(
+        embed_dim, tuple(rng.choice(c) for c in heads), tuple(rng.choice(c) for c in ratios)
+    )
+
+
+def _relatives(space: SearchSpace, reference: Subnet, relation: Relation) -> int:
+    """How many subnets stand in `relation` to `reference`, itself not counted."""
+    total = 0
+    for depth in _allowed(space.depth, reference.depth, relation):
+        ways = len(_allowed(space.embed_dim, reference.embed_dim, relation))
+        for heads, ratios in zip(
+            _blocks(space.num_heads, reference.num_heads, depth, relation),
+            _blocks(space.mlp_ratio, reference.mlp_ratio, depth, relation),
+            strict=True,
+        ):
+            ways *= len(heads) * len(ratios)
+        total += ways
+    return total - 1

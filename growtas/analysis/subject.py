@@ -1,0 +1,129 @@
+"""What an analysis looks at: a supernet, a name for it, and what scores its subnets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from growtas.config import ConfigError, differences
+from growtas.run_folder import Run, Say, Split
+from growtas.search import Candidate, CostFunction, Scorer, model_cost
+from growtas.space import SearchSpace, Subnet
+from growtas.training.optional import require
+
+if TYPE_CHECKING:
+    from growtas.supernet import Supernet
+
+T = TypeVar("T")
+
+# Data settings that change no image; everything else must agree for accuracies to be comparable.
+_FREE = ("batch_size:", "download:", "eval_batch_size:", "workers:")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A supernet under analysis.
+
+    Args:
+        name: label in tables and figures.
+        model: the supernet; gives the space and the sizes of subnets.
+        evaluator: scores a subnet, see `growtas.search.Evaluator`.
+        split: what the evaluator's images are; a label.
+        progress: show a progress bar (needs tqdm).
+    """
+
+    name: str
+    model: Supernet
+    evaluator: Scorer
+    split: str = "search"
+    progress: bool = False
+
+    @property
+    def space(self) -> SearchSpace:
+        """The space its subnets come from."""
+        return self.model.space
+
+    @property
+    def cost(self) -> CostFunction:
+        """Parameters and multiply-adds of a subnet."""
+        return model_cost(self.model)
+
+    def score(self, subnets: Iterable[Subnet]) -> list[Candidate]:
+        """Every subnet with its size and score, in the order given."""
+        cost = self.cost
+        return [
+            Candidate(subnet, *cost(subnet), self.evaluator.score(subnet))
+            for subnet in with_bar(list(subnets), self.name, self.progress)
+        ]
+
+
+def with_bar(items: Iterable[T], label: str, show: bool, unit: str = "subnet") -> Iterable[T]:
+    """`items`, behind a progress bar on a terminal if `show`."""
+    if not show:
+        return items
+    return require("tqdm", "train").tqdm(items, desc=label, unit=unit, disable=None)
+
+
+def subnet_text(subnet: Subnet) -> str:
+    """A subnet as the JSON of a CSV cell; ``growtas evaluate --subnet`` reads it."""
+    return json.dumps(subnet.to_dict())
+
+
+def open_runs(folders: Sequence[str], overrides: Sequence[str], say: Say) -> dict[str, Run]:
+    """Trained runs by name, made sure that their accuracies can be compared.
+
+    A run is named after its folder, or by its whole path where two folders are called the same.
+
+    Raises:
+        ConfigError: no folder, one that is no run, has no supernet or is given twice, or runs that
+            differ in their classes or in the images they read.
+    """
+    if not folders:
+        raise ConfigError("no run is given: name the folder of one, such as runs/digits")
+    paths = [Path(folder) for folder in folders]
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise ConfigError(f"a run is given twice: {', '.join(folders)}")
+    names = [path.resolve().name for path in paths]
+    runs: dict[str, Run] = {}
+    for path, name in zip(paths, names, strict=True):
+        runs[name if names.count(name) == 1 else str(path)] = Run.open(path, overrides, say)
+    for run in runs.values():
+        _check_alike(next(iter(runs.values())), run)
+    return runs
+
+
+def _check_alike(first: Run, other: Run) -> None:
+    classes = [run.model.config["num_classes"] for run in (first, other)]
+    if classes[0] != classes[1]:
+        raise ConfigError(
+            f"{first.folder} has {classes[0]} classes and {other.folder} {classes[1]}: their "
+            "accuracies cannot be compared"
+        )
+    settings = [
+        {
+            "data": {**recipe["data"]},
+            "search": {"max_images": recipe["search"]["max_images"]},
+        }
+        for recipe in (first.recipe.to_dict(), other.recipe.to_dict())
+    ]
+    changed = [
+        line for line in differences(*settings) if not line.removeprefix("data.").startswith(_FREE)
+    ]
+    if changed:
+        raise ConfigError(
+            f"{first.folder} and {other.folder} read different images ({'; '.join(changed)}): "
+            "their accuracies cannot be compared"
+        )
+
+
+def subject_of(run: Run, name: str, split: Split) -> Subject:
+    """A run's trained supernet with an evaluator of one of its splits.
+
+    Raises:
+        ConfigError: overrides changed what the supernet was trained with.
+    """
+    show = run.recipe.train.progress and run.process.is_main
+    return Subject(name, run.model, run.evaluator(split), split, show)

@@ -1,0 +1,121 @@
+"""Training a few chosen subnets only, as PreNAS does (Wang et al., 2023): search first, then train.
+
+PreNAS scores subnets before the training and keeps the best one of each size. Its search is not
+part of this; its candidate files are read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from growtas.checks import listed
+from growtas.schedule.plan import Pass, Phase, Stateless, StepContext, StepPlan
+from growtas.schedule.sequence import EpochDraws
+from growtas.space import SearchSpace, Subnet
+from growtas.subnet import SUBNET_AXES
+
+
+class Candidates(Stateless):
+    """One of the given subnets per step.
+
+    Args:
+        subnets: the candidates. One that is listed twice is drawn twice as often.
+        group_by: "embed_dim", "depth" or both: candidates that agree in these are a group; a group
+            is drawn, each equally likely, then one of its subnets. Empty: no groups.
+        sequence: "prenas" for the draws of its code; None for our own, which depend on the run's
+            seed.
+
+    Raises:
+        ValueError: no candidate, or an unknown name.
+    """
+
+    def __init__(
+        self,
+        subnets: Sequence[Subnet],
+        *,
+        group_by: Sequence[str] = (),
+        sequence: Literal["prenas"] | None = None,
+    ) -> None:
+        if not subnets:
+            raise ValueError("candidates need at least one subnet")
+        for axis in group_by:
+            if axis not in SUBNET_AXES:
+                raise ValueError(f"group_by is {axis!r}; allowed: {listed(SUBNET_AXES)}")
+        if sequence not in (None, "prenas"):
+            raise ValueError(f"sequence of candidates is {sequence!r}; allowed: prenas")
+        self.subnets = tuple(subnets)
+        groups: dict[tuple[int, ...], list[Subnet]] = {}
+        for subnet in self.subnets:
+            # The order of the axes makes no difference: groups come by first appearance.
+            groups.setdefault(tuple(getattr(subnet, a) for a in group_by), []).append(subnet)
+        self.groups = list(groups.values())
+        self._grouped = bool(group_by)
+        self._epoch_draws = EpochDraws(lambda _, rng: self._draw(rng)) if sequence else None
+        self._settings = {
+            "subnets": [subnet.to_dict() for subnet in self.subnets],
+            "group_by": list(group_by),
+            "sequence": sequence,
+        }
+
+    def phases(self, space: SearchSpace, epochs: int) -> list[Phase]:
+        """One phase; ValueError if a candidate is not in `space`."""
+        for subnet in self.subnets:
+            space.validate(subnet)
+        return [Phase(0.0, space, "candidates")]
+
+    def plan(self, context: StepContext) -> StepPlan:
+        """One pass of a candidate."""
+        draws = self._epoch_draws
+        return StepPlan((Pass(draws(context) if draws else self._draw(context.rng)),))
+
+    def _draw(self, rng: Any) -> Subnet:
+        # Without groups there is no draw of a group: another sequence than with a single one.
+        return rng.choice(rng.choice(self.groups) if self._grouped else self.subnets)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the draws depend on."""
+        return self._settings
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Refuse (ValueError) the state of other candidates: the run would not be continued."""
+        if dict(state) != self._settings:
+            raise ValueError("the candidates, their groups or their sequence were others before")
+
+
+def read_candidates(path: str | Path) -> list[Subnet]:
+    """Subnets of a JSON file, in its order: a list of subnets, or PreNAS's file (lists by size).
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not JSON, or not such a file.
+    """
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if isinstance(values, Mapping):
+        values = [entry for entries in values.values() for entry in entries]
+    if not isinstance(values, list):
+        raise ValueError(f"{path}: a list of subnets is needed, or lists by size")
+    return candidate_subnets(values, str(path))
+
+
+def candidate_subnets(values: Sequence[Any], where: str) -> list[Subnet]:
+    """Subnets from plain values, see `Subnet.from_dict`; PreNAS's `num_params` and `score` are left
+    out.
+
+    Raises:
+        ValueError: an entry is not a subnet; the message names `where` and its number.
+    """
+    return [_subnet(entry, f"{where}, entry {i}") for i, entry in enumerate(values, start=1)]
+
+
+def _subnet(entry: Any, where: str) -> Subnet:
+    try:
+        fields = {k: v for k, v in entry.items() if k not in ("num_params", "score")}
+        return Subnet.from_dict(fields)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{where}: {error}") from None

@@ -1,0 +1,328 @@
+"""AutoFormer's checkpoints: loaded into a supernet and written back, bit for bit.
+
+AutoFormer (Chen et al., ICCV 2021) interleaves the rows of q, k and v (head i, dim j and role t of
+q, k, v is row ``3 * (d * i + j) + t``), keeps the patch embedding as a convolution, and has four
+relative position tables per block. PreNAS's files have the same keys.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import math
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, stack
+
+from growtas.space import SearchSpace, SupernetSize
+from growtas.supernet.autoformer_layout import HEAD_DIM, TABLES, Layout, shortened
+from growtas.supernet.vit import QKV_BIAS, Supernet
+
+_EPS = 1e-5  # of its layer norms
+
+_NAMES = (  # parts of a key: AutoFormer's, ours
+    ("patch_embed_super.proj.", "patch_embed."),
+    (".attn_layer_norm.", ".norm1."),
+    (".ffn_layer_norm.", ".norm2."),
+    (".fc1.", ".mlp.fc1."),
+    (".fc2.", ".mlp.fc2."),
+)
+
+
+def from_autoformer(
+    state: Mapping[str, Tensor], *, num_heads: int, head_dim: int, qkv_bias: str
+) -> dict[str, Tensor]:
+    """AutoFormer's tensors under the names and in the shapes of :class:`growtas.Supernet`.
+
+    Works key by key, so a part of a state, or optimizer moments by parameter name, will do; keys
+    that are not AutoFormer's pass unchanged. With C the embedding dim, H heads and d = head_dim:
+    qkv weights ``[3Hd, C]`` become ``[3, H, d, C]``, the patch convolution ``[C, chans, p, p]``
+    becomes ``[C, chans * p * p]``, four tables ``[2r + 2, d]`` become one ``[4, 2r + 2, d]``. Other
+    tensors share memory with `state`.
+
+    Args:
+        state: AutoFormer's tensors by key.
+        num_heads: heads of the supernet's blocks.
+        head_dim: width of a head, 64 in all of AutoFormer's models.
+        qkv_bias: ``"autoformer"`` keeps the bias ``[3Hd]`` flat; ``"blocks"`` reads it interleaved
+            like the weight's rows, which is PreNAS's reading, and gives ``[3, H, d]``.
+
+    Raises:
+        ValueError: an unknown reading of the bias, q, k and v of another size, or a block with some
+            of its four tables only.
+    """
+    if qkv_bias not in QKV_BIAS:
+        raise ValueError(f"qkv_bias is {qkv_bias!r}, allowed: {', '.join(QKV_BIAS)}")
+    ours: dict[str, Tensor] = {}
+    tables: dict[str, dict[str, Tensor]] = {}
+    for key, value in state.items():
+        table = next((table for table in TABLES if key.endswith(table)), None)
+        if table is not None:
+            tables.setdefault(key.removesuffix(table) + "rel_pos", {})[table] = value
+            continue
+        name = key
+        for theirs, mine in _NAMES:
+            name = name.replace(theirs, mine)
+        if name == "patch_embed.weight":
+            value = value.flatten(1)
+        elif name.endswith("attn.qkv.weight") or (
+            name.endswith("attn.qkv.bias") and qkv_bias == "blocks"
+        ):
+            rows = 3 * num_heads * head_dim
+            if value.shape[0] != rows:
+                raise ValueError(
+                    f"{key} has {value.shape[0]} rows; 3 x {num_heads} heads of {head_dim} "
+                    f"need {rows}"
+                )
+            value = value.unflatten(0, (num_heads, head_dim, 3)).movedim(2, 0).contiguous()
+        ours[name] = value
+    for name, found in tables.items():
+        if len(found) < len(TABLES):
+            missing = ", ".join(table for table in TABLES if table not in found)
+            raise ValueError(f"{name.removesuffix('rel_pos')}: {missing} missing")
+        ours[name] = stack([found[table] for table in TABLES])
+    return ours
+
+
+def to_autoformer(
+    state: Mapping[str, Tensor], *, patch_size: int, in_chans: int
+) -> dict[str, Tensor]:
+    """The inverse of :func:`from_autoformer`, bit-equal after a round trip.
+
+    A bias ``[3, H, d]`` is interleaved as PreNAS reads it, a flat one is AutoFormer's and stays.
+
+    Args:
+        state: a supernet's tensors by name, or others of their shapes.
+        patch_size: side of a patch in pixels.
+        in_chans: image channels.
+    """
+    theirs: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if name.endswith("attn.rel_pos"):
+            prefix = name.removesuffix("rel_pos")
+            for table, rows in zip(TABLES, value.unbind(0), strict=True):
+                theirs[prefix + table] = rows.clone()
+            continue
+        key = name
+        for original, mine in _NAMES:
+            key = key.replace(mine, original)
+        if name == "patch_embed.weight":
+            value = value.unflatten(1, (in_chans, patch_size, patch_size))
+        elif ".attn.qkv." in name and value.dim() > 2:
+            value = value.movedim(0, 2).flatten(0, 2)
+        theirs[key] = value
+    return theirs
+
+
+def load_autoformer(
+    source: str | os.PathLike[str] | Mapping[str, Any],
+    space: SearchSpace | None = None,
+    *,
+    qkv_bias: str = "autoformer",
+    image_size: int | tuple[int, int] | None = None,
+    pool: str = "mean",
+    drop_path: float = 0.0,
+    head_dim: int | None = None,
+    layer_norm_eps: float = _EPS,
+) -> Supernet:
+    """A checkpoint of AutoFormer's or PreNAS's supernet as a :class:`growtas.Supernet`.
+
+    Sizes, classes, patches and positions come from the tensors; what tensors do not show is an
+    argument with AutoFormer's published value as default. Files are read without running code in
+    them: beside tensors and plain values only the ``argparse.Namespace`` of AutoFormer's training
+    files is accepted. The tensors are copied and keep their dtype; no random number is drawn.
+
+    Args:
+        source: a file, or a dict, with the state_dict itself or under ``model``; a leading
+            ``module.`` (DistributedDataParallel) is stripped from keys.
+        space: whose supernet has exactly the tensors' sizes; None for a space that holds the
+            largest subnet only. Either way the model runs any subnet that fits its tensors.
+        qkv_bias: ``"autoformer"`` as AutoFormer trains it, ``"blocks"`` for PreNAS's files. A file
+            does not say which; the wrong one gives wrong logits.
+        image_size: pixels, a side or ``(height, width)``; None for the square that the position
+            embedding belongs to.
+        pool: ``"mean"`` (AutoFormer's ``--gp``, in all its published commands) or ``"cls"``.
+        drop_path: for further training; AutoFormer trains with 0.1.
+        head_dim: None for the width of the relative position tables, or 64 without them.
+        layer_norm_eps: AutoFormer's 1e-5.
+
+    Returns:
+        The supernet on the CPU, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a checkpoint of AutoFormer's (one message lists all missing and unexpected
+            keys and wrong shapes), an image size that is not known or does not fit, or a space of
+            other sizes (the message names both).
+    """
+    if isinstance(source, Mapping):
+        label, content = "the state_dict", source
+    else:
+        label, content = repr(os.fspath(source)), _read(source)
+    state = _state(content, label)
+    layout = Layout.infer(state, label, head_dim)
+    layout.check(state, label)
+
+    heads, head_dim = layout.num_heads, layout.head_dim
+    ratio = _ratio(layout.embed_dim, layout.hidden_dim)
+    size = SupernetSize(layout.embed_dim, heads, ratio, layout.depth)
+    if space is None:
+        space = SearchSpace(
+            (size.embed_dim,), (size.depth,), (heads,), (ratio,), head_dim, name="autoformer"
+        )
+    _check_space(space, size, head_dim, label)
+    rows = layout.table_rows
+    with torch.device("meta"):  # shapes only: the tensors replace the parameters
+        model = Supernet(
+            space,
+            _image_size(image_size, layout, label),
+            layout.patch_size,
+            layout.num_classes,
+            layout.in_chans,
+            pool=pool,
+            absolute_position=layout.positions is not None,
+            relative_position=rows is not None,
+            max_relative_position=14 if rows is None else rows // 2 - 1,
+            drop_path=drop_path,
+            qkv_bias=qkv_bias,
+            layer_norm_eps=layer_norm_eps,
+        )
+    dtype = functools.reduce(torch.promote_types, {value.dtype for value in state.values()})
+    ours = from_autoformer(state, num_heads=heads, head_dim=head_dim, qkv_bias=qkv_bias)
+    copies = {
+        name: torch.empty(value.shape, dtype=dtype).copy_(value.detach())
+        for name, value in ours.items()
+    }
+    model.load_state_dict(copies, strict=True, assign=True)
+    return model.eval()
+
+
+def save_autoformer(model: Supernet, path: str | os.PathLike[str]) -> None:
+    """Write a supernet as AutoFormer's ``{"model": state_dict}``, atomically.
+
+    Keys, order and shapes are the original's. What :func:`load_autoformer` read comes back bit for
+    bit. A bias of ``qkv_bias="blocks"`` is written the way PreNAS reads it; AutoFormer's own code
+    would take the same file for something else, because its bias is not interleaved.
+
+    Raises:
+        ValueError: the model has something AutoFormer's model cannot have (the message lists all):
+            no class token, a head dim other than 64, heads that do not fill the embedding dim,
+            another layer norm eps, or relative position on a grid that is not square.
+    """
+    config, size, head_dim = model.config, model.space.supernet, model.space.head_dim
+    reasons = []
+    if not config["class_token"]:
+        reasons.append("it has no class token")
+    if head_dim != HEAD_DIM:
+        reasons.append(f"its head dim is {head_dim}, AutoFormer's {HEAD_DIM}")
+    if size.num_heads * head_dim != size.embed_dim:
+        reasons.append(
+            f"its {size.num_heads} heads of {head_dim} are not its embedding dim {size.embed_dim}"
+        )
+    if config["layer_norm_eps"] != _EPS:
+        reasons.append(f"its layer_norm_eps is {config['layer_norm_eps']}, AutoFormer's {_EPS}")
+    if config["relative_position"] and model.grid[0] != model.grid[1]:
+        reasons.append(f"it has relative position on a {model.grid[0]} x {model.grid[1]} grid")
+    if reasons:
+        raise ValueError(f"the model has no AutoFormer form: {'; '.join(reasons)}")
+    theirs = to_autoformer(
+        model.state_dict(), patch_size=config["patch_size"], in_chans=config["in_chans"]
+    )
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "wb") as file:
+        torch.save({"model": {key: theirs[key].cpu() for key in Layout.of(model).shapes()}}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def _read(path: str | os.PathLike[str]) -> Any:
+    """The content of a PyTorch file; code in it is refused, not run."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no checkpoint at {os.fspath(path)!r}")
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # a damaged file may raise anything
+        foreign = re.search(r"GLOBAL (\S+)", str(error))
+        reason = (
+            f"it holds a {foreign[1]}; allowed: tensors, plain values and argparse.Namespace"
+            if foreign
+            else "it is not a PyTorch checkpoint, or damaged"
+        )
+        raise ValueError(f"cannot load {os.fspath(path)!r}: {reason}") from error
+
+
+def _state(content: Any, label: str) -> dict[str, Tensor]:
+    """The state_dict in a checkpoint, its keys without ``module.``."""
+    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
+        content = content["model"]
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{label} holds a {type(content).__name__}, expected a state_dict")
+    other = [
+        key
+        for key, value in content.items()
+        if not (isinstance(key, str) and isinstance(value, Tensor))
+    ]
+    if other or not content:
+        what = f"no tensor at {shortened(other)}" if other else "nothing"
+        raise ValueError(f"{label} is not a state_dict, nor holds one under 'model': it has {what}")
+    wrapped = all(key.startswith("module.") for key in content)
+    return {key.removeprefix("module.") if wrapped else key: v for key, v in content.items()}
+
+
+def _check_space(space: SearchSpace, size: SupernetSize, head_dim: int, label: str) -> None:
+    if not isinstance(space, SearchSpace):
+        raise TypeError(f"space must be a SearchSpace or None, got {space!r}")
+    own = space.supernet
+    if _extents(own, space.head_dim) != _extents(size, head_dim):
+        raise ValueError(
+            f"space {space.name!r} is of a supernet of {_extents(own, space.head_dim)}; {label} "
+            f"has {_extents(size, head_dim)}"
+        )
+
+
+def _extents(size: SupernetSize, head_dim: int) -> str:
+    return (
+        f"embed_dim {size.embed_dim}, num_heads {size.num_heads}, hidden width {size.hidden_dim}, "
+        f"depth {size.depth}, head_dim {head_dim}"
+    )
+
+
+def _ratio(width: int, hidden: int) -> float:
+    """The ratio whose product with `width` truncates to `hidden`."""
+    ratio = hidden / width
+    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
+
+
+def _image_size(given: int | tuple[int, int] | None, layout: Layout, label: str) -> tuple[int, int]:
+    """Height and width in pixels, checked against the number of positions."""
+    patch = layout.patch_size
+    patches = None if layout.positions is None else layout.positions - 1
+    if given is None:
+        if patches is None:
+            raise ValueError(f"{label} has no pos_embed to tell the image size: give image_size")
+        side = math.isqrt(patches)
+        if side < 1 or side**2 != patches:
+            raise ValueError(
+                f"{label} has positions for {patches} patches, which is no square: give image_size "
+                "as (height, width)"
+            )
+        return side * patch, side * patch
+    height, width = (given, given) if isinstance(given, int) else given
+    count = (height // patch) * (width // patch)
+    if patches not in (None, count):
+        raise ValueError(
+            f"image_size {height} x {width} has {count} patches of {patch} pixels, {label} has "
+            f"positions for {patches}"
+        )
+    return height, width
