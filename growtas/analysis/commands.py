@@ -71,8 +71,8 @@ def add_commands(commands: Commands, say: Say) -> None:
             f"--{name}",
             metavar="SUBNET",
             default=end,
-            help=f"the {name} subnet: smallest, largest, or what `growtas evaluate` takes as a file "
-            f"or JSON (default: {end})",
+            help=f"the {name} subnet: smallest, largest, or a file or JSON as for `growtas "
+            f"evaluate` (default: {end})",
         )
     _count(parser, 100, "subnets derived from each of the two")
     parser.add_argument(

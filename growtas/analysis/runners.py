@@ -16,7 +16,7 @@ from growtas.analysis import limits as limits_of
 from growtas.analysis import similarity as similarity_of
 from growtas.analysis.figures import Output, write_csv, write_png
 from growtas.analysis.sampling import Relation, derived_subnets, parse_window
-from growtas.analysis.subject import open_runs, subject_of
+from growtas.analysis.subject import named_folders, open_runs, subject_of
 from growtas.config import ConfigError
 from growtas.precision import amp_dtype
 from growtas.recipe import Recipe
@@ -98,13 +98,14 @@ class _Comparison(NamedTuple):
 
 def similarity(options: argparse.Namespace, say: Say) -> None:
     """Fig. 4 for trained runs, or for what extend-vs-crop trained."""
-    runs = open_runs(options.runs, options.overrides, say)
+    folders = named_folders(options.runs)
     output = _output(options, "similarity")
     comparisons: list[_Comparison] = []
-    for name, run in runs.items():
-        if options.source == DERIVED:
-            comparisons += _derived(name, run, options.overrides)
-        else:
+    if options.source == DERIVED:
+        for name, folder in folders.items():
+            comparisons += _derived(name, folder, options.overrides, say)
+    else:
+        for name, run in open_runs(options.runs, options.overrides, say).items():
             comparisons += _ends(name, run, options.count, options.seed)
     rows: list[similarity_of.SimilarityRow] = []
     for name, run, relation, reference, subnets in comparisons:
@@ -143,13 +144,19 @@ def _ends(name: str, run: Run, count: int, seed: int) -> list[_Comparison]:
     ]
 
 
-def _derived(name: str, run: Run, overrides: Sequence[str]) -> list[_Comparison]:
-    """The trained subnet of each panel of extend-vs-crop with what was derived from it."""
-    path = run.folder / DERIVED / f"{DERIVED}.csv"
+def _derived(name: str, folder: Path, overrides: Sequence[str], say: Say) -> list[_Comparison]:
+    """The trained subnet of each panel of extend-vs-crop with what was derived from it.
+
+    Args:
+        name: label.
+        folder: of a run with an extend-vs-crop in it, or of the extend-vs-crop itself.
+        overrides: of the recipe.
+        say: as for `Run`.
+    """
+    found = folder if (folder / f"{DERIVED}.csv").is_file() else folder / DERIVED
+    path = found / f"{DERIVED}.csv"
     if not path.is_file():
-        raise ConfigError(
-            f"there is no {path}: `growtas analyze extend-vs-crop {run.folder}` makes it"
-        )
+        raise ConfigError(f"there is no {path}: `growtas analyze extend-vs-crop {folder}` makes it")
     with open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     comparisons = []
@@ -159,7 +166,7 @@ def _derived(name: str, run: Run, overrides: Sequence[str]) -> list[_Comparison]
             for row in rows
             if row["panel"] == panel.name
         )
-        trained = Run.open(run.folder / DERIVED / panel.part, overrides, run.say)
+        trained = Run.open(found / panel.part, overrides, say)
         label = f"{name}, subnets trained alone"
         comparisons.append(_Comparison(label, trained, panel.relation, reference, subnets))
     return comparisons

@@ -72,14 +72,11 @@ def subnet_text(subnet: Subnet) -> str:
     return json.dumps(subnet.to_dict())
 
 
-def open_runs(folders: Sequence[str], overrides: Sequence[str], say: Say) -> dict[str, Run]:
-    """Trained runs by name, made sure that their accuracies can be compared.
-
-    A run is named after its folder, or by its whole path where two folders are called the same.
+def named_folders(folders: Sequence[str]) -> dict[str, Path]:
+    """Folders by their last part, or by their whole path where two are called the same.
 
     Raises:
-        ConfigError: no folder, one that is no run, has no supernet or is given twice, or runs that
-            differ in their classes or in the images they read.
+        ConfigError: no folder, or one that is given twice.
     """
     if not folders:
         raise ConfigError("no run is given: name the folder of one, such as runs/digits")
@@ -87,9 +84,20 @@ def open_runs(folders: Sequence[str], overrides: Sequence[str], say: Say) -> dic
     if len({path.resolve() for path in paths}) < len(paths):
         raise ConfigError(f"a run is given twice: {', '.join(folders)}")
     names = [path.resolve().name for path in paths]
-    runs: dict[str, Run] = {}
-    for path, name in zip(paths, names, strict=True):
-        runs[name if names.count(name) == 1 else str(path)] = Run.open(path, overrides, say)
+    return {
+        name if names.count(name) == 1 else str(path): path
+        for path, name in zip(paths, names, strict=True)
+    }
+
+
+def open_runs(folders: Sequence[str], overrides: Sequence[str], say: Say) -> dict[str, Run]:
+    """Trained runs by name (`named_folders`), made sure that their accuracies can be compared.
+
+    Raises:
+        ConfigError: no folder, one that is no run, has no supernet or is given twice, or runs that
+            differ in their classes or in the images they read.
+    """
+    runs = {name: Run.open(path, overrides, say) for name, path in named_folders(folders).items()}
     for run in runs.values():
         _check_alike(next(iter(runs.values())), run)
     return runs

@@ -132,6 +132,7 @@ class TestResults:
             score = Run.open(folder / part, say=str).evaluate(subnet_of(row), "search")
             assert float(row["accuracy_percent"]) == 100 * score.accuracy
 
+        (copy / "supernet.safetensors").unlink()  # plays no part
         similarity = ["analyze", "similarity", str(copy), "--source", "extend-vs-crop"]
         assert main([*similarity, "--images", "10"]) == 0
         compared = read(copy / "analysis" / "similarity.csv", SimilarityRow)
