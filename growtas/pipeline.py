@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from growtas.recipe import Recipe
-from growtas.run_folder import BEST, FRONT, SUMMARY, Run, Say, Winner, best_limit
+from growtas.run_folder import BEST, FRONT, SUMMARY, Run, Say
+from growtas.winners import Winner, best_limit
 
 
 def run(

@@ -12,7 +12,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,9 +22,11 @@ from growtas.config import ConfigError, differences
 from growtas.recipe import Recipe
 from growtas.space import SearchSpace, Subnet
 from growtas.subnet_files import load_subnets
+from growtas.training.identity import lasting
+from growtas.winners import Winner, best_limit, stored_winners, tested_winners
 
 if TYPE_CHECKING:
-    from growtas.search import Candidate, Evaluator, LimitResult, Score, SearchResult
+    from growtas.search import Candidate, Evaluator, Score, SearchResult
     from growtas.supernet import Supernet
     from growtas.training.data import DataBundle
 
@@ -42,22 +44,6 @@ _TRAINED = (METRICS, "metrics.jsonl", "checkpoint.pt", "tensorboard", SUPERNET, 
 _SEARCHED = (SEARCH, SEARCH_STATE, RANDOM)
 _REPORTED = (SUMMARY, BEST, FRONT)
 
-# Fields that say how a run is carried out, not what comes out of it: they may differ on resume.
-_FREE_ON_RESUME = (
-    "output.",
-    "search.",
-    "data.root:",
-    "data.download:",
-    "data.eval_batch_size:",
-    "train.checkpoint_every:",
-    "train.device:",
-    "train.eval_every:",
-    "train.log_every:",
-    "train.progress:",
-    "train.tensorboard:",
-    "train.threads:",
-)
-
 # Largest difference between the logits of the supernet and of the exported model, relative to the
 # largest logit: float32 sums in another order, with a margin.
 LOGIT_TOLERANCE = 1e-4
@@ -72,29 +58,6 @@ Say = Callable[[str], None]
 
 class ExportMismatch(RuntimeError):
     """The exported model does not give the supernet's logits."""
-
-
-@dataclass(frozen=True)
-class Winner:
-    """The best subnet inside one limit, with its one result on the test images."""
-
-    limit: str
-    subnet: Subnet
-    num_params: int
-    macs: int  # multiply-adds for one image
-    search_accuracy: float  # 0 to 1
-    test_accuracy: float  # 0 to 1
-    test_loss: float
-    test_images: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON; `from_dict` reads them back."""
-        return {**vars(self), "subnet": self.subnet.to_dict()}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Winner:
-        """Reads `to_dict`'s form."""
-        return cls(**{**values, "subnet": Subnet.from_dict(values["subnet"])})
 
 
 class Run:
@@ -285,30 +248,10 @@ class Run:
             resume: keep the results of these very winners if ``summary.json`` has them.
         """
         path = self.folder / SUMMARY
-        if resume and path.is_file():
-            stored = json.loads(path.read_text(encoding="utf-8"))["winners"]
-            winners = [Winner.from_dict(values) for values in stored]
-            wanted = [(entry.limit.name, entry.subnet) for entry in result.limits]
-            if [(winner.limit, winner.subnet) for winner in winners] == wanted:
-                self.say(f"test: done before, using {path}")
-                return winners
-        evaluator = self._evaluator("test")
-        winners = []
-        for entry in result.limits:
-            score = evaluator.score(entry.subnet)
-            winners.append(
-                Winner(
-                    limit=entry.limit.name,
-                    subnet=entry.subnet,
-                    num_params=entry.params,
-                    macs=entry.macs,
-                    search_accuracy=entry.score.accuracy,
-                    test_accuracy=score.accuracy,
-                    test_loss=score.loss,
-                    test_images=score.count,
-                )
-            )
-        return winners
+        if resume and (winners := stored_winners(path, result)) is not None:
+            self.say(f"test: done before, using {path}")
+            return winners
+        return tested_winners(result, self._evaluator("test"))
 
     def evaluate(self, subnet: Subnet, split: Split) -> Score:
         """Accuracy and loss of one subnet on a split; nothing is written.
@@ -435,10 +378,7 @@ class Run:
         config = self.folder / CONFIG
         if not config.is_file():
             return
-        before, now = Recipe.load(config).to_dict(), self.recipe.to_dict()
-        changed = [
-            line for line in differences(before, now) if not line.startswith(_FREE_ON_RESUME)
-        ]
+        changed = differences(*(_fixed(recipe) for recipe in (Recipe.load(config), self.recipe)))
         if changed:
             raise ConfigError(
                 f"the run in {self.folder} has another recipe ({'; '.join(changed)}): repeat its "
@@ -464,11 +404,10 @@ class Run:
         self.process.barrier()
 
 
-def best_limit(result: SearchResult) -> LimitResult:
-    """The limit whose winner has the best search result by the search's own objective."""
-    from growtas.search import rank_key
-
-    return min(result.limits, key=lambda entry: rank_key(entry.best, result.config.objective))
+def _fixed(recipe: Recipe) -> dict[str, Any]:
+    """What of a recipe the trained supernet depends on."""
+    settings = lasting(recipe.to_dict())
+    return {name: settings[name] for name in settings if name not in ("output", "search")}
 
 
 def read_subnet(text: str, space: SearchSpace) -> Subnet | None:

@@ -49,10 +49,31 @@ def load_subnets(path: str | os.PathLike[str], **model: Any) -> dict[str, Subnet
         UserWarning: a stated ``num_params`` is not its subnet's count; once per file, naming both.
     """
     path = Path(path)
+    return subnets_in(_parse(path), str(path), path.stem, **model)
+
+
+def subnets_in(
+    content: Any, source: str, unnamed: str = "subnet", **model: Any
+) -> dict[str, Subnet]:
+    """As :func:`load_subnets`, for what such a file holds.
+
+    Args:
+        content: plain values.
+        source: where they are from, for messages.
+        unnamed: name of a subnet that the content gives none.
+        model: as for :func:`load_subnets`.
+
+    Raises:
+        ValueError: `content` lists no subnet, or one of them is wrong.
+
+    Warns:
+        UserWarning: see :func:`load_subnets`.
+    """
     subnets: dict[str, Subnet] = {}
     disagreements: list[str] = []
-    for name, values in _entries(_parse(path), path):
-        where = f"{path}, subnet {name!r}"
+    for name, values in _entries(content, source, unnamed):
+        if name in subnets:
+            raise ValueError(f"{source} has two subnets with the name {name!r}")
         try:
             fields = mapping("subnet", values)
             stated = {key: fields.pop(key) for key in _STATED if key in fields}
@@ -62,17 +83,17 @@ def load_subnets(path: str | os.PathLike[str], **model: Any) -> dict[str, Subnet
                 if not _agree(stated["num_params"], count):
                     disagreements.append(f"{name!r}: {stated['num_params']} but {count:,}")
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{where}: {error}") from None
+            raise ValueError(f"{source}, subnet {name!r}: {error}") from None
         subnets[name] = subnet
     if not subnets:
-        raise ValueError(f"{path} lists no subnet")
+        raise ValueError(f"{source} lists no subnet")
     if disagreements:
         counted = listed(f"{key}={value}" for key, value in model.items())
         warnings.warn(
-            f"{path} states other num_params than its subnets have, counted for "
+            f"{source} states other num_params than its subnets have, counted for "
             f"{counted or 'AutoFormer on ImageNet'}: {'; '.join(disagreements)}. The subnets are "
             "used as they are",
-            stacklevel=2,
+            stacklevel=3,
         )
     return subnets
 
@@ -97,27 +118,27 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def _entries(content: Any, path: Path) -> Iterator[tuple[str, Any]]:
+def _entries(content: Any, source: str, unnamed: str) -> Iterator[tuple[str, Any]]:
     """Name and fields of every subnet in a file's content."""
     if isinstance(content, list):
         content = {str(number): values for number, values in enumerate(content, 1)}
     if not isinstance(content, Mapping):
         raise ValueError(
-            f"{path} lists no subnet: it holds {content!r}, expected a subnet, a list of subnets, "
-            "or subnets by name"
+            f"{source} lists no subnet: it holds {content!r}, expected a subnet, a list of "
+            "subnets, or subnets by name"
         )
     content = content.get("info", content)  # of an exported model
     for section in ("RETRAIN", "subnet"):
         if section in content:
-            yield path.stem, content[section]
+            yield unnamed, content[section]
             return
     if "SEARCH_SPACE" in content:
         raise ValueError(
-            f"{path} describes a search space and has no RETRAIN section with a subnet: "
+            f"{source} describes a search space and has no RETRAIN section with a subnet: "
             "SearchSpace.from_yaml reads it"
         )
     if any(str(key).lower() == "embed_dim" for key in content):
-        yield path.stem, content
+        yield unnamed, content
         return
     for name, values in content.items():
         if not isinstance(values, list):

@@ -185,6 +185,7 @@ def test_plain_files_by_content(tmp_path, content, names):
         ('{"RETRAIN": {"EMBED_DIM": 8}}', "subnet 'file': subnet field 'num_heads' is missing"),
         (json.dumps([{**SMALL, "heads": 3}]), "subnet '1': unknown subnet field 'heads'"),
         (json.dumps({"x": [{**SMALL, "embed_dim": [32, 48]}]}), "'x': embed_dim is .32, 48."),
+        (json.dumps({"a": [SMALL, SMALL], "a-2": SMALL}), "two subnets with the name 'a-2'"),
         (json.dumps({**SMALL, "num_params": "6M"}), "num_params must be a number, got '6M'"),
         ("!!python/object/apply:os.getcwd []", "file.json, line 1"),
     ],

@@ -79,16 +79,14 @@ class Vision_TransformerSuper(nn.Module):
         max_relative_position: int = 14,
     ) -> None:
         super().__init__()
-        for name, value, only in (
+        allow_only(
             ("qk_scale", qk_scale, None),
             ("drop_rate", drop_rate, 0.0),
             ("attn_drop_rate", attn_drop_rate, 0.0),
             ("pre_norm", pre_norm, True),
             ("scale", scale, False),
             ("change_qkv", change_qkv, True),
-        ):
-            if value != only:
-                raise NotImplementedError(f"{name}={value!r} is not implemented; use {name}={only}")
+        )
         space = SearchSpace((embed_dim,), (depth,), (num_heads,), (mlp_ratio,), HEAD_DIM)
         if embed_dim != HEAD_DIM * num_heads:
             raise ValueError(
@@ -273,6 +271,13 @@ class _Features(nn.Module):
 
     def forward(self, x: Tensor, *, gradients: None = None) -> Tensor:
         return x
+
+
+def allow_only(*options: tuple[str, Any, Any]) -> None:
+    """NotImplementedError for the first (name, value, only value that works) with another value."""
+    for name, value, only in options:
+        if value != only:
+            raise NotImplementedError(f"{name}={value!r} is not implemented; use {name}={only}")
 
 
 # What follows only holds parameters: names, shapes and order are those of AutoFormer's modules.

@@ -33,14 +33,12 @@ class Vision_TransformerSuper(autoformer.Vision_TransformerSuper):
         scale_embed: bool = False,
         **options: Any,
     ) -> None:
-        for name, value in (
-            ("switch_ln", switch_ln),
-            ("scale_attn", scale_attn),
-            ("scale_mlp", scale_mlp),
-            ("scale_embed", scale_embed),
-        ):
-            if value:
-                raise NotImplementedError(f"{name}={value!r} is not implemented; use {name}=False")
+        autoformer.allow_only(
+            ("switch_ln", switch_ln, False),
+            ("scale_attn", scale_attn, False),
+            ("scale_mlp", scale_mlp, False),
+            ("scale_embed", scale_embed, False),
+        )
         super().__init__(*arguments, **options)
         self.choices = choices
         self.scale_embed = scale_embed

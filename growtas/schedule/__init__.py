@@ -1,6 +1,6 @@
 """Training strategies: generators of step plans, data in and data out, without a tensor."""
 
-from growtas.schedule.candidates import Candidates, read_candidates
+from growtas.schedule.candidates import Candidates
 from growtas.schedule.growtas import GrowTAS, PlusPhase, Stage
 from growtas.schedule.plan import (
     Pass,
@@ -34,6 +34,5 @@ __all__ = [
     "build_strategy",
     "growtas_preset",
     "phase_at",
-    "read_candidates",
     "total_epochs",
 ]

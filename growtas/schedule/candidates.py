@@ -1,14 +1,12 @@
 """Training a few chosen subnets only, as PreNAS does (Wang et al., 2023): search first, then train.
 
 PreNAS scores subnets before the training and keeps the best one of each size. Its search is not
-part of this; its candidate files are read.
+part of this; `growtas.load_subnets` reads its candidate files.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from growtas.checks import listed
@@ -83,39 +81,3 @@ class Candidates(Stateless):
         """Refuse (ValueError) the state of other candidates: the run would not be continued."""
         if dict(state) != self._settings:
             raise ValueError("the candidates, their groups or their sequence were others before")
-
-
-def read_candidates(path: str | Path) -> list[Subnet]:
-    """Subnets of a JSON file, in its order: a list of subnets, or PreNAS's file (lists by size).
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: it is not JSON, or not such a file.
-    """
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    if isinstance(values, Mapping):
-        values = [entry for entries in values.values() for entry in entries]
-    if not isinstance(values, list):
-        raise ValueError(f"{path}: a list of subnets is needed, or lists by size")
-    return candidate_subnets(values, str(path))
-
-
-def candidate_subnets(values: Sequence[Any], where: str) -> list[Subnet]:
-    """Subnets from plain values, see `Subnet.from_dict`; PreNAS's `num_params` and `score` are left
-    out.
-
-    Raises:
-        ValueError: an entry is not a subnet; the message names `where` and its number.
-    """
-    return [_subnet(entry, f"{where}, entry {i}") for i, entry in enumerate(values, start=1)]
-
-
-def _subnet(entry: Any, where: str) -> Subnet:
-    try:
-        fields = {k: v for k, v in entry.items() if k not in ("num_params", "score")}
-        return Subnet.from_dict(fields)
-    except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"{where}: {error}") from None

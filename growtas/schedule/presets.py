@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from growtas.checks import listed
 from growtas.config import ConfigError, build, nearest
 from growtas.cost import CostFunction
-from growtas.schedule.candidates import Candidates, candidate_subnets, read_candidates
+from growtas.schedule.candidates import Candidates
 from growtas.schedule.growtas import GrowTAS, PlusPhase, Stage
 from growtas.schedule.plan import GrowthInit, Strategy
 from growtas.schedule.sequence import SequenceName
@@ -17,6 +17,7 @@ from growtas.schedule.stratify import Stratify
 from growtas.schedule.transition import Plateau
 from growtas.schedule.uniform import Uniform
 from growtas.space import SearchSpace
+from growtas.subnet_files import load_subnets, subnets_in
 
 Variant = Literal["code", "paper", "committed"]
 
@@ -144,7 +145,7 @@ class CandidatesConfig:
     """Recipe values of `Candidates`; the subnets come from one of `subnets` and `file`."""
 
     subnets: list[Any] = field(default_factory=list)  # embed_dim, num_heads, mlp_ratio of each
-    file: str | None = None  # JSON file with such a list, or PreNAS's candidates by size
+    file: str | None = None  # a file that `load_subnets` reads, such as PreNAS's candidates
     group_by: tuple[Literal["embed_dim", "depth"], ...] = ()  # draw a group first, then from it
     sequence: Literal["prenas"] | None = None  # PreNAS's draws; null: our own, by train.seed
 
@@ -156,13 +157,13 @@ class CandidatesConfig:
         """The strategy."""
         try:
             found = (
-                candidate_subnets(self.subnets, "subnets")
+                subnets_in(self.subnets, "subnets")
                 if self.file is None
-                else read_candidates(self.file)
+                else load_subnets(self.file)
             )
         except OSError as error:
             raise ValueError(f"cannot read candidates: {error}") from None
-        return Candidates(found, group_by=self.group_by, sequence=self.sequence)
+        return Candidates(list(found.values()), group_by=self.group_by, sequence=self.sequence)
 
 
 _CONFIGS: dict[str, type[UniformConfig] | type[GrowTASConfig] | type[CandidatesConfig]] = {

@@ -25,30 +25,18 @@ from growtas.training.config import OptimConfig, TrainConfig
 from growtas.training.data import DataBundle
 from growtas.training.evaluation import evaluate
 from growtas.training.growth import initialise_new_weights
+from growtas.training.identity import lasting
 from growtas.training.learning_rate import LearningRate, has_own_rate, segment_of
 from growtas.training.metrics import MetricsLog
 from growtas.training.optional import require
 from growtas.training.parts import SearchBatches, build_average, build_mix, build_optimizer, wrap
 from growtas.training.passes import PassRunner, StepLosses, trains
+from growtas.training.progress import Progress
 
 CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "supernet.safetensors"
 
 _NEVER = 2**62  # step number that stands for none
-
-# Settings that may change on resume, as the trained weights do not depend on them.
-_FREE = {
-    "train": (
-        "eval_every",
-        "checkpoint_every",
-        "log_every",
-        "device",
-        "threads",
-        "tensorboard",
-        "progress",
-    ),
-    "data": ("root", "download", "eval_batch_size"),
-}
 
 
 class NonFiniteLossError(RuntimeError):
@@ -197,24 +185,23 @@ class Trainer:
                 )
             self._restore(load_checkpoint(path, self.process.device))
         self.process.barrier()
-        log = bar = None
+        log = None
         row: dict[str, Any] = {}
+        progress = self._progress()
         try:
             if self.process.is_main:
                 self.run_dir.mkdir(parents=True, exist_ok=True)
                 log = MetricsLog(self.run_dir, self.epoch, self.config.tensorboard)
-            bar = self._progress_bar()
-            self._tell(bar)
+            self._tell(progress)
             while self.epoch < self.epochs:
-                row = self._epoch(bar)
+                row = self._epoch(progress)
                 if log is not None:
                     log.write(row)
                 done = self.epoch == self.epochs
                 if done or self.epoch % self.config.checkpoint_every == 0:
                     self._save(path)
         finally:
-            if bar is not None:
-                bar.close()
+            progress.close()
             if log is not None:
                 log.close()
         weights = self.run_dir / WEIGHTS
@@ -223,7 +210,7 @@ class Trainer:
         self.process.barrier()
         return TrainResult(self.epoch, self.step, time.perf_counter() - begun, weights, row)
 
-    def _epoch(self, bar: Any) -> dict[str, Any]:
+    def _epoch(self, progress: Progress) -> dict[str, Any]:
         begun = time.perf_counter()
         self._seed_epoch()
         self.loader.set_epoch(self.epoch)
@@ -238,19 +225,21 @@ class Trainer:
             totals[0] += objective * len(images)
             totals[1] += correct
             seen += len(images)
-            if bar is not None:
-                bar.update()
+            progress.step()
             if position % self.config.log_every == 0 or position == self.steps_per_epoch:
                 read = self.process.sum(totals.clone())
                 self._stop_if_not_finite()
-                speed = seen * self.process.world_size / (time.perf_counter() - begun)
-                self._show(bar, read, seen, speed)
+                so_far = seen * self.process.world_size
+                mean_loss, accuracy = (read / so_far).tolist()
+                place = f"epoch {self.epoch + 1}/{self.epochs}, {self.phase.name}"
+                speed = so_far / (time.perf_counter() - begun)
+                progress.show(place, mean_loss, accuracy, speed)
         images_seen = seen * self.process.world_size
         seconds = time.perf_counter() - begun
         self.epoch += 1
         loss = float(read[0]) / images_seen
         self.strategy.end_epoch(self.phases, self.epoch, loss)
-        self._tell(bar)
+        self._tell(progress)
         row: dict[str, Any] = {
             "epoch": self.epoch,
             "step": self.step,
@@ -431,11 +420,8 @@ class Trainer:
             "data": to_plain(self.data.config),
             "augment": to_plain(self.data.augment),
         }
-        for section, fields in _FREE.items():
-            for name in fields:
-                del sections[section][name]
         return {
-            **sections,
+            **lasting(sections),
             "model": to_plain(self.model.config),
             "space": to_plain(self.model.space.to_dict()),
             "strategy": f"{type(self.strategy).__module__}.{type(self.strategy).__qualname__}",
@@ -452,26 +438,15 @@ class Trainer:
         numpy.random.seed(seed)
         torch.manual_seed(seed)
 
-    def _progress_bar(self) -> Any:
-        if not (self.config.progress and self.process.is_main):
-            return None
-        tqdm = require("tqdm", "train").tqdm
-        return tqdm(total=self.epochs * self.steps_per_epoch, initial=self.step, unit="step")
+    def _progress(self) -> Progress:
+        steps = self.epochs * self.steps_per_epoch
+        bar = self.config.progress and self.process.is_main
+        return Progress(steps, self.step, bar=bar, say=self.say)
 
-    def _tell(self, bar: Any) -> None:
+    def _tell(self, progress: Progress) -> None:
         for note in self.strategy.notes():
             self._notes.append(note)
-            if bar is not None:
-                bar.write(note)
-            elif self.say is not None:
-                self.say(note)
-
-    def _show(self, bar: Any, totals: Tensor, seen: int, speed: float) -> None:
-        if bar is None:
-            return
-        loss, accuracy = (totals / (seen * self.process.world_size)).tolist()
-        bar.set_description(f"epoch {self.epoch + 1}/{self.epochs}, {self.phase.name}")
-        bar.set_postfix_str(f"loss {loss:.3f}, accuracy {accuracy:.3f}, {speed:.0f} images/s")
+            progress.tell(note)
 
 
 def _check_fit(model: Supernet, data: DataBundle) -> None:

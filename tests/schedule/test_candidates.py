@@ -8,7 +8,8 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from growtas.schedule import Candidates, StepContext, Uniform, build_strategy, read_candidates
+from growtas.cost import num_params
+from growtas.schedule import Candidates, StepContext, Uniform, build_strategy
 from growtas.space import SearchSpace, Subnet
 
 TINY = SearchSpace.preset("autoformer-tiny")
@@ -18,7 +19,7 @@ def subnet(embed: int, depth: int, heads: int = 3) -> Subnet:
     return Subnet(embed, (heads,) * depth, (4,) * depth)
 
 
-# In PreNAS's file: two groups of one candidate, one of two, one of one.
+# By embedding dim and depth: two groups of one candidate, one of two, one of one.
 SUBNETS = [
     subnet(192, 12),
     subnet(216, 12),
@@ -26,25 +27,25 @@ SUBNETS = [
     subnet(240, 12, heads=4),
     subnet(240, 14),
 ]
+SIZES = ("6.0", "7.0", "8.0", "8.0", "10.0")  # their bins in PreNAS's file
 
 
 @pytest.fixture
 def file(tmp_path):
     """PreNAS's form: lists by size, with what its search found out about each."""
     path = tmp_path / "tiny.json"
-    by_size = {
-        str(6.0 + i): [
+    by_size: dict[str, list[dict]] = {}
+    for size, s in zip(SIZES, SUBNETS, strict=True):
+        by_size.setdefault(size, []).append(
             {
                 "layer_num": s.depth,
                 "mlp_ratio": list(s.mlp_ratio),
                 "num_heads": list(s.num_heads),
                 "embed_dim": [s.embed_dim] * s.depth,
-                "num_params": 5.99,
+                "num_params": num_params(TINY, s) / 1e6,
                 "score": 1010076.75,
             }
-        ]
-        for i, s in enumerate(SUBNETS)
-    }
+        )
     path.write_text(json.dumps(by_size))
     return path
 
@@ -97,22 +98,25 @@ def test_groups_are_equally_likely():
     assert [counts[s] / 6000 for s in SUBNETS] == pytest.approx([1 / 5] * 5, abs=0.025)
 
 
+@pytest.mark.filterwarnings("error")
 def test_files(file, tmp_path):
-    assert read_candidates(file) == SUBNETS
+    """All candidates in the file's order, one that is listed twice also twice."""
+
+    def candidates(**config):
+        return build_strategy({"name": "candidates", **config}, TINY).subnets
+
+    assert candidates(file=str(file)) == tuple(SUBNETS)
     plain = tmp_path / "plain.json"
-    plain.write_text(json.dumps([s.to_dict() for s in SUBNETS]))
-    assert read_candidates(plain) == SUBNETS
-    inline = {"name": "candidates", "subnets": [s.to_dict() for s in SUBNETS]}
-    assert build_strategy(inline, TINY).subnets == tuple(SUBNETS)
-    plain.write_text("{")
-    with pytest.raises(ValueError, match=r"plain\.json: Expecting"):
-        read_candidates(plain)
-    plain.write_text("3")
-    with pytest.raises(ValueError, match="a list of subnets is needed"):
-        read_candidates(plain)
+    values = [s.to_dict() for s in (*reversed(SUBNETS), SUBNETS[0], SUBNETS[0])]
+    expected = (*reversed(SUBNETS), SUBNETS[0], SUBNETS[0])
+    plain.write_text(json.dumps(values))
+    assert candidates(file=str(plain)) == expected
+    assert candidates(subnets=values) == expected
+    entries = [entry for entries in json.loads(file.read_text()).values() for entry in entries]
+    assert candidates(subnets=entries) == tuple(SUBNETS)
     plain.write_text('[{"embed_dim": 192}]')
-    with pytest.raises(ValueError, match=r"plain\.json, entry 1: .*'num_heads' is missing"):
-        read_candidates(plain)
+    with pytest.raises(ValueError, match=r"plain\.json, subnet '1': .*'num_heads' is missing"):
+        candidates(file=str(plain))
 
 
 def test_another_list_is_not_continued():
@@ -131,7 +135,7 @@ def test_another_list_is_not_continued():
         ({}, "need either subnets or a file"),
         ({"subnets": [SUBNETS[0].to_dict()], "file": "x"}, "need either subnets or a file"),
         ({"file": "no/such.json"}, r"cannot read candidates: .*no/such\.json"),
-        ({"subnets": [3]}, "subnets, entry 1: "),
+        ({"subnets": [3]}, "subnets, subnet '1': "),
         ({"subnets": [SUBNETS[0].to_dict()], "group_by": ["heads"]}, r"group_by\[0\]: expected"),
         ({"subnets": [SUBNETS[0].to_dict()], "sequence": "growtas"}, "sequence: expected"),
     ],

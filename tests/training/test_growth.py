@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from training.training_setup import RATE, SPACE, digits, supernet, train_config
+from training.training_setup import RATE, SPACE, digits, interrupted, supernet, train_config
 
 from growtas.config import ConfigError
 from growtas.schedule import Phase, build_strategy
@@ -167,22 +167,9 @@ def test_a_run_with_growth_resumes_exactly(tmp_path, inactive, stop):
             ema_decay=0.9,
         )
 
-    class Interrupted(Exception):
-        pass
-
     whole = build(tmp_path / "whole")
     whole.fit()
-    first = build(tmp_path / "parts")
-    save = first._save
-
-    def save_then_die(path):
-        save(path)
-        if first.epoch == stop:
-            raise Interrupted
-
-    first._save = save_then_die
-    with pytest.raises(Interrupted):
-        first.fit()
+    interrupted(build(tmp_path / "parts"), stop)
     second = build(tmp_path / "parts")
     second.fit(resume=True)
     for ours, theirs in ((second.model, whole.model), (second.ema.module, whole.ema.module)):

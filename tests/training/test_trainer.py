@@ -13,6 +13,7 @@ from training.training_setup import (
     Sandwich,
     digits,
     growtas_plus,
+    interrupted,
     logits,
     supernet,
     train_config,
@@ -65,20 +66,7 @@ def test_a_resumed_run_is_the_uninterrupted_run(tmp_path, inactive, ema, stop):
     whole = build(tmp_path / "whole")
     whole.fit()
 
-    class Interrupted(Exception):
-        pass
-
-    first = build(tmp_path / "parts")
-    save = first._save
-
-    def save_then_die(path):
-        save(path)
-        if first.epoch == stop:
-            raise Interrupted
-
-    first._save = save_then_die
-    with pytest.raises(Interrupted):
-        first.fit()
+    interrupted(build(tmp_path / "parts"), stop)
 
     torch.manual_seed(99)  # a new process starts with other random state and other weights
     second = build(tmp_path / "parts")

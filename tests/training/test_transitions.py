@@ -8,7 +8,15 @@ from dataclasses import replace
 import pytest
 import tiny_recipe
 import torch
-from training.training_setup import FREEZE, RATE, SPACE, digits, supernet, train_config
+from training.training_setup import (
+    FREEZE,
+    RATE,
+    SPACE,
+    digits,
+    interrupted,
+    supernet,
+    train_config,
+)
 
 from growtas.cost import model_cost
 from growtas.run_folder import Run
@@ -50,20 +58,6 @@ def drawn_by(run: Trainer) -> list[Subnet]:
 
     run.strategy.plan = spy
     return drawn
-
-
-def interrupted(run: Trainer, epoch: int) -> None:
-    """Train `run` until it has saved `epoch` epochs, and die."""
-    save = run._save
-
-    def save_then_die(path):
-        save(path)
-        if run.epoch == epoch:
-            raise KeyboardInterrupt
-
-    run._save = save_then_die
-    with pytest.raises(KeyboardInterrupt):
-        run.fit()
 
 
 @pytest.fixture(scope="module")

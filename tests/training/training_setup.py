@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import random
 
+import pytest
 import torch
 
 from growtas.schedule import GrowTAS, Pass, PlusPhase, Stateless, StepPlan, Uniform
 from growtas.space import SearchSpace
 from growtas.supernet import Supernet
-from growtas.training import AugmentConfig, DataConfig, OptimConfig, TrainConfig, build_data
+from growtas.training import (
+    AugmentConfig,
+    DataConfig,
+    OptimConfig,
+    TrainConfig,
+    Trainer,
+    build_data,
+)
 
 SPACE = SearchSpace(
     embed_dim=(16, 24), depth=(1, 2), num_heads=(1, 2), mlp_ratio=(1.0, 2.0), head_dim=8
@@ -42,6 +50,20 @@ def train_config(**settings) -> TrainConfig:
 def growtas_plus(epochs: int = 1) -> GrowTAS:
     plus = PlusPhase(epochs=epochs, lr=2e-3, min_lr=1e-3, freeze=FREEZE)
     return GrowTAS([(0, FREEZE), (1, {})], plus=plus)
+
+
+def interrupted(run: Trainer, epoch: int) -> None:
+    """Train `run` until it has saved `epoch` epochs, and die."""
+    save = run._save
+
+    def save_then_die(path):
+        save(path)
+        if run.epoch == epoch:
+            raise KeyboardInterrupt
+
+    run._save = save_then_die
+    with pytest.raises(KeyboardInterrupt):
+        run.fit()
 
 
 class Sandwich(Stateless):
