@@ -217,7 +217,8 @@ def finished(folder: Path, wanted: Sequence[Job]) -> Iterator[dict[str, Any]]:
             continue
         document = json.loads(path.read_text(encoding="utf-8"))
         now = job.recipe(Path(document["recipe"]["output"]["dir"]).parent).to_dict()
-        if document["recipe"] != json.loads(json.dumps(now)):
+        # Read as a recipe first: settings that are newer than the result have their defaults.
+        if Recipe.from_dict(document["recipe"]).to_dict() != now:
             raise ValueError(f"{path} is of other settings: delete it or use another folder")
         yield document
 

@@ -37,7 +37,7 @@ class Difference(NamedTuple):
     mean: float
     half_width: float  # of the 95 % t interval; NaN for one seed
     positive: int  # seeds on which the first method is better
-    count: int
+    seeds: int
 
 
 def paired(first: dict[int, float], second: dict[int, float]) -> Difference:

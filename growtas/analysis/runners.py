@@ -44,6 +44,8 @@ def extend_vs_crop(options: argparse.Namespace, say: Say) -> None:
     # The strategy plays no part; its stages must not forbid fewer epochs.
     changes = ["strategy={name: uniform}", *options.overrides]
     recipe = Recipe.load(run_folder / CONFIG if is_run else options.recipe, changes)
+    if not any(change.startswith(("train.epochs=", "train=")) for change in options.overrides):
+        recipe = _half_as_long(recipe)
     space = recipe.build_space()
     beside = run_folder if is_run else recipe.run_dir
     folder = Path(options.output) if options.output else beside / DERIVED
@@ -74,6 +76,15 @@ def extend_vs_crop(options: argparse.Namespace, say: Say) -> None:
         subject = subject_of(run, panel.part, options.split)
         rows += derivation.score_derived(subject, panel.name, trained[panel], derived[panel])
     _write(output, rows, derivation.plot(rows), run)
+
+
+def _half_as_long(recipe: Recipe) -> Recipe:
+    """Half of the epochs, if the warm-up fits: every step of a subnet that trains alone is its own,
+    so it still gets more than its share of a supernet's."""
+    epochs = recipe.train.epochs // 2
+    if epochs <= recipe.optim.warmup_epochs:
+        return recipe
+    return replace(recipe, train=replace(recipe.train, epochs=epochs))
 
 
 def _subnet(option: str, text: str, space: SearchSpace) -> Subnet:
