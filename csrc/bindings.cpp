@@ -273,6 +273,11 @@ void linear_forward(const Tensor& x, const Tensor& weight, const std::optional<T
   a.rows = x.size(0);
   a.depth = x.size(1);
   a.columns = groups * out_features;
+  growtas::WeightPacking w = {};
+  w.weight = input(weight, "weight");
+  w.rows = weight_rows(weight, "weight", out_features, a.depth);
+  w.out = a.columns;
+  w.in = a.depth;
   a.a = input(x, "x");
   a.a_stride = check_rows(x, "x", a.rows, a.depth);
   a.product = growtas::product_of(a.a.dtype);
@@ -286,11 +291,6 @@ void linear_forward(const Tensor& x, const Tensor& weight, const std::optional<T
     a.preactivation = output(*preactivation, "preactivation");
     a.preactivation_stride = check_rows(*preactivation, "preactivation", a.rows, a.columns);
   }
-  growtas::WeightPacking w = {};
-  w.weight = input(weight, "weight");
-  w.rows = weight_rows(weight, "weight", out_features, a.depth);
-  w.out = a.columns;
-  w.in = a.depth;
   growtas::rows_product(
       a, w, bias.has_value() ? input(*bias, "bias") : ConstBuffer{},
       bias.has_value() ? bias_rows(*bias, "bias", groups, out_features) : growtas::StackedRows{});
@@ -304,6 +304,12 @@ void linear_input_gradient(const Tensor& dy, const Tensor& weight, int64_t out_f
   a.rows = dx.size(0);
   a.columns = dx.size(1);
   a.depth = groups_of(weight) * out_features;
+  growtas::WeightPacking w = {};
+  w.weight = input(weight, "weight");
+  w.rows = weight_rows(weight, "weight", out_features, a.columns);
+  w.out = a.depth;
+  w.in = a.columns;
+  w.out_is_reduced = true;
   a.a = input(dy, "dy");
   a.a_stride = check_rows(dy, "dy", a.rows, a.depth);
   a.product = growtas::product_of(a.a.dtype);
@@ -311,12 +317,6 @@ void linear_input_gradient(const Tensor& dy, const Tensor& weight, int64_t out_f
   a.derivative_at = optional_rows(gelu_input, "gelu_input", a.rows, a.columns, a.derivative_stride);
   a.c = output(dx, "dx");
   a.c_stride = check_rows(dx, "dx", a.rows, a.columns);
-  growtas::WeightPacking w = {};
-  w.weight = input(weight, "weight");
-  w.rows = weight_rows(weight, "weight", out_features, a.columns);
-  w.out = a.depth;
-  w.in = a.columns;
-  w.out_is_reduced = true;
   growtas::rows_product(a, w, {}, {});
 }
 

@@ -11,7 +11,7 @@ namespace {
 constexpr int64_t kRowsBytes = 400 << 10;
 constexpr int64_t kMaxRows = 112;
 // Rows of a weight's gradient in one task: the more, the fewer times x is packed.
-constexpr int64_t kMaxHeight = 336;
+constexpr int64_t kMaxHeight = 672;
 
 int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 

@@ -8,7 +8,7 @@
 namespace growtas {
 namespace GROWTAS_LEVEL {
 
-constexpr int64_t kChunk = 256;  // values summed in a row
+constexpr int64_t kChunk = 256;  // elements summed in a row
 
 template <class S>
 GROWTAS_INLINE S sample_scale(const SampleScale& scale, int64_t row) {
@@ -59,25 +59,29 @@ GROWTAS_INLINE void finish_tile(const RowsProduct& p, int64_t m, int height, int
   }
 }
 
-// The same where nothing but a bias is fused and c has the type of the sums.
+// The same for whole panels where nothing but a bias is fused.
 template <class E, int NV>
-GROWTAS_INLINE void finish_plain_tile(Sum<E>* c, int64_t stride, int height, const Sum<E>* bias,
+GROWTAS_INLINE void finish_plain_tile(const RowsProduct& p, int64_t m, int height, int64_t n,
                                       const Sum<E>* tile) {
   using S = Sum<E>;
-  Vec<S> b[NV];
-  GROWTAS_UNROLL
-  for (int v = 0; v < NV; ++v) b[v] = load(bias + v * kLanes<S>);
-  for (int i = 0; i < height; ++i, tile += kPanel<E>, c += stride) {
+  Vec<S> bias[NV] = {};
+  if (p.bias != nullptr) {
     GROWTAS_UNROLL
-    for (int v = 0; v < NV; ++v) store(c + v * kLanes<S>, load(tile + v * kLanes<S>) + b[v]);
+    for (int v = 0; v < NV; ++v) bias[v] = load(static_cast<const S*>(p.bias) + n + v * kLanes<S>);
+  }
+  const Buffer c = p.c;
+  const int64_t stride = p.c_stride;
+  int64_t at = m * stride + n;
+  for (int i = 0; i < height; ++i, tile += kPanel<E>, at += stride) {
+    GROWTAS_UNROLL
+    for (int v = 0; v < NV; ++v)
+      store_values<S>(c, at + v * kLanes<S>, load(tile + v * kLanes<S>) + bias[v], kLanes<S>);
   }
 }
 
-template <class S>
 GROWTAS_INLINE bool is_plain(const RowsProduct& p) {
-  return p.bias != nullptr && p.preactivation.data == nullptr && !p.gelu_of_sum &&
-         p.derivative_at.data == nullptr && p.scale.data == nullptr &&
-         p.residual.data == nullptr && p.c.dtype == kOwnType<S>;
+  return p.preactivation.data == nullptr && !p.gelu_of_sum && p.derivative_at.data == nullptr &&
+         p.scale.data == nullptr && p.residual.data == nullptr;
 }
 
 template <class E, int NV>
@@ -85,9 +89,9 @@ GROWTAS_NOINLINE void panel_product(const RowsProduct& p, int64_t begin, int64_t
                                     int64_t lda, int64_t n, const E* panel, Sum<E>* tile) {
   using S = Sum<E>;
   const int64_t depth = elements<E>(p.depth);
-  const int64_t chunks = (depth * Element<E>::values + kChunk - 1) / kChunk;
+  const int64_t chunks = (depth + kChunk - 1) / kChunk;
   const int64_t columns = p.columns - n < kPanel<E> ? p.columns - n : kPanel<E>;
-  const bool plain = columns == NV * kLanes<S> && is_plain<S>(p);
+  const bool plain = columns == NV * kLanes<S> && is_plain(p);
   for_each_tile(rows, [&](int64_t m, auto height) {
     for (int64_t c = 0, k = 0; c < chunks; ++c) {
       const int64_t end = (c + 1) * depth / chunks;
@@ -96,8 +100,7 @@ GROWTAS_NOINLINE void panel_product(const RowsProduct& p, int64_t begin, int64_t
       k = end;
     }
     if (plain)
-      finish_plain_tile<E, NV>(static_cast<S*>(p.c.data) + (begin + m) * p.c_stride + n, p.c_stride,
-                               height.value, static_cast<const S*>(p.bias) + n, tile);
+      finish_plain_tile<E, NV>(p, begin + m, height.value, n, tile);
     else
       finish_tile<E, NV>(p, begin + m, height.value, n, columns, tile);
   });
@@ -126,21 +129,25 @@ void rows_product_block(const RowsProduct& p, int64_t begin, int64_t end, void* 
 template <class E>
 struct WeightScratch {
   E *dy, *x;
+  static constexpr int64_t kRows = kChunk * Element<E>::values;  // of dy and x at a time
   Sum<E>*tile, *dweight, *dbias, *partial;
   int64_t width, dweight_stride;
   size_t bytes;
 
   WeightScratch(Arena arena, const WeightGradient& p, const Block& b) {
-    const int64_t depth = elements<E>(p.rows < kChunk ? p.rows : kChunk);
+    const int64_t depth = elements<E>(p.rows < kRows ? p.rows : kRows);
     width = round_up<Sum<E>>(b.n1 - b.n0);
     tile = arena.take<Sum<E>>(kTileRows * kPanel<E>);
     dbias = arena.take<Sum<E>>(width);
     partial = arena.take<Sum<E>>(width);
     x = arena.take<E>(depth * kPanel<E>);
-    dy = arena.take<E>(depth * width);
+    dy = arena.take<E>(in_place(p) ? 0 : depth * width);
     dweight_stride = b.k1 - b.k0;
     dweight = arena.take<Sum<E>>(sums_in_place(p) ? 0 : (b.n1 - b.n0) * dweight_stride);
     bytes = arena.used;
+  }
+  static bool in_place(const WeightGradient& p) {
+    return Element<E>::values == 1 && p.scale.data == nullptr && p.dy.dtype == kOwnType<Sum<E>>;
   }
   static bool sums_in_place(const WeightGradient& p) {
     return p.dweight.data == nullptr || p.dweight.dtype == kOwnType<Sum<E>>;
@@ -235,16 +242,22 @@ void weight_gradient_block(const WeightGradient& p, const Block& b, void* scratc
   if (with_bias) std::memset(s.dbias, 0, size_t(s.width) * sizeof(S));
   if (!Scratch::sums_in_place(p)) std::memset(s.dweight, 0, size_t(n * s.dweight_stride) * sizeof(S));
 
-  for (int64_t first = 0; first < p.rows; first += kChunk) {
-    const int64_t rows = p.rows - first < kChunk ? p.rows - first : kChunk;
+  for (int64_t first = 0; first < p.rows; first += Scratch::kRows) {
+    const int64_t rows = p.rows - first < Scratch::kRows ? p.rows - first : Scratch::kRows;
     if (with_bias) add_columns(p, first, rows, b.n0, n, s.partial, s.dbias);
     if (!with_weight) continue;
-    pack_rows<E>(
-        p.dy, first, rows, b.n0, n, [&](int64_t m) { return m * p.dy_stride; },
-        [&](int64_t m) { return sample_scale<S>(p.scale, m); }, false, s.dy, s.width);
+    const E* dy = static_cast<const E*>(p.dy.at(first * p.dy_stride + b.n0));
+    int64_t dy_stride = p.dy_stride;
+    if (!Scratch::in_place(p)) {
+      pack_rows<E>(
+          p.dy, first, rows, b.n0, n, [&](int64_t m) { return m * p.dy_stride; },
+          [&](int64_t m) { return sample_scale<S>(p.scale, m); }, false, s.dy, s.width);
+      dy = s.dy;
+      dy_stride = s.width;
+    }
     const int64_t depth = elements<E>(rows);
     const int64_t next = first + rows;
-    const int64_t next_rows = p.rows - next < kChunk ? p.rows - next : kChunk;
+    const int64_t next_rows = p.rows - next < Scratch::kRows ? p.rows - next : Scratch::kRows;
     const int64_t tiles = (n + kTileRows - 1) / kTileRows;
     const int64_t panels = (b.k1 - b.k0 + kPanel<E> - 1) / kPanel<E>;
     Upcoming next_dy(p.dy, p.dy_stride, next, next_rows, b.n0, n, tiles * panels);
@@ -266,9 +279,9 @@ void weight_gradient_block(const WeightGradient& p, const Block& b, void* scratc
                    : s.dweight + i * s.dweight_stride + k - b.k0;
       };
       if (columns > kLanes<S>)
-        panel_gradient<E, 2>(n, depth, s.dy, s.width, s.x, columns, s.tile, row, next_dy, next_x);
+        panel_gradient<E, 2>(n, depth, dy, dy_stride, s.x, columns, s.tile, row, next_dy, next_x);
       else
-        panel_gradient<E, 1>(n, depth, s.dy, s.width, s.x, columns, s.tile, row, next_dy, next_x);
+        panel_gradient<E, 1>(n, depth, dy, dy_stride, s.x, columns, s.tile, row, next_dy, next_x);
     }
   }
 

@@ -1,35 +1,20 @@
-"""linear on the CPU: products that read the weight's slice by its buffer strides and add gradients
-straight into the slice of the buffer.
-
-The compiled core runs them, with bias, GELU and residual on the way; BLAS on views does where the
-core is not built or there are too few rows to pay for packing the weight.
+"""linear on the CPU by the compiled operators: products that read the weight's slice by its buffer
+strides, add gradients straight into the slice of the buffer, and take GELU, factor and residual
+along. Below ``MIN_ROWS`` rows plain PyTorch runs: packing the weight would cost more than it saves.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from growtas.kernels.linear.reference import bias_slice, weight_slice
-from growtas.kernels.native_library import DTYPES, operators, unavailable
+from growtas.kernels.linear import reference
+from growtas.kernels.native_library import operators, unavailable, unsupported
 
-# Below, packing the weight costs more than it saves (measured at 192 .. 2496 features).
-MIN_ROWS = 64
+__all__ = ["available", "backward_", "forward", "unsupported"]
 
-
-def unsupported(*tensors: Tensor) -> str | None:
-    """Why the CPU path cannot take these tensors; None if it can."""
-    for tensor in tensors:
-        if tensor.device.type != "cpu":
-            return f"it runs on the CPU, not on {tensor.device.type}"
-        if tensor.dtype not in DTYPES:
-            return f"it takes floating-point tensors, not {tensor.dtype}"
-    return None
-
-
-def _by_blas(rows: Tensor) -> bool:
-    return rows.shape[0] < MIN_ROWS or unavailable() is not None
+available = unavailable
+MIN_ROWS = 128  # measured at 192 .. 2496 features, forward and backward
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -64,14 +49,19 @@ def forward(
     weight: Tensor,
     bias: Tensor | None,
     out_features: int,
+    input_activation: str,
     activation: str,
+    sample_scale: Tensor | None,
     residual: Tensor | None,
     save: bool,
 ) -> tuple[Tensor, Tensor]:
     """See :func:`growtas.kernels.linear.reference.forward`."""
     rows = _rows(x)
-    if _by_blas(rows):
-        return _forward_by_blas(x, weight, bias, out_features, activation, residual, save)
+    if rows.shape[0] < MIN_ROWS:
+        return reference.forward(
+            x, weight, bias, out_features, input_activation, activation, sample_scale, residual,
+            save,
+        )  # fmt: skip
     groups = 1 if weight.dim() == 2 else weight.shape[0]
     shape = (*x.shape[:-1], groups * out_features)
     dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
@@ -82,9 +72,9 @@ def forward(
         _matrices(weight),
         _vectors(bias),
         out_features,
-        False,
+        input_activation == "gelu",
         activation == "gelu",
-        None,
+        sample_scale,
         None if residual is None else _rows(residual),
         y.view(-1, shape[-1]),
         z.view(-1, shape[-1]) if z.numel() else None,
@@ -98,95 +88,42 @@ def backward_(
     weight: Tensor,
     preactivation: Tensor,
     out_features: int,
+    input_activation: str,
     activation: str,
+    sample_scale: Tensor | None,
     need_dx: bool,
     grad_weight: Tensor | None,
     grad_bias: Tensor | None,
 ) -> Tensor:
     """See :func:`growtas.kernels.linear.reference.backward_`."""
+    inputs = _rows(x)
+    if inputs.shape[0] < MIN_ROWS:
+        return reference.backward_(
+            dy, x, weight, preactivation, out_features, input_activation, activation, sample_scale,
+            need_dx, grad_weight, grad_bias,
+        )  # fmt: skip
     dz = dy.to(x.dtype)
     if activation == "gelu":
         dz = torch.ops.aten.gelu_backward(dz, preactivation)
     rows = _rows(dz)
-    if _by_blas(rows):
-        return _backward_by_blas_(rows, x, weight, out_features, need_dx, grad_weight, grad_bias)
     if grad_weight is not None or grad_bias is not None:
         operators().linear_weight_gradient(
             rows,
-            _rows(x),
+            inputs,
             out_features,
-            False,
-            None,
+            input_activation == "gelu",
+            sample_scale,
             _gradient(grad_weight, 2),
             _gradient(grad_bias, 1),
         )
     dx = x.new_empty(x.shape if need_dx else (0,))
     if need_dx:
         operators().linear_input_gradient(
-            rows, _matrices(weight), out_features, None, None, dx.view(-1, x.shape[-1])
+            rows,
+            _matrices(weight),
+            out_features,
+            inputs if input_activation == "gelu" else None,
+            sample_scale,
+            dx.view(-1, x.shape[-1]),
         )
     return dx
-
-
-def _forward_by_blas(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    out_features: int,
-    activation: str,
-    residual: Tensor | None,
-    save: bool,
-) -> tuple[Tensor, Tensor]:
-    w = weight_slice(weight, out_features, x.shape[-1]).to(x.dtype)
-    groups = w.shape[0]
-    b = None if bias is None else bias_slice(bias, groups, out_features).to(x.dtype)
-    if groups == 1:
-        z = F.linear(x, w[0], None if b is None else b[0])
-    else:
-        rows = x.reshape(-1, x.shape[-1])
-        flat = torch.empty(rows.shape[0], groups * out_features, dtype=x.dtype, device=x.device)
-        for group in range(groups):
-            out = flat[:, group * out_features : (group + 1) * out_features]
-            if b is None:
-                torch.mm(rows, w[group].t(), out=out)
-            else:
-                torch.addmm(b[group], rows, w[group].t(), out=out)
-        z = flat.view(*x.shape[:-1], groups * out_features)
-    keep = save and activation == "gelu"
-    y = F.gelu(z) if activation == "gelu" else z
-    if residual is not None:
-        # y is ours and never what the backward keeps, so the sum may reuse its memory
-        y = y.add_(residual) if y.dtype == residual.dtype else residual + y
-    return y, z if keep else x.new_empty(0)
-
-
-def _backward_by_blas_(
-    rows: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    out_features: int,
-    need_dx: bool,
-    grad_weight: Tensor | None,
-    grad_bias: Tensor | None,
-) -> Tensor:
-    inputs = x.reshape(-1, x.shape[-1])
-    w = weight_slice(weight, out_features, x.shape[-1]).to(x.dtype)
-    groups = w.shape[0]
-    dx = torch.empty_like(inputs) if need_dx else x.new_empty(0)
-    for group in range(groups):
-        part = rows[:, group * out_features : (group + 1) * out_features]
-        if grad_weight is not None:
-            target = weight_slice(grad_weight, out_features, x.shape[-1])[group]
-            if target.dtype == part.dtype:
-                target.addmm_(part.t(), inputs)
-            else:
-                target.add_(part.t() @ inputs)
-        if need_dx:
-            if group == 0:
-                torch.mm(part, w[group], out=dx)
-            else:
-                dx.addmm_(part, w[group])
-    if grad_bias is not None:
-        db = rows.sum(0, dtype=torch.promote_types(rows.dtype, torch.float32))
-        bias_slice(grad_bias, groups, out_features).add_(db.view(groups, out_features))
-    return dx.view_as(x) if need_dx else dx
