@@ -7,7 +7,8 @@
 namespace growtas {
 namespace {
 
-// The rows of one task stay in a core's cache while every panel of the weight passes by.
+// What one task reads and writes stays in a core's cache while every panel of the weight passes by:
+// rows are finished 128 bytes at a time, but memory hands out longer pieces.
 constexpr int64_t kRowsBytes = 400 << 10;
 constexpr int64_t kMaxRows = 112;
 // Rows of a weight's gradient in one task: the more, the fewer times x is packed.
@@ -53,7 +54,11 @@ void rows_product(RowsProduct args, WeightPacking weight, ConstBuffer bias, Stac
     args.bias = wide_bias.get();
   }
 
-  const int64_t row_bytes = depth * product_bytes(args.product);
+  int64_t row_bytes = depth * product_bytes(args.product);
+  for (const ConstBuffer& other :
+       {ConstBuffer{args.c.data, args.c.dtype}, args.derivative_at, args.residual,
+        ConstBuffer{args.preactivation.data, args.preactivation.dtype}})
+    if (other.data != nullptr) row_bytes += args.columns * element_size(other.dtype);
   const int64_t limit = std::clamp(kRowsBytes / row_bytes, k.tile_rows, kMaxRows);
   const int64_t tasks = round_up(ceil_div(args.rows, limit), thread_count());
   const int64_t block = round_up(ceil_div(args.rows, tasks), k.tile_rows);

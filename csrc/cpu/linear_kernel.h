@@ -36,14 +36,15 @@ struct RowsScratch {
 // `columns` values of rows [m, m + height) from the tile to c, and on their way whatever is fused.
 template <class E, int NV>
 GROWTAS_INLINE void finish_tile(const RowsProduct& p, int64_t m, int height, int64_t n,
-                                int64_t columns, const Sum<E>* tile) {
+                                int64_t columns, Sum<E>* tile) {
   using S = Sum<E>;
-  for (int64_t i = m; i < m + height; ++i, tile += kPanel<E>) {
+  S* row = tile;
+  for (int64_t i = m; i < m + height; ++i, row += kPanel<E>) {
     for (int v = 0; v < NV; ++v) {
       const int64_t j = n + v * kLanes<S>;
       const int64_t left = columns - v * kLanes<S>;
       const int64_t count = left > kLanes<S> ? kLanes<S> : left;
-      Vec<S> sum = load(tile + v * kLanes<S>);
+      Vec<S> sum = load(row + v * kLanes<S>);
       if (p.bias != nullptr) sum += load(static_cast<const S*>(p.bias) + j);
       if (p.preactivation.data != nullptr)
         store_values<S>(p.preactivation, i * p.preactivation_stride + j, sum, count);
@@ -54,7 +55,17 @@ GROWTAS_INLINE void finish_tile(const RowsProduct& p, int64_t m, int height, int
       if (p.scale.data != nullptr) sum *= splat(sample_scale<S>(p.scale, i));
       if (p.residual.data != nullptr)
         sum += load_values<S>(p.residual, i * p.residual_stride + j, count);
-      store_values<S>(p.c, i * p.c_stride + j, sum, count);
+      store(row + v * kLanes<S>, sum);
+    }
+  }
+  // Apart from the reads above: where c lies a multiple of 4 KiB from what is read, some CPUs take
+  // one for the other and stall for each line.
+  row = tile;
+  for (int64_t i = m; i < m + height; ++i, row += kPanel<E>) {
+    for (int v = 0; v < NV; ++v) {
+      const int64_t left = columns - v * kLanes<S>;
+      store_values<S>(p.c, i * p.c_stride + n + v * kLanes<S>, load(row + v * kLanes<S>),
+                      left > kLanes<S> ? kLanes<S> : left);
     }
   }
 }
@@ -84,6 +95,25 @@ GROWTAS_INLINE bool is_plain(const RowsProduct& p) {
          p.scale.data == nullptr && p.residual.data == nullptr;
 }
 
+GROWTAS_INLINE void prefetch(const void* p, int64_t bytes) {
+#if defined(__GNUC__)
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(p) + i);
+#endif
+}
+
+// The rows that finish_tile will read, fetched while the sums are formed.
+GROWTAS_INLINE void prefetch_finish(const RowsProduct& p, int64_t m, int height, int64_t n,
+                                    int64_t columns) {
+  const auto fetch = [&](const void* data, DType dtype, int64_t stride) {
+    const int64_t size = element_size(dtype);
+    const char* row = static_cast<const char*>(data) + (m * stride + n) * size;
+    for (int i = 0; i < height; ++i, row += stride * size) prefetch(row, columns * size);
+  };
+  if (p.derivative_at.data != nullptr)
+    fetch(p.derivative_at.data, p.derivative_at.dtype, p.derivative_stride);
+  if (p.residual.data != nullptr) fetch(p.residual.data, p.residual.dtype, p.residual_stride);
+}
+
 template <class E, int NV>
 GROWTAS_NOINLINE void panel_product(const RowsProduct& p, int64_t begin, int64_t rows, const E* a,
                                     int64_t lda, int64_t n, const E* panel, Sum<E>* tile) {
@@ -93,6 +123,7 @@ GROWTAS_NOINLINE void panel_product(const RowsProduct& p, int64_t begin, int64_t
   const int64_t columns = p.columns - n < kPanel<E> ? p.columns - n : kPanel<E>;
   const bool plain = columns == NV * kLanes<S> && is_plain(p);
   for_each_tile(rows, [&](int64_t m, auto height) {
+    prefetch_finish(p, begin + m, height.value, n, columns);
     for (int64_t c = 0, k = 0; c < chunks; ++c) {
       const int64_t end = (c + 1) * depth / chunks;
       gemm_tile<E, height.value, NV, false>(end - k, a + m * lda + k, lda, panel + k * kPanel<E>,
@@ -188,12 +219,6 @@ GROWTAS_INLINE void add_tile(int64_t m, int height, int64_t columns, const Sum<E
       store_n<S>(at, load_n(at, count) + load(tile + i * kPanel<E> + v * kLanes<S>), count);
     }
   }
-}
-
-GROWTAS_INLINE void prefetch(const void* p, int64_t bytes) {
-#if defined(__GNUC__)
-  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(p) + i);
-#endif
 }
 
 // Rows of memory that will be packed later, fetched share by share while tiles are computed.
