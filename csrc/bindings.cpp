@@ -221,9 +221,149 @@ void attention_backward(const Tensor& dout, const Tensor& qkv, const std::option
                               table_gradient);
 }
 
+// A weight [R, in_max] or [G, R, in_max] with contiguous rows, of which the first `out` rows of
+// each group are meant.
+growtas::StackedRows weight_rows(const Tensor& t, const char* name, int64_t out, int64_t in) {
+  const int64_t rows = t.dim() - 2;
+  STD_TORCH_CHECK(t.dim() == 2 || t.dim() == 3, name, ": must be [out, in] or [groups, out, in]");
+  STD_TORCH_CHECK(out >= 1 && out <= t.size(rows) && in >= 1 && in <= t.size(rows + 1), name,
+                  ": has no slice of ", out, " x ", in);
+  STD_TORCH_CHECK(t.size(rows + 1) == 1 || t.stride(rows + 1) == 1, name,
+                  ": last dimension must be contiguous");
+  return {out, t.dim() == 3 ? t.stride(0) : 0, t.stride(rows)};
+}
+
+int64_t groups_of(const Tensor& weight) { return weight.dim() == 3 ? weight.size(0) : 1; }
+
+// A bias [G * out_max], of which a prefix is meant, or [G, out_max], sliced like the weight.
+growtas::StackedRows bias_rows(const Tensor& t, const char* name, int64_t groups, int64_t out) {
+  check_contiguous(t, name);
+  const bool stacked = t.dim() == 2;
+  STD_TORCH_CHECK((t.dim() == 1 && t.size(0) >= groups * out) ||
+                      (stacked && t.size(0) == groups && t.size(1) >= out),
+                  name, ": has no slice of ", groups, " x ", out);
+  return {out, stacked ? t.size(1) : out, 1};
+}
+
+growtas::SampleScale sample_scale(const std::optional<Tensor>& t, int64_t rows, DType activation) {
+  if (!t.has_value()) return {};
+  STD_TORCH_CHECK(t->dim() == 1 && t->size(0) > 0 && rows % t->size(0) == 0,
+                  "scale: must hold one factor per sample");
+  check_contiguous(*t, "scale");
+  check_dtype("scale", dtype_of(*t, "scale"), arithmetic(activation),
+              "float32 (float64 for float64 activations)");
+  return {t->const_data_ptr(), rows / t->size(0)};
+}
+
+ConstBuffer optional_rows(const std::optional<Tensor>& t, const char* name, int64_t rows,
+                          int64_t width, int64_t& stride) {
+  stride = 0;
+  if (!t.has_value()) return {};
+  stride = check_rows(*t, name, rows, width);
+  return input(*t, name);
+}
+
+void linear_forward(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                    int64_t out_features, bool gelu_of_x, bool gelu_of_sum,
+                    const std::optional<Tensor>& scale, const std::optional<Tensor>& residual,
+                    const Tensor& y, const std::optional<Tensor>& preactivation) {
+  STD_TORCH_CHECK(x.dim() == 2, "x: must be [rows, in]");
+  const int64_t groups = groups_of(weight);
+  growtas::RowsProduct a = {};
+  a.rows = x.size(0);
+  a.depth = x.size(1);
+  a.columns = groups * out_features;
+  growtas::WeightPacking w = {};
+  w.weight = input(weight, "weight");
+  w.rows = weight_rows(weight, "weight", out_features, a.depth);
+  w.out = a.columns;
+  w.in = a.depth;
+  a.a = input(x, "x");
+  a.a_stride = check_rows(x, "x", a.rows, a.depth);
+  a.product = growtas::product_of(a.a.dtype);
+  a.gelu_of_a = gelu_of_x;
+  a.gelu_of_sum = gelu_of_sum;
+  a.scale = sample_scale(scale, a.rows, a.a.dtype);
+  a.residual = optional_rows(residual, "residual", a.rows, a.columns, a.residual_stride);
+  a.c = output(y, "y");
+  a.c_stride = check_rows(y, "y", a.rows, a.columns);
+  if (preactivation.has_value()) {
+    a.preactivation = output(*preactivation, "preactivation");
+    a.preactivation_stride = check_rows(*preactivation, "preactivation", a.rows, a.columns);
+  }
+  growtas::rows_product(
+      a, w, bias.has_value() ? input(*bias, "bias") : ConstBuffer{},
+      bias.has_value() ? bias_rows(*bias, "bias", groups, out_features) : growtas::StackedRows{});
+}
+
+void linear_input_gradient(const Tensor& dy, const Tensor& weight, int64_t out_features,
+                           const std::optional<Tensor>& gelu_input,
+                           const std::optional<Tensor>& scale, const Tensor& dx) {
+  STD_TORCH_CHECK(dx.dim() == 2, "dx: must be [rows, in]");
+  growtas::RowsProduct a = {};
+  a.rows = dx.size(0);
+  a.columns = dx.size(1);
+  a.depth = groups_of(weight) * out_features;
+  growtas::WeightPacking w = {};
+  w.weight = input(weight, "weight");
+  w.rows = weight_rows(weight, "weight", out_features, a.columns);
+  w.out = a.depth;
+  w.in = a.columns;
+  w.out_is_reduced = true;
+  a.a = input(dy, "dy");
+  a.a_stride = check_rows(dy, "dy", a.rows, a.depth);
+  a.product = growtas::product_of(a.a.dtype);
+  a.scale = sample_scale(scale, a.rows, a.a.dtype);
+  a.derivative_at = optional_rows(gelu_input, "gelu_input", a.rows, a.columns, a.derivative_stride);
+  a.c = output(dx, "dx");
+  a.c_stride = check_rows(dx, "dx", a.rows, a.columns);
+  growtas::rows_product(a, w, {}, {});
+}
+
+void linear_weight_gradient(const Tensor& dy, const Tensor& x, int64_t out_features,
+                            bool gelu_of_x, const std::optional<Tensor>& scale,
+                            const std::optional<Tensor>& dweight,
+                            const std::optional<Tensor>& dbias) {
+  STD_TORCH_CHECK(dy.dim() == 2 && x.dim() == 2, "dy, x: must be [rows, features]");
+  STD_TORCH_CHECK(out_features >= 1 && dy.size(1) % out_features == 0, "dy: has ", dy.size(1),
+                  " features, not a multiple of ", out_features);
+  const int64_t groups = dy.size(1) / out_features;
+  growtas::WeightGradient a = {};
+  a.rows = dy.size(0);
+  a.out = dy.size(1);
+  a.in = x.size(1);
+  a.dy = input(dy, "dy");
+  a.x = input(x, "x");
+  a.dy_stride = check_rows(dy, "dy", a.rows, a.out);
+  a.x_stride = check_rows(x, "x", a.rows, a.in);
+  a.product = growtas::product_of(a.dy.dtype);
+  a.gelu_of_x = gelu_of_x;
+  a.scale = sample_scale(scale, a.rows, a.dy.dtype);
+  if (dweight.has_value()) {
+    STD_TORCH_CHECK(groups_of(*dweight) == groups, "dweight: must have ", groups, " groups");
+    a.dweight = output(*dweight, "dweight");
+    a.dweight_rows = weight_rows(*dweight, "dweight", out_features, a.in);
+  }
+  if (dbias.has_value()) {
+    a.dbias = output(*dbias, "dbias");
+    a.dbias_rows = bias_rows(*dbias, "dbias", groups, out_features);
+  }
+  growtas::weight_gradient(a);
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY(growtas_native, m) {
+  m.def(
+      "linear_forward(Tensor x, Tensor weight, Tensor? bias, int out_features, bool gelu_of_x, "
+      "bool gelu_of_sum, Tensor? scale, Tensor? residual, Tensor(a!) y, "
+      "Tensor(b!)? preactivation) -> ()");
+  m.def(
+      "linear_input_gradient(Tensor dy, Tensor weight, int out_features, Tensor? gelu_input, "
+      "Tensor? scale, Tensor(a!) dx) -> ()");
+  m.def(
+      "linear_weight_gradient(Tensor dy, Tensor x, int out_features, bool gelu_of_x, "
+      "Tensor? scale, Tensor(a!)? dweight, Tensor(b!)? dbias) -> ()");
   m.def(
       "layer_norm_forward(Tensor x, Tensor weight, Tensor bias, float eps, Tensor(a!) y, "
       "Tensor(b!) mean, Tensor(c!) rstd) -> ()");
@@ -240,6 +380,9 @@ STABLE_TORCH_LIBRARY(growtas_native, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(growtas_native, CPU, m) {
+  m.impl("linear_forward", TORCH_BOX(&linear_forward));
+  m.impl("linear_input_gradient", TORCH_BOX(&linear_input_gradient));
+  m.impl("linear_weight_gradient", TORCH_BOX(&linear_weight_gradient));
   m.impl("layer_norm_forward", TORCH_BOX(&layer_norm_forward));
   m.impl("layer_norm_backward", TORCH_BOX(&layer_norm_backward));
   m.impl("attention_forward", TORCH_BOX(&attention_forward));

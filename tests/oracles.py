@@ -20,8 +20,13 @@ EMBED_WIDTHS = [192, 216, 240, 320, 384, 448, 528, 576, 624]
 HIDDEN_WIDTHS = [672, 756, 768, 840, 864, 960, 1344, 1568, 1792, 1848, 2184, 2496]
 
 
-def linear(x, weight, bias=None, *, out_features, activation=None, residual=None):
-    """y = residual + act(x W^T + b); stacked weights give stacked outputs."""
+def linear(
+    x, weight, bias=None, *, out_features, input_activation=None, activation=None,
+    sample_scale=None, residual=None,
+):  # fmt: skip
+    """y = residual + s act(act'(x) W^T + b); stacked weights give stacked outputs."""
+    if input_activation == "gelu":
+        x = F.gelu(x)
     matrices = [weight] if weight.dim() == 2 else [w.reshape(-1, w.shape[-1]) for w in weight]
     outputs = []
     for group, matrix in enumerate(matrices):
@@ -35,6 +40,8 @@ def linear(x, weight, bias=None, *, out_features, activation=None, residual=None
     y = torch.cat(outputs, -1)
     if activation == "gelu":
         y = F.gelu(y)
+    if sample_scale is not None:
+        y = y * sample_scale.to(y.dtype).reshape(-1, *(1,) * (y.dim() - 1))
     return y if residual is None else residual + y
 
 

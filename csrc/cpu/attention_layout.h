@@ -7,30 +7,13 @@
 // every product with a table is a small matrix product over a window that slides with y (or x).
 #pragma once
 
+#include "arena.h"
 #include "convert.h"
 #include "gemm.h"
 #include "kernels.h"
 
 namespace growtas {
 namespace GROWTAS_LEVEL {
-
-template <class T>
-constexpr int64_t round_up(int64_t n) {
-  return (n + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
-}
-
-// Hands out 64-byte aligned arrays; with a null base it only counts bytes.
-struct Arena {
-  char* base;
-  size_t used = 0;
-
-  template <class T>
-  T* take(int64_t n) {
-    T* p = base == nullptr ? nullptr : reinterpret_cast<T*>(base + used);
-    used += (size_t(n) * sizeof(T) + 63) / 64 * 64;
-    return p;
-  }
-};
 
 template <class T>
 struct Dims {

@@ -89,13 +89,57 @@ GROWTAS_INLINE void narrow_row(const T* src, void* dst, DType dtype, int64_t n) 
   }
 }
 
+template <class T>
+constexpr DType kOwnType = sizeof(T) == 8 ? DType::float64 : DType::float32;
+
 // A row as the arithmetic type: in place when it already is, else widened into `buffer`.
 template <class T>
 GROWTAS_INLINE const T* read_row(const ConstBuffer& src, int64_t offset, T* buffer, int64_t n) {
-  const DType own = sizeof(T) == 8 ? DType::float64 : DType::float32;
-  if (src.dtype == own) return static_cast<const T*>(src.data) + offset;
+  if (src.dtype == kOwnType<T>) return static_cast<const T*>(src.data) + offset;
   widen_row(src.at(offset), src.dtype, buffer, n);
   return buffer;
+}
+
+// Up to one vector of values from or to any storage type; nothing beyond the n values is touched.
+template <class T>
+GROWTAS_INLINE Vec<T> load_values(const ConstBuffer& src, int64_t offset, int64_t n) {
+  if (src.dtype == kOwnType<T>) return load_n(static_cast<const T*>(src.data) + offset, n);
+#if GROWTAS_VECTOR_BYTES > 0
+  if constexpr (sizeof(T) == 4) {
+    if (src.dtype == DType::bfloat16 && n == kLanes<T>) {
+      Simd<float>::Halves halves;
+      std::memcpy(&halves, src.at(offset), sizeof(halves));
+      return bit_cast<Vec<T>>(__builtin_convertvector(halves, Simd<float>::Bits) << 16);
+    }
+  }
+#endif
+  T lanes[kLanes<T>] = {};
+  widen_row(src.at(offset), src.dtype, lanes, n);
+  return load(lanes);
+}
+
+template <class T>
+GROWTAS_INLINE void store_values(const Buffer& dst, int64_t offset, const Vec<T>& v, int64_t n) {
+  if (dst.dtype == kOwnType<T>) {
+    store_n(static_cast<T*>(dst.data) + offset, v, n);
+    return;
+  }
+#if GROWTAS_VECTOR_BYTES > 0
+  if constexpr (sizeof(T) == 4) {
+    if (dst.dtype == DType::bfloat16 && n == kLanes<T>) {
+      using Bits = Simd<float>::Bits;
+      const Bits bits = bit_cast<Bits>(v);
+      const Bits rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+      const Bits kept = v == v ? rounded : Bits{} + 0x7fc0u;
+      const Simd<float>::Halves halves = __builtin_convertvector(kept, Simd<float>::Halves);
+      std::memcpy(dst.at(offset), &halves, sizeof(halves));
+      return;
+    }
+  }
+#endif
+  T lanes[kLanes<T>] = {};
+  store(lanes, v);
+  narrow_row(lanes, dst.at(offset), dst.dtype, n);
 }
 
 }  // namespace GROWTAS_LEVEL

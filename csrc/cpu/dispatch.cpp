@@ -27,6 +27,7 @@ std::vector<std::pair<std::string, bool>> cpu_features() {
       {"avx512bw", __builtin_cpu_supports("avx512bw") != 0},
       {"avx512dq", __builtin_cpu_supports("avx512dq") != 0},
       {"avx512vl", __builtin_cpu_supports("avx512vl") != 0},
+      {"avx512_bf16", __builtin_cpu_supports("avx512bf16") != 0},
   };
 #else
   return {};
@@ -35,7 +36,7 @@ std::vector<std::pair<std::string, bool>> cpu_features() {
 
 std::vector<std::string> compiled_levels() {
 #if defined(GROWTAS_X86_LEVELS)
-  return {"baseline", "avx2", "avx512"};
+  return {"baseline", "avx2", "avx512", "avx512_bf16"};
 #else
   return {"baseline"};
 #endif
@@ -53,7 +54,10 @@ std::vector<std::string> supported_levels() {
   };
   if (has_all({"avx2", "fma", "f16c"})) {
     levels.emplace_back("avx2");
-    if (has_all({"avx512f", "avx512bw", "avx512dq", "avx512vl"})) levels.emplace_back("avx512");
+    if (has_all({"avx512f", "avx512bw", "avx512dq", "avx512vl"})) {
+      levels.emplace_back("avx512");
+      if (has_all({"avx512_bf16"})) levels.emplace_back("avx512_bf16");
+    }
   }
 #endif
   return levels;

@@ -1,5 +1,5 @@
-// C (+)= A B on small row-major matrices held in scratch memory. A is read one scalar at a time
-// (either way round), B and C by whole vectors: the caller pads their columns to kLanes.
+// C (+)= A B on row-major matrices. A is read one scalar at a time (either way round), B and C by
+// whole vectors: the caller pads their columns to kLanes.
 #pragma once
 
 #include "simd.h"
@@ -10,55 +10,109 @@ namespace GROWTAS_LEVEL {
 // Rows of C held in registers, two vectors wide: as many as leave room for B and one scalar.
 constexpr int kTileRows = GROWTAS_TILE_ROWS;
 
+// What one multiply-add reads: a value, or two neighbours of the reduction in one 32-bit lane.
+template <class E>
+struct Element {
+  using Sum = E;
+  static constexpr int values = 1;
+};
+
+template <class E>
+using Sum = typename Element<E>::Sum;
+
+template <class T>
+GROWTAS_INLINE void multiply_add(Vec<T>& sum, T a, const Vec<T>& b) {
+  sum += splat(a) * b;
+}
+
+#if defined(GROWTAS_BFLOAT16_DOT)
+enum class BFloat16Pair : uint32_t {};  // the earlier value in the low half
+
+template <>
+struct Element<BFloat16Pair> {
+  using Sum = float;
+  static constexpr int values = 2;
+};
+
+template <>
+struct Simd<BFloat16Pair> {
+  using Vec = Simd<float>::Bits;
+  static constexpr int lanes = kLanes<float>;
+};
+
+GROWTAS_INLINE void multiply_add(Vec<float>& sum, BFloat16Pair a, const Vec<BFloat16Pair>& b) {
+  sum = _mm512_dpbf16_ps(sum, __m512bh(_mm512_set1_epi32(int(a))), bit_cast<__m512bh>(b));
+}
+#endif
+
 // kTransposed: A is given as [K, M], else as [M, K].
-template <class T, int M, int NV, bool kTransposed>
-GROWTAS_INLINE void gemm_tile(int64_t depth, const T* a, int64_t lda, const T* b, int64_t ldb,
-                              T* c, int64_t ldc, bool accumulate) {
-  Vec<T> acc[M][NV];
+template <class E, int M, int NV, bool kTransposed>
+GROWTAS_INLINE void gemm_tile(int64_t depth, const E* a, int64_t lda, const E* b, int64_t ldb,
+                              Sum<E>* c, int64_t ldc, bool accumulate) {
+  using S = Sum<E>;
+  Vec<S> acc[M][NV] = {};
+  // One pointer per three rows, two of them reached by an index: more addresses than that do not fit
+  // the registers of x86, and are then reloaded by the ports that should multiply.
+  constexpr int kBases = kTransposed ? 1 : (M + 2) / 3;
+  const E* base[kBases];
   GROWTAS_UNROLL
-  for (int m = 0; m < M; ++m) {
-    GROWTAS_UNROLL
-    for (int v = 0; v < NV; ++v)
-      acc[m][v] = accumulate ? load(c + m * ldc + v * kLanes<T>) : Vec<T>{};
+  for (int i = 0; i < kBases; ++i) {
+    base[i] = a + 3 * i * lda;
+    GROWTAS_OPAQUE(base[i]);
   }
   for (int64_t k = 0; k < depth; ++k) {
-    Vec<T> row[NV];
+    Vec<E> row[NV];
     GROWTAS_UNROLL
-    for (int v = 0; v < NV; ++v) row[v] = load(b + k * ldb + v * kLanes<T>);
+    for (int v = 0; v < NV; ++v) row[v] = load(b + k * ldb + v * kLanes<E>);
     GROWTAS_UNROLL
     for (int m = 0; m < M; ++m) {
-      const Vec<T> scalar = splat(kTransposed ? a[k * lda + m] : a[m * lda + k]);
+      const E scalar = kTransposed ? base[0][m] : base[m / 3 % kBases][m % 3 * lda];
       GROWTAS_UNROLL
-      for (int v = 0; v < NV; ++v) acc[m][v] += scalar * row[v];
+      for (int v = 0; v < NV; ++v) multiply_add(acc[m][v], scalar, row[v]);
     }
+    GROWTAS_UNROLL
+    for (int i = 0; i < kBases; ++i) base[i] += kTransposed ? lda : 1;
   }
   GROWTAS_UNROLL
   for (int m = 0; m < M; ++m) {
     GROWTAS_UNROLL
-    for (int v = 0; v < NV; ++v) store(c + m * ldc + v * kLanes<T>, acc[m][v]);
+    for (int v = 0; v < NV; ++v) {
+      S* const p = c + m * ldc + v * kLanes<S>;
+      store(p, accumulate ? load(p) + acc[m][v] : acc[m][v]);
+    }
   }
 }
 
-// All rows against NV vectors of columns. Tails are cut into blocks of 8, 4, 2 and 1 rows.
-template <class T, int NV, bool kTransposed>
-GROWTAS_NOINLINE void gemm_columns(int64_t rows, int64_t depth, const T* a, int64_t lda,
-                                   const T* b, int64_t ldb, T* c, int64_t ldc, bool accumulate) {
-  const int64_t step = kTransposed ? 1 : lda;
+template <int M>
+struct Height {
+  static constexpr int value = M;
+};
+
+// f(first row, Height): full tiles, then blocks of 8, 4, 2 and 1 rows.
+template <class F>
+GROWTAS_INLINE void for_each_tile(int64_t rows, const F& f) {
   int64_t m = 0;
-#define GROWTAS_TILE(M) \
-  gemm_tile<T, M, NV, kTransposed>(depth, a + m * step, lda, b, ldb, c + m * ldc, ldc, accumulate)
-  for (; m + kTileRows <= rows; m += kTileRows) GROWTAS_TILE(kTileRows);
+  for (; m + kTileRows <= rows; m += kTileRows) f(m, Height<kTileRows>());
   if (kTileRows > 8 && m + 8 <= rows) {
-    GROWTAS_TILE(8);
+    f(m, Height<8>());
     m += 8;
   }
   if (kTileRows > 4 && m + 4 <= rows) {
-    GROWTAS_TILE(4);
+    f(m, Height<4>());
     m += 4;
   }
-  for (; m + 2 <= rows; m += 2) GROWTAS_TILE(2);
-  if (m < rows) GROWTAS_TILE(1);
-#undef GROWTAS_TILE
+  for (; m + 2 <= rows; m += 2) f(m, Height<2>());
+  if (m < rows) f(m, Height<1>());
+}
+
+// All rows against NV vectors of columns.
+template <class T, int NV, bool kTransposed>
+GROWTAS_NOINLINE void gemm_columns(int64_t rows, int64_t depth, const T* a, int64_t lda,
+                                   const T* b, int64_t ldb, T* c, int64_t ldc, bool accumulate) {
+  for_each_tile(rows, [&](int64_t m, auto height) {
+    gemm_tile<T, height.value, NV, kTransposed>(depth, a + m * (kTransposed ? 1 : lda), lda, b,
+                                                ldb, c + m * ldc, ldc, accumulate);
+  });
 }
 
 template <bool kTransposed, class T>

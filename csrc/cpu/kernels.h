@@ -56,6 +56,68 @@ struct AttentionBackward {
   Buffer dqkv;
 };
 
+// Row j of a stack of matrices of which the first `rows` rows each are meant.
+struct StackedRows {
+  int64_t rows, group_stride, row_stride;
+
+  int64_t offset(int64_t j) const { return j / rows * group_stride + j % rows * row_stride; }
+};
+
+// A factor per sample: row m of an activation is scaled by data[m / rows]. No factor when null.
+struct SampleScale {
+  const void* data = nullptr;  // arithmetic type
+  int64_t rows = 1;
+};
+
+// What the products of a linear layer compute with: sums are in double for float64, else in float.
+enum class Product { float64, float32, bfloat16 };
+
+// One operand, the weight's slice, copied into panels as wide as the register tile.
+struct WeightPacking {
+  ConstBuffer weight;
+  StackedRows rows;
+  int64_t out, in;     // out counts the rows of all groups
+  bool out_is_reduced; // for the input gradient; else `in` is, for the forward product
+  Product product;
+  void* packed;
+};
+
+// c = ((act(a) B + bias) * act'(z) * scale) + residual, or with act around the sum for the
+// forward product of an activated layer. Rows are contiguous.
+struct RowsProduct {
+  int64_t rows, depth, columns;
+  Product product;
+  ConstBuffer a;
+  int64_t a_stride;
+  bool gelu_of_a;
+  const void* packed;
+  const void* bias;  // arithmetic type, padded with zeros to whole panels; or null
+  Buffer preactivation;  // receives the sum with bias; or null
+  bool gelu_of_sum;
+  ConstBuffer derivative_at;  // z: the sum is multiplied by GELU'(z); or null
+  SampleScale scale;
+  ConstBuffer residual;  // or null
+  Buffer c;
+  int64_t preactivation_stride, derivative_stride, residual_stride, c_stride;
+};
+
+// dweight[n, k] += sum over rows m of scale dy[m, n] act(x[m, k]), dbias[n] += the same without x.
+struct WeightGradient {
+  int64_t rows, out, in;
+  Product product;
+  ConstBuffer dy, x;
+  int64_t dy_stride, x_stride;
+  bool gelu_of_x;
+  SampleScale scale;
+  Buffer dweight, dbias;  // either may be null
+  StackedRows dweight_rows, dbias_rows;
+};
+
+// The part [n0, n1) x [k0, k1) of dweight; blocks with k0 = 0 also add dbias.
+struct Block {
+  int64_t n0, n1, k0, k1;
+};
+
 // Every pointer called `scratch` is 64-byte aligned, owned by the caller and holds the bytes the
 // matching *_bytes function asks for; its contents on entry do not matter.
 struct KernelSet {
@@ -86,12 +148,22 @@ struct KernelSet {
   // Adds the chunks' partials, in order, into dtables ([4, table_rows, head_dim]).
   void (*attention_fold_partials)(const AttentionShape&, const void* partials, int64_t chunks,
                                   Buffer dtables, void* scratch);
+
+  bool bfloat16_products;  // else bfloat16 operands are widened
+  int64_t (*panel_width)(bool is_double);
+  int64_t tile_rows;
+  void (*pack_weight)(const WeightPacking&, int64_t panel);
+  size_t (*rows_product_scratch_bytes)(const RowsProduct&, int64_t rows);
+  void (*rows_product)(const RowsProduct&, int64_t begin, int64_t end, void* scratch);
+  size_t (*weight_gradient_scratch_bytes)(const WeightGradient&, const Block&);
+  void (*weight_gradient)(const WeightGradient&, const Block&, void* scratch);
 };
 
 const KernelSet& kernels_baseline();
 #if defined(GROWTAS_X86_LEVELS)
 const KernelSet& kernels_avx2();
 const KernelSet& kernels_avx512();
+const KernelSet& kernels_avx512_bf16();
 #endif
 
 }  // namespace growtas

@@ -9,9 +9,10 @@ namespace growtas {
 
 const KernelSet& kernels() {
 #if defined(GROWTAS_X86_LEVELS)
-  static const KernelSet& set = active_level() == "avx512" ? kernels_avx512()
-                                : active_level() == "avx2" ? kernels_avx2()
-                                                           : kernels_baseline();
+  static const KernelSet& set = active_level() == "avx512_bf16" ? kernels_avx512_bf16()
+                                : active_level() == "avx512"    ? kernels_avx512()
+                                : active_level() == "avx2"      ? kernels_avx2()
+                                                                : kernels_baseline();
   return set;
 #else
   active_level();  // refuses a GROWTAS_SIMD that names another level

@@ -18,4 +18,12 @@ void attention_forward(AttentionForward args, ConstBuffer tables);
 // dtables.data may be null; else the gradient is added.
 void attention_backward(AttentionBackward args, ConstBuffer tables, Buffer dtables);
 
+// weight is [out over all groups, in] by `weight_rows`; the packed weight, bias and scale of the
+// product are filled in here.
+void rows_product(RowsProduct args, WeightPacking weight, ConstBuffer bias, StackedRows bias_rows);
+void weight_gradient(const WeightGradient& args);
+
+// What a product with an activation of this type computes with.
+Product product_of(DType activation);
+
 }  // namespace growtas

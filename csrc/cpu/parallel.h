@@ -13,7 +13,10 @@ namespace growtas {
 void run_tasks(int64_t tasks, size_t scratch_bytes,
                const std::function<void(int64_t task, void* scratch)>& body);
 
-// 64-byte aligned, uninitialised memory that is released at the end of the scope.
+int64_t thread_count();
+
+// 64-byte aligned, uninitialised memory for the duration of a scope. Each thread keeps its last few
+// blocks for the next scopes: fresh memory would cost a page fault per 4 KiB in every call.
 class AlignedMemory {
  public:
   explicit AlignedMemory(size_t bytes);
@@ -23,7 +26,8 @@ class AlignedMemory {
   char* get() const { return aligned_; }
 
  private:
-  void* block_;
+  void* block_ = nullptr;
+  size_t bytes_ = 0;
   char* aligned_;
 };
 

@@ -16,6 +16,13 @@
 #define GROWTAS_NOINLINE
 #endif
 
+// Keeps the compiler from knowing what a variable holds.
+#if defined(__GNUC__)
+#define GROWTAS_OPAQUE(variable) __asm__("" : "+r"(variable))
+#else
+#define GROWTAS_OPAQUE(variable)
+#endif
+
 #if defined(__clang__)
 #define GROWTAS_UNROLL _Pragma("clang loop unroll(full)")
 #elif defined(__GNUC__)
@@ -36,6 +43,7 @@ struct Simd<float> {
   typedef float Vec __attribute__((vector_size(GROWTAS_VECTOR_BYTES)));
   typedef int32_t Mask __attribute__((vector_size(GROWTAS_VECTOR_BYTES)));
   typedef uint32_t Bits __attribute__((vector_size(GROWTAS_VECTOR_BYTES)));
+  typedef uint16_t Halves __attribute__((vector_size(GROWTAS_VECTOR_BYTES / 2)));
   static constexpr int lanes = GROWTAS_VECTOR_BYTES / 4;
 };
 template <>
@@ -149,6 +157,27 @@ GROWTAS_INLINE void store_partial(T* p, const Vec<T>& v, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
 }
 #endif
+
+// f(i, n): vectors of kLanes, then one tail of n < kLanes values.
+template <class T, class F>
+GROWTAS_INLINE void for_each_vector(int64_t width, const F& f) {
+  int64_t i = 0;
+  for (; i + kLanes<T> <= width; i += kLanes<T>) f(i, int64_t(kLanes<T>));
+  if (i < width) f(i, width - i);
+}
+
+template <class T>
+GROWTAS_INLINE Vec<T> load_n(const T* p, int64_t n) {
+  return n == kLanes<T> ? load(p) : load_partial(p, n);
+}
+
+template <class T>
+GROWTAS_INLINE void store_n(T* p, const Vec<T>& v, int64_t n) {
+  if (n == kLanes<T>)
+    store(p, v);
+  else
+    store_partial(p, v, n);
+}
 
 template <class T>
 GROWTAS_INLINE Vec<T> maximum(const Vec<T>& a, const Vec<T>& b) {

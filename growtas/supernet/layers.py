@@ -31,13 +31,15 @@ class SlicedLinear(nn.Module):
         x: Tensor,
         out_features: int | None = None,
         *,
-        activation: str | None = None,
+        input_activation: str | None = None,
+        sample_scale: Tensor | None = None,
         residual: Tensor | None = None,
         gradients: GradientAccumulator | None = None,
     ) -> Tensor:
         return kernels.linear(
-            x, self.weight, self.bias, out_features=out_features, activation=activation,
-            residual=residual, gradients=gradients,
+            x, self.weight, self.bias, out_features=out_features,
+            input_activation=input_activation, sample_scale=sample_scale, residual=residual,
+            gradients=gradients,
         )  # fmt: skip
 
 
@@ -141,14 +143,17 @@ class Attention(nn.Module):
         grid: tuple[int, int],
         *,
         embed_dim: int,
-        residual: Tensor | None,
+        residual: Tensor,
+        sample_scale: Tensor | None,
         gradients: GradientAccumulator | None = None,
     ) -> Tensor:
         qkv = self.qkv(x, num_heads, gradients=gradients)
         heads = kernels.attention(
             qkv, self.rel_pos, num_heads=num_heads, grid=grid, gradients=gradients
         )
-        return self.proj(heads, embed_dim, residual=residual, gradients=gradients)
+        return self.proj(
+            heads, embed_dim, sample_scale=sample_scale, residual=residual, gradients=gradients
+        )
 
 
 class MLP(nn.Module):
@@ -165,11 +170,15 @@ class MLP(nn.Module):
         hidden_dim: int,
         *,
         embed_dim: int,
-        residual: Tensor | None,
+        residual: Tensor,
+        sample_scale: Tensor | None,
         gradients: GradientAccumulator | None = None,
     ) -> Tensor:
-        hidden = self.fc1(x, hidden_dim, activation="gelu", gradients=gradients)
-        return self.fc2(hidden, embed_dim, residual=residual, gradients=gradients)
+        hidden = self.fc1(x, hidden_dim, gradients=gradients)
+        return self.fc2(
+            hidden, embed_dim, input_activation="gelu", sample_scale=sample_scale,
+            residual=residual, gradients=gradients,
+        )  # fmt: skip
 
 
 class Block(nn.Module):
@@ -206,20 +215,21 @@ class Block(nn.Module):
         gradients: GradientAccumulator | None = None,
     ) -> Tensor:
         embed_dim = x.shape[-1]
-        drop = self.training and self.drop_path > 0.0
-        residual = None if drop else x
         y = self.norm1(x, gradients=gradients)
-        y = self.attn(
-            y, num_heads, grid, embed_dim=embed_dim, residual=residual, gradients=gradients
-        )
-        x = self._add_branch(x, y) if drop else y
-        residual = None if drop else x
+        x = self.attn(
+            y, num_heads, grid, embed_dim=embed_dim, residual=x, sample_scale=self._survival(x),
+            gradients=gradients,
+        )  # fmt: skip
         y = self.norm2(x, gradients=gradients)
-        y = self.mlp(y, hidden_dim, embed_dim=embed_dim, residual=residual, gradients=gradients)
-        return self._add_branch(x, y) if drop else y
+        return self.mlp(
+            y, hidden_dim, embed_dim=embed_dim, residual=x, sample_scale=self._survival(x),
+            gradients=gradients,
+        )  # fmt: skip
 
-    def _add_branch(self, x: Tensor, branch: Tensor) -> Tensor:
-        """x plus the branch, kept per sample with probability 1 - drop_path and rescaled."""
+    def _survival(self, x: Tensor) -> Tensor | None:
+        """Per sample: 1 / (1 - drop_path) with probability 1 - drop_path, else 0; None where no
+        branch is dropped."""
+        if not self.training or self.drop_path <= 0.0:
+            return None
         keep = 1.0 - self.drop_path
-        mask = torch.rand(x.shape[0], 1, 1, device=x.device).lt(keep).to(branch.dtype) / keep
-        return x + branch * mask
+        return torch.rand(x.shape[0], device=x.device).lt(keep) / keep

@@ -61,6 +61,18 @@ def test_matches_float64(backend, dtype, activation, residual, in_features, out_
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("activation", [None, "gelu"])
+@pytest.mark.parametrize("residual", [False, True], ids=["plain", "residual"])
+def test_input_activation_and_sample_scale(backend, dtype, activation, residual):
+    inputs, cotangent = case(35, 18, rows=(3, 5), stacked=(2, 3, 7), residual=residual)
+    actual, golden, plain = run_all(
+        inputs, cotangent, dtype, out_features=18, input_activation="gelu", activation=activation,
+        sample_scale=torch.tensor([0.0, 1.25, 1.0]),
+    )  # fmt: skip
+    assert_within_budget(actual, golden, plain, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("embed", EMBED_WIDTHS)
 def test_autoformer_embed_widths(backend, dtype, embed):
     """qkv, proj and head shapes of every embed dim, in the max-size buffers of its space."""
@@ -170,7 +182,10 @@ def test_gradcheck(backend):
     ]
 
     def function(x, weight, bias, residual):
-        return kernels.linear(x, weight, bias, out_features=6, activation="gelu", residual=residual)
+        return kernels.linear(
+            x, weight, bias, out_features=6, input_activation="gelu", activation="gelu",
+            sample_scale=torch.tensor([0.5, 0.0, 2.0]), residual=residual,
+        )  # fmt: skip
 
     assert torch.autograd.gradcheck(function, tensors)
 
@@ -193,6 +208,8 @@ def test_autocast_computes_in_the_autocast_dtype(backend):
         ({"out_features": 9}, r"out_features is 9, the weight has 1 to 8"),
         ({"out_features": 0}, r"out_features is 0"),
         ({"activation": "relu"}, r"activation is 'relu', allowed: None, 'gelu'"),
+        ({"input_activation": "relu"}, r"input_activation is 'relu', allowed: None, 'gelu'"),
+        ({"sample_scale": torch.ones(3)}, r"sample_scale is \(3,\), x \(2, 6\) needs one factor"),
         ({"bias": torch.zeros(7)}, r"bias has 7 entries"),
         ({"x": torch.zeros(2, 7)}, r"x has 7 features, the weight takes 1 to 6"),
         ({"weight": torch.zeros(8)}, r"2 or more dimensions"),

@@ -1,8 +1,8 @@
 """The compiled operators, on every SIMD level this CPU has.
 
 This file runs once per lower level in a process of its own (`test_lower_simd_levels`), because a
-process keeps the level it started with. The operators' contracts are tested in test_layer_norm.py
-and test_attention.py; here: the library itself, shapes at the edges of its tiles, threads.
+process keeps the level it started with. The operators' contracts are tested in files of their own;
+here: the library itself, shapes at the edges of its tiles, threads.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import torch
 from oracles import assert_within_budget, bits_equal, outputs_and_gradients
 
 from growtas import build_info, kernels
-from growtas.kernels import attention, layer_norm, native_library
+from growtas.kernels import attention, layer_norm, linear, native_library
+from growtas.kernels.linear import native as native_linear
 
 pytestmark = pytest.mark.skipif(
     not build_info.build_info()["built"], reason="the native library is not built"
@@ -181,6 +182,159 @@ def test_layer_norm_widths(width, dtype):
         assert_within_budget(actual, golden, plain, dtype)
 
 
+def linear_inputs(rows, in_features, out_features, *, groups=2, dtype=torch.float64):
+    """A stacked weight inside NaN, a bias sliced like it, and a cotangent; all exact in dtype."""
+    generator = torch.Generator().manual_seed(rows * 10007 + in_features * 101 + out_features)
+
+    def randn(*shape):
+        return torch.randn(*shape, generator=generator).to(dtype).double()
+
+    weight = torch.full((groups, out_features + 3, in_features + 5), float("nan")).double()
+    weight[:, :out_features, :in_features] = (
+        randn(groups, out_features, in_features) * in_features**-0.5
+    )
+    bias = torch.full((groups, out_features + 3), float("nan")).double()
+    bias[:, :out_features] = randn(groups, out_features)
+    width = groups * out_features
+    inputs = {
+        "x": randn(rows, in_features),
+        "weight": weight.to(dtype).double(),
+        "bias": bias.to(dtype).double(),
+        "residual": randn(rows, width),
+    }
+    return inputs, randn(rows, width)
+
+
+# Register tiles have 14, 8, 6, 4, 2 or 1 rows and 32, 16, 8 or 4 columns; 256 values are summed
+# before a partial sum is added; the second operand of bfloat16 comes in pairs.
+LINEAR_SHAPES = [(1, 1, 1), (13, 31, 33), (14, 32, 16), (15, 33, 48), (113, 17, 50), (27, 257, 30),
+                 (225, 512, 9), (257, 24, 70), (513, 15, 17)]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("activation", [None, "gelu"])
+@pytest.mark.parametrize(("rows", "in_features", "out_features"), LINEAR_SHAPES)
+def test_linear_tile_edges(monkeypatch, rows, in_features, out_features, activation, dtype):
+    monkeypatch.setattr(native_linear, "MIN_ROWS", 0)
+    inputs, cotangent = linear_inputs(rows, in_features, out_features, dtype=dtype)
+    arguments = {"out_features": out_features, "activation": activation}
+    golden = outputs_and_gradients(oracles.linear, inputs, cotangent, torch.float64, **arguments)
+    plain = outputs_and_gradients(oracles.linear, inputs, cotangent, dtype, **arguments)
+    with kernels.use_backend("native"):
+        actual = outputs_and_gradients(linear, inputs, cotangent, dtype, **arguments)
+    if dtype == torch.float64:
+        for name, want in golden.items():
+            torch.testing.assert_close(actual[name], want, rtol=1e-11, atol=1e-11)
+    else:
+        assert_within_budget(actual, golden, plain, dtype)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_linear_reads_and_writes_strided_rows(dtype):
+    """Views with a row stride, offset by one element, and sentinels around every output."""
+    operators = native_library.operators()
+    inputs, cotangent = linear_inputs(30, 18, 20, groups=1, dtype=dtype)
+    weight = inputs["weight"][0, :20, :18].to(dtype)
+
+    def view(values):
+        whole = torch.full((values.shape[0], values.shape[1] + 4), 7.0, dtype=dtype)
+        whole[:, 1:-3] = values
+        return whole, whole[:, 1:-3]
+
+    (_, x), (_, dy) = view(inputs["x"]), view(cotangent)
+    (whole_y, y), (whole_dx, dx) = view(torch.zeros(30, 20)), view(torch.zeros(30, 18))
+    whole_dw, dw = view(torch.zeros(20, 18))
+    operators.linear_forward(x, weight, None, 20, False, False, None, None, y, None)
+    operators.linear_input_gradient(dy, weight, 20, None, None, dx)
+    operators.linear_weight_gradient(dy, x, 20, False, None, dw, None)
+    tolerance = {"rtol": 0, "atol": 40 * torch.finfo(dtype).eps}
+    torch.testing.assert_close(y, (x.double() @ weight.double().T).to(dtype), **tolerance)
+    torch.testing.assert_close(dx, (dy.double() @ weight.double()).to(dtype), **tolerance)
+    torch.testing.assert_close(dw, (dy.double().T @ x.double()).to(dtype), **tolerance)
+    for whole in (whole_y, whole_dx, whole_dw):
+        assert (whole[:, 0] == 7).all()
+        assert (whole[:, -3:] == 7).all()
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_linear_fuses_the_activation_of_its_input_and_a_factor_per_sample(dtype):
+    """y = scale (gelu(x) W^T + b) + residual and its three gradients, each in one operator."""
+    operators = native_library.operators()
+    inputs, cotangent = linear_inputs(3 * 11, 34, 20, groups=1, dtype=dtype)
+    weight, bias = inputs["weight"][0, :20, :34], inputs["bias"][0, :20]
+    scale = torch.tensor([0.0, 1.25, 2.0]).double()
+
+    def branch(x, weight, bias):
+        y = torch.nn.functional.gelu(x) @ weight.T + bias
+        return (y.view(3, 11, 20) * scale.view(3, 1, 1)).view(33, 20)
+
+    leaves = [t.detach().clone().requires_grad_() for t in (inputs["x"], weight, bias)]
+    golden = branch(*leaves)
+    gradients = torch.autograd.grad(golden, leaves, cotangent)
+
+    x, dy, residual = (t.to(dtype) for t in (inputs["x"], cotangent, inputs["residual"]))
+    stored = scale if dtype == torch.float64 else scale.float()
+    y, dx = torch.empty(33, 20, dtype=dtype), torch.empty(33, 34, dtype=dtype)
+    dw, db = torch.zeros(20, 34, dtype=stored.dtype), torch.zeros(20, dtype=stored.dtype)
+    operators.linear_forward(x, weight.to(dtype), bias, 20, True, False, stored, residual, y, None)
+    operators.linear_input_gradient(dy, weight.to(dtype), 20, x, stored, dx)
+    operators.linear_weight_gradient(dy, x, 20, True, stored, dw, db)
+    wanted = (golden.detach() + inputs["residual"], *gradients)
+    for found, want in zip((y, dx, dw, db), wanted, strict=True):
+        error = (found.double() - want).abs().max() / want.abs().max()
+        assert error < 6 * torch.finfo(dtype).eps
+
+
+def test_gelu_of_every_size():
+    """Also the tails: relative accuracy for z down to -5, zero and identity beyond."""
+    z = torch.cat([torch.linspace(-5, 5, 4001), torch.tensor([-40.0, -1e30, 40.0, 1e30, 0.0])])
+    rows = z.view(-1, 1)
+    one, y = torch.ones(1, 1), torch.empty_like(rows)
+    native_library.operators().linear_forward(rows, one, None, 1, False, True, None, None, y, None)
+    want = torch.nn.functional.gelu(rows.double())
+    torch.testing.assert_close(y.double(), want, rtol=1e-4, atol=1e-30)
+    dx = torch.empty_like(rows)
+    native_library.operators().linear_input_gradient(torch.ones_like(rows), one, 1, rows, None, dx)
+    leaf = rows.double().requires_grad_()
+    (want,) = torch.autograd.grad(torch.nn.functional.gelu(leaf).sum(), leaf)
+    torch.testing.assert_close(dx.double(), want, rtol=0, atol=4e-7)
+
+
+def test_few_rows_go_to_blas_and_agree(monkeypatch):
+    inputs, cotangent = linear_inputs(5, 24, 40)
+    results = []
+    for rows in (0, 6):
+        monkeypatch.setattr(native_linear, "MIN_ROWS", rows)
+        with kernels.use_backend("native"):
+            results.append(
+                outputs_and_gradients(linear, inputs, cotangent, torch.float64, out_features=40)
+            )
+    for name, value in results[0].items():
+        torch.testing.assert_close(value, results[1][name])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weight": torch.zeros(8, 5)}, "weight: has no slice of 4 x 6"),
+        ({"out_features": 9}, "weight: has no slice of 9 x 6"),
+        ({"bias": torch.zeros(3)}, "bias: has no slice of 1 x 4"),
+        ({"y": torch.zeros(2, 5)}, "y: unexpected shape"),
+        ({"x": torch.zeros(6, 2).t()}, "x: last dimension must be contiguous"),
+        ({"scale": torch.ones(3)}, "scale: must hold one factor per sample"),
+        ({"scale": torch.ones(2).double()}, "scale: dtype must be float32"),
+    ],
+)
+def test_bad_linear_arguments_are_named(change, message):
+    arguments = {
+        "x": torch.zeros(2, 6), "weight": torch.zeros(8, 7), "bias": None, "out_features": 4,
+        "gelu_of_x": False, "gelu_of_sum": False, "scale": None, "residual": None,
+        "y": torch.zeros(2, 4), "preactivation": None,
+    }  # fmt: skip
+    with pytest.raises(RuntimeError, match=message):
+        native_library.operators().linear_forward(**{**arguments, **change})
+
+
 def test_mixed_dtypes_of_autocast():
     """float32 rows in, bfloat16 out; the gradient arrives in bfloat16."""
     operators = native_library.operators()
@@ -235,6 +389,10 @@ def run_everything() -> list[torch.Tensor]:
             inputs = {"x": torch.randn(700, 40), "weight": torch.randn(64), "bias": torch.randn(64)}
             results += outputs_and_gradients(
                 layer_norm, inputs, torch.randn(700, 40), dtype
+            ).values()
+            inputs, cotangent = linear_inputs(700, 40, 90, dtype=dtype)
+            results += outputs_and_gradients(
+                linear, inputs, cotangent, dtype, out_features=90, activation="gelu"
             ).values()
     return results
 

@@ -23,15 +23,18 @@ def randn(*shape, dtype=torch.float32):
 def test_opcheck_linear(backend, dtype):
     x, weight, bias = randn(2, 5, 6, dtype=dtype), randn(3, 2, 4, 8), randn(3, 2, 4)
     residual, preactivation = randn(2, 5, 12), randn(2, 5, 12, dtype=dtype)
+    scale = randn(2)
     for activation in ("", "gelu"):
         for save in (True, False):
-            opcheck(ops.linear.default, (x, weight, bias, 4, activation, residual, save))
-        opcheck(ops.linear.default, (x, weight, None, 4, activation, None, True))
+            opcheck(
+                ops.linear.default, (x, weight, bias, 4, "gelu", activation, scale, residual, save)
+            )
+        opcheck(ops.linear.default, (x, weight, None, 4, "", activation, None, None, True))
         saved = preactivation if activation else x.new_zeros(0)
         for need_dx in (True, False):
             opcheck(
                 ops.linear_backward.default,
-                (residual, x, weight, saved, 4, activation, need_dx,
+                (residual, x, weight, saved, 4, "gelu", activation, scale, need_dx,
                  torch.zeros(3, 2, 4, 8), torch.zeros(3, 2, 4)),
             )  # fmt: skip
 

@@ -23,11 +23,17 @@ def linear(
     bias: Tensor | None = None,
     *,
     out_features: int | None = None,
+    input_activation: str | None = None,
     activation: str | None = None,
+    sample_scale: Tensor | None = None,
     residual: Tensor | None = None,
     gradients: GradientAccumulator | None = None,
 ) -> Tensor:
-    """``residual + activation(x @ weight[:out, :in].T + bias[:out])``, slices read in place.
+    """``residual + scale * activation(input_activation(x) @ weight[:out, :in].T + bias[:out])``,
+    slices read in place.
+
+    An MLP is best written with the GELU as the second layer's ``input_activation``: then only its
+    input is kept for the backward pass, and its derivative joins the second layer's input gradient.
 
     Args:
         x: ``[..., in]``, float32, bfloat16, float16 or (CPU) float64; ``in`` may be any leading
@@ -39,7 +45,10 @@ def linear(
             the weight) or ``[G * out_max]`` (its first ``G * out_features`` entries are read:
             AutoFormer's reading of the qkv bias).
         out_features: rows taken of each matrix; default all.
-        activation: None or ``"gelu"`` (exact, erf).
+        input_activation: None or ``"gelu"`` (exact, erf), applied to x on the way.
+        activation: the same for the sum.
+        sample_scale: ``[x.shape[0]]``, a factor for each sample before the residual (drop path);
+            no gradient flows to it.
         residual: ``[..., G * out_features]``, added last.
         gradients: None for dense gradients, or an accumulator to add into the slices of ``.grad``.
 
@@ -48,7 +57,8 @@ def linear(
         Products accumulate in float32 (float64 for float64).
 
     Raises:
-        ValueError: a size outside the parameter, or an unknown activation.
+        ValueError: a size outside the parameter or of a scale or residual that does not fit, or
+            an unknown activation.
         TypeError: a weight that is neither float32 nor of x's dtype.
     """
     x = cast_to_autocast(x)
@@ -62,8 +72,9 @@ def linear(
         raise ValueError(f"x has {x.shape[-1]} features, the weight takes 1 to {weight.shape[-1]}")
     if out_features < 1 or out_features > out_max:
         raise ValueError(f"out_features is {out_features}, the weight has 1 to {out_max}")
-    if activation not in _ACTIVATIONS:
-        raise ValueError(f"activation is {activation!r}, allowed: None, 'gelu'")
+    for given, value in (("input_activation", input_activation), ("activation", activation)):
+        if value not in _ACTIVATIONS:
+            raise ValueError(f"{given} is {value!r}, allowed: None, 'gelu'")
     if bias is not None and bias.numel() != groups * out_max:
         raise ValueError(
             f"bias has {bias.numel()} entries, the weight {tuple(weight.shape)} needs "
@@ -72,14 +83,21 @@ def linear(
     shape = (*x.shape[:-1], groups * out_features)
     if residual is not None and residual.shape != shape:
         raise ValueError(f"residual is {tuple(residual.shape)}, the output {tuple(shape)}")
+    if sample_scale is not None:
+        if x.dim() < 2 or sample_scale.shape != x.shape[:1]:
+            raise ValueError(
+                f"sample_scale is {tuple(sample_scale.shape)}, x {tuple(x.shape)} needs one factor "
+                "for each of its first dimension"
+            )
+        sample_scale = sample_scale.to(torch.promote_types(x.dtype, torch.float32))
     if weight.dtype not in (x.dtype, torch.float32):
         raise TypeError(f"weight is {weight.dtype}; with x {x.dtype} it must be that or float32")
 
-    name = activation or ""
+    options = (out_features, input_activation or "", activation or "", sample_scale, residual)
     tensors = (x, weight, bias, residual)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        return _Linear.apply(x, weight, bias, out_features, name, residual, gradients)
-    return _forward(x, weight, bias, out_features, name, residual, False)[0]
+        return _Linear.apply(x, weight, bias, *options, gradients)
+    return _forward(x, weight, bias, *options, False)[0]
 
 
 class _Linear(torch.autograd.Function):
@@ -90,13 +108,19 @@ class _Linear(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         out_features: int,
+        input_activation: str,
         activation: str,
+        sample_scale: Tensor | None,
         residual: Tensor | None,
         gradients: GradientAccumulator | None,
     ) -> Tensor:
-        y, preactivation = _forward(x, weight, bias, out_features, activation, residual, True)
-        ctx.save_for_backward(x, weight, bias, preactivation)
-        ctx.out_features, ctx.activation, ctx.gradients = out_features, activation, gradients
+        y, preactivation = _forward(
+            x, weight, bias, out_features, input_activation, activation, sample_scale, residual,
+            True,
+        )  # fmt: skip
+        ctx.save_for_backward(x, weight, bias, preactivation, sample_scale)
+        ctx.out_features, ctx.gradients = out_features, gradients
+        ctx.activations = (input_activation, activation)
         # the parameters themselves: saved tensors may come back as other objects
         ctx.parameters = (weight, bias) if gradients is not None else None
         ctx.residual_dtype = None if residual is None else residual.dtype
@@ -105,7 +129,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, preactivation = ctx.saved_tensors
+        x, weight, bias, preactivation, sample_scale = ctx.saved_tensors
         need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
         grad_weight = grad_bias = None
         if ctx.gradients is None:
@@ -120,13 +144,14 @@ class _Linear(torch.autograd.Function):
                 extents = _bias_extents(bias, groups, ctx.out_features)
                 grad_bias = ctx.gradients.buffer(ctx.parameters[1], extents)
         dx = _backward(
-            dy, x, weight, preactivation, ctx.out_features, ctx.activation, need_x,
+            dy, x, weight, preactivation, ctx.out_features, *ctx.activations, sample_scale, need_x,
             grad_weight, grad_bias,
         )  # fmt: skip
         dresidual = None if ctx.residual_dtype is None else dy.to(ctx.residual_dtype)
         if ctx.gradients is not None:
             grad_weight = grad_bias = None
-        return dx if need_x else None, grad_weight, grad_bias, None, None, dresidual, None
+        dx = dx if need_x else None
+        return dx, grad_weight, grad_bias, None, None, None, None, dresidual, None
 
 
 def _extents(weight: Tensor, out_features: int, in_features: int) -> tuple[int, ...]:
@@ -150,12 +175,16 @@ def _forward_impl(
     weight: Tensor,
     bias: Tensor | None,
     out_features: int,
+    input_activation: str,
     activation: str,
+    sample_scale: Tensor | None,
     residual: Tensor | None,
     save: bool,
 ) -> tuple[Tensor, Tensor]:
     backend = select("linear", x, weight)
-    return backend.forward(x, weight, bias, out_features, activation, residual, save)
+    return backend.forward(
+        x, weight, bias, out_features, input_activation, activation, sample_scale, residual, save
+    )
 
 
 def _forward_fake(
@@ -163,7 +192,9 @@ def _forward_fake(
     weight: Tensor,
     bias: Tensor | None,
     out_features: int,
+    input_activation: str,
     activation: str,
+    sample_scale: Tensor | None,
     residual: Tensor | None,
     save: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -180,15 +211,18 @@ def _backward_impl(
     weight: Tensor,
     preactivation: Tensor,
     out_features: int,
+    input_activation: str,
     activation: str,
+    sample_scale: Tensor | None,
     need_dx: bool,
     grad_weight: Tensor | None,
     grad_bias: Tensor | None,
 ) -> Tensor:
     backend = select("linear", x, weight)
     return backend.backward_(
-        dy, x, weight, preactivation, out_features, activation, need_dx, grad_weight, grad_bias
-    )
+        dy, x, weight, preactivation, out_features, input_activation, activation, sample_scale,
+        need_dx, grad_weight, grad_bias,
+    )  # fmt: skip
 
 
 def _backward_fake(
@@ -197,7 +231,9 @@ def _backward_fake(
     weight: Tensor,
     preactivation: Tensor,
     out_features: int,
+    input_activation: str,
     activation: str,
+    sample_scale: Tensor | None,
     need_dx: bool,
     grad_weight: Tensor | None,
     grad_bias: Tensor | None,
@@ -206,15 +242,15 @@ def _backward_fake(
 
 
 _forward = define(
-    "linear(Tensor x, Tensor weight, Tensor? bias, SymInt out_features, str activation, "
-    "Tensor? residual, bool save) -> (Tensor, Tensor)",
+    "linear(Tensor x, Tensor weight, Tensor? bias, SymInt out_features, str input_activation, "
+    "str activation, Tensor? sample_scale, Tensor? residual, bool save) -> (Tensor, Tensor)",
     _forward_impl,
     _forward_fake,
 )
 _backward = define(
     "linear_backward(Tensor dy, Tensor x, Tensor weight, Tensor preactivation, "
-    "SymInt out_features, str activation, bool need_dx, Tensor(a!)? grad_weight, "
-    "Tensor(b!)? grad_bias) -> Tensor",
+    "SymInt out_features, str input_activation, str activation, Tensor? sample_scale, "
+    "bool need_dx, Tensor(a!)? grad_weight, Tensor(b!)? grad_bias) -> Tensor",
     _backward_impl,
     _backward_fake,
 )
