@@ -56,6 +56,20 @@ struct AttentionBackward {
   Buffer dqkv;
 };
 
+// A contiguous parameter and the arrays of its shape that AdamW moves, all of one arithmetic type
+// but for `count` (updates of each weight so far; null: `step` holds for all, this one included)
+// and `shadow` (a bfloat16 copy of the weights; may be null).
+struct AdamW {
+  bool is_double;
+  void* parameter;
+  const void* gradient;
+  void *exp_avg, *exp_avg_sq;
+  float* count;
+  uint16_t* shadow;
+  double step;
+  double lr, beta1, beta2, log_beta1, log_beta2, eps, weight_decay;
+};
+
 // Every pointer called `scratch` is 64-byte aligned, owned by the caller and holds the bytes the
 // matching *_bytes function asks for; its contents on entry do not matter.
 struct KernelSet {
@@ -86,6 +100,9 @@ struct KernelSet {
   // Adds the chunks' partials, in order, into dtables ([4, table_rows, head_dim]).
   void (*attention_fold_partials)(const AttentionShape&, const void* partials, int64_t chunks,
                                   Buffer dtables, void* scratch);
+
+  // Weights [begin, begin + n) of the flattened parameter.
+  void (*adamw)(const AdamW&, int64_t begin, int64_t n);
 };
 
 const KernelSet& kernels_baseline();

@@ -10,27 +10,6 @@
 namespace growtas {
 namespace GROWTAS_LEVEL {
 
-// f(i, n): vectors of kLanes, then one tail of n < kLanes values.
-template <class T, class F>
-GROWTAS_INLINE void for_each_vector(int64_t width, const F& f) {
-  int64_t i = 0;
-  for (; i + kLanes<T> <= width; i += kLanes<T>) f(i, int64_t(kLanes<T>));
-  if (i < width) f(i, width - i);
-}
-
-template <class T>
-GROWTAS_INLINE Vec<T> load_n(const T* p, int64_t n) {
-  return n == kLanes<T> ? load(p) : load_partial(p, n);
-}
-
-template <class T>
-GROWTAS_INLINE void store_n(T* p, const Vec<T>& v, int64_t n) {
-  if (n == kLanes<T>)
-    store(p, v);
-  else
-    store_partial(p, v, n);
-}
-
 template <class T>
 size_t layer_norm_scratch(int64_t width) {
   return 2 * size_t(width) * sizeof(T);

@@ -18,4 +18,15 @@ void attention_forward(AttentionForward args, ConstBuffer tables);
 // dtables.data may be null; else the gradient is added.
 void attention_backward(AttentionBackward args, ConstBuffer tables, Buffer dtables);
 
+constexpr int kBoxDims = 4;
+
+// A box of a parameter with up to four dimensions (leading ones of size 1 where it has fewer).
+struct AdamWBox {
+  AdamW step;
+  int64_t shape[kBoxDims], start[kBoxDims], extent[kBoxDims];
+};
+
+// The boxes must not overlap.
+void adamw_step(const AdamWBox* boxes, int64_t count);
+
 }  // namespace growtas

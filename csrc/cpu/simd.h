@@ -150,6 +150,43 @@ GROWTAS_INLINE void store_partial(T* p, const Vec<T>& v, int64_t n) {
 }
 #endif
 
+// f(i, n): vectors of kLanes, then one tail of n < kLanes values.
+template <class T, class F>
+GROWTAS_INLINE void for_each_vector(int64_t width, const F& f) {
+  int64_t i = 0;
+  for (; i + kLanes<T> <= width; i += kLanes<T>) f(i, int64_t(kLanes<T>));
+  if (i < width) f(i, width - i);
+}
+
+template <class T>
+GROWTAS_INLINE Vec<T> load_n(const T* p, int64_t n) {
+  return n == kLanes<T> ? load(p) : load_partial(p, n);
+}
+
+template <class T>
+GROWTAS_INLINE void store_n(T* p, const Vec<T>& v, int64_t n) {
+  if (n == kLanes<T>)
+    store(p, v);
+  else
+    store_partial(p, v, n);
+}
+
+template <class T>
+GROWTAS_INLINE Vec<T> square_root(const Vec<T>& v) {
+#if defined(GROWTAS_AVX512)
+  if constexpr (sizeof(T) == 4) return _mm512_maskz_sqrt_ps(__mmask16(-1), v);
+  else return _mm512_maskz_sqrt_pd(__mmask8(-1), v);
+#elif defined(GROWTAS_AVX2)
+  if constexpr (sizeof(T) == 4) return _mm256_sqrt_ps(v);
+  else return _mm256_sqrt_pd(v);
+#else
+  T lanes[kLanes<T>];
+  store(lanes, v);
+  for (T& lane : lanes) lane = std::sqrt(lane);
+  return load(lanes);
+#endif
+}
+
 template <class T>
 GROWTAS_INLINE Vec<T> maximum(const Vec<T>& a, const Vec<T>& b) {
   return a > b ? a : b;
