@@ -26,7 +26,7 @@ def arrays(shape, dtype=torch.float32, seed=0):
 
 def oracle(values, count, dtype, settings):
     """One step of torch's optimizer on the values given, after `count` steps before it."""
-    weight, gradient, first, second = (v.to(dtype) for v in values)
+    weight, gradient, first, second = (v.to(dtype, copy=True) for v in values)
     weight = torch.nn.Parameter(weight)
     weight.grad = gradient
     optimizer = torch.optim.AdamW([weight], foreach=False, **settings)
