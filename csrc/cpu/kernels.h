@@ -118,6 +118,20 @@ struct Block {
   int64_t n0, n1, k0, k1;
 };
 
+// A contiguous parameter and the arrays of its shape that AdamW moves, all of one arithmetic type
+// but for `count` (updates of each weight so far; null: `step` holds for all, this one included)
+// and `shadow` (a bfloat16 copy of the weights; may be null).
+struct AdamW {
+  bool is_double;
+  void* parameter;
+  const void* gradient;
+  void *exp_avg, *exp_avg_sq;
+  float* count;
+  uint16_t* shadow;
+  double step;
+  double lr, beta1, beta2, log_beta1, log_beta2, eps, weight_decay;
+};
+
 // Every pointer called `scratch` is 64-byte aligned, owned by the caller and holds the bytes the
 // matching *_bytes function asks for; its contents on entry do not matter.
 struct KernelSet {
@@ -157,6 +171,8 @@ struct KernelSet {
   void (*rows_product)(const RowsProduct&, int64_t begin, int64_t end, void* scratch);
   size_t (*weight_gradient_scratch_bytes)(const WeightGradient&, const Block&);
   void (*weight_gradient)(const WeightGradient&, const Block&, void* scratch);
+  // Weights [begin, begin + n) of the flattened parameter.
+  void (*adamw)(const AdamW&, int64_t begin, int64_t n);
 };
 
 const KernelSet& kernels_baseline();

@@ -26,4 +26,15 @@ void weight_gradient(const WeightGradient& args);
 // What a product with an activation of this type computes with.
 Product product_of(DType activation);
 
+constexpr int kBoxDims = 4;
+
+// A box of a parameter with up to four dimensions (leading ones of size 1 where it has fewer).
+struct AdamWBox {
+  AdamW step;
+  int64_t shape[kBoxDims], start[kBoxDims], extent[kBoxDims];
+};
+
+// The boxes must not overlap.
+void adamw_step(const AdamWBox* boxes, int64_t count);
+
 }  // namespace growtas

@@ -180,6 +180,22 @@ GROWTAS_INLINE void store_n(T* p, const Vec<T>& v, int64_t n) {
 }
 
 template <class T>
+GROWTAS_INLINE Vec<T> square_root(const Vec<T>& v) {
+#if defined(GROWTAS_AVX512)
+  if constexpr (sizeof(T) == 4) return _mm512_maskz_sqrt_ps(__mmask16(-1), v);
+  else return _mm512_maskz_sqrt_pd(__mmask8(-1), v);
+#elif defined(GROWTAS_AVX2)
+  if constexpr (sizeof(T) == 4) return _mm256_sqrt_ps(v);
+  else return _mm256_sqrt_pd(v);
+#else
+  T lanes[kLanes<T>];
+  store(lanes, v);
+  for (T& lane : lanes) lane = std::sqrt(lane);
+  return load(lanes);
+#endif
+}
+
+template <class T>
 GROWTAS_INLINE Vec<T> maximum(const Vec<T>& a, const Vec<T>& b) {
   return a > b ? a : b;
 }

@@ -6,6 +6,8 @@ specification) and ``native.py`` (the CPU's own path, through the C++ core where
 Gradients are of first order only.
 """
 
+from growtas.kernels.adamw.api import adamw_
+from growtas.kernels.adamw.row import Row as AdamWRow
 from growtas.kernels.attention.api import attention
 from growtas.kernels.dispatch import BackendUnavailable, explain, use_backend
 from growtas.kernels.gradients import GradientAccumulator
@@ -13,8 +15,10 @@ from growtas.kernels.layer_norm.api import layer_norm
 from growtas.kernels.linear.api import linear
 
 __all__ = [
+    "AdamWRow",
     "BackendUnavailable",
     "GradientAccumulator",
+    "adamw_",
     "attention",
     "explain",
     "layer_norm",

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-OPERATORS = ("linear", "layer_norm", "attention")
+OPERATORS = ("linear", "layer_norm", "attention", "adamw")
 # In the order "auto" tries them. Triton code lives in gpu.py: a triton.py would shadow the package.
 BACKENDS = {"triton": "gpu", "native": "native", "reference": "reference"}
 ENVIRONMENT_VARIABLE = "GROWTAS_BACKEND"

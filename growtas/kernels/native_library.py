@@ -24,6 +24,7 @@ _OPERATORS = (
     "layer_norm_backward",
     "attention_forward",
     "attention_backward",
+    "adamw_",
 )
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 

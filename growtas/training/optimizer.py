@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.adamw import adamw
 
+from growtas.kernels import AdamWRow, adamw_
 from growtas.training.boxes import Extents, boxes_outside, check_extents, leading_box, within
 
 INACTIVE = ("dense", "masked", "skip")
@@ -21,9 +21,6 @@ _MASKED_STATE = ("exp_avg", "exp_avg_sq", "count")
 # Nested leading boxes of a tensor, smallest first, the whole tensor last. What each adds to the one
 # before counts its steps on its own; 0: it has not begun.
 Shells = list[tuple[tuple[int, ...], int]]
-
-# Parameter, gradient and both moments (or views of them), and the steps they have taken.
-_Row = tuple[Any, ...]
 
 
 class AdamW(torch.optim.Optimizer):
@@ -185,8 +182,7 @@ class AdamW(torch.optim.Optimizer):
         lr: float,
         active: Sequence[Mapping[Tensor, Extents]] | None,
     ) -> None:
-        whole: list[_Row] = []
-        parts: list[_Row] = []
+        rows: list[AdamWRow] = []
         for parameter in group["params"]:
             sampled = _sampled(parameter, active)
             state = self.state.get(parameter)
@@ -198,61 +194,19 @@ class AdamW(torch.optim.Optimizer):
                 state["exp_avg_sq"] = torch.zeros_like(parameter)
                 state["shells"] = [(tuple(parameter.shape), 0)]
             gradient = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
-            tensors = (parameter, gradient, state["exp_avg"], state["exp_avg_sq"])
+            arrays = (parameter, gradient, state["exp_avg"], state["exp_avg_sq"])
             frozen = [self._frozen[parameter]] if parameter in self._frozen else []
-            one = len(state["shells"]) == 1 and not frozen and _fusible(parameter)
             shells: Shells = []
             inside: list[Extents] = []
             for edge, steps in state["shells"]:
                 read = boxes_outside([tuple(map(min, box, edge)) for box in sampled], inside)
                 if read or (steps and self.inactive == "dense"):
-                    if one:
-                        whole.append((parameter, gradient.contiguous(), *tensors[2:], steps))
-                    else:
-                        parts += [
-                            (*(tensor[box] for tensor in tensors), steps)
-                            for box in boxes_outside([edge], [*inside, *frozen])
-                        ]
                     steps += 1
+                    rows.append(AdamWRow(*arrays, boxes_outside([edge], [*inside, *frozen]), steps))
                 shells.append((edge, steps))
                 inside = [edge]
             state["shells"] = shells
-        self._adamw(group, lr, whole, fused=True)
-        self._adamw(group, lr, parts, fused=False)
-
-    @staticmethod
-    def _adamw(group: dict[str, Any], lr: float, rows: list[_Row], fused: bool) -> None:
-        if not rows:
-            return
-        parameters, gradients, exp_avgs, exp_avg_sqs = map(
-            list, zip(*(row[:4] for row in rows), strict=True)
-        )
-        counts = [row[4] for row in rows]
-        # torch adds one to each count, so each row needs its own; only the fused kernel reads it
-        # on the device. Filled there: a copy from the host would wait for the device.
-        device = parameters[0].device if fused else torch.device("cpu")
-        filled = {
-            count: list(torch.full((counts.count(count),), float(count), device=device).unbind())
-            for count in set(counts)
-        }
-        beta1, beta2 = group["betas"]
-        adamw(
-            parameters,
-            gradients,
-            exp_avgs,
-            exp_avg_sqs,
-            [],
-            [filled[count].pop() for count in counts],
-            foreach=not fused,
-            fused=fused,
-            amsgrad=False,
-            beta1=beta1,
-            beta2=beta2,
-            lr=lr,
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=False,
-        )
+        self._update(rows, group, lr)
 
     def _masked(
         self,
@@ -260,7 +214,7 @@ class AdamW(torch.optim.Optimizer):
         lr: float,
         active: Sequence[Mapping[Tensor, Extents]] | None,
     ) -> None:
-        rows: list[tuple[Tensor, ...]] = []
+        rows: list[AdamWRow] = []
         for parameter in group["params"]:
             sampled = _sampled(parameter, active)
             if not sampled:
@@ -271,28 +225,20 @@ class AdamW(torch.optim.Optimizer):
                 state["count"] = torch.zeros_like(parameter, dtype=torch.float32)
                 state["exp_avg"] = torch.zeros_like(parameter)
                 state["exp_avg_sq"] = torch.zeros_like(parameter)
-            tensors = (parameter, parameter.grad, *(state[key] for key in _MASKED_STATE))
             frozen = [self._frozen[parameter]] if parameter in self._frozen else []
-            rows += [
-                tuple(tensor[box] for tensor in tensors) for box in boxes_outside(sampled, frozen)
-            ]
-        if not rows:
-            return
-        parameters, gradients, exp_avgs, exp_avg_sqs, steps = map(list, zip(*rows, strict=True))
-        beta1, beta2 = group["betas"]
-        torch._foreach_add_(steps, 1.0)
-        if group["weight_decay"]:
-            torch._foreach_mul_(parameters, 1.0 - lr * group["weight_decay"])
-        torch._foreach_lerp_(exp_avgs, gradients, 1.0 - beta1)
-        torch._foreach_mul_(exp_avg_sqs, beta2)
-        torch._foreach_addcmul_(exp_avg_sqs, gradients, gradients, value=1.0 - beta2)
-        # 1 - beta**step = -expm1(step * log(beta)), so the signs below come in pairs.
-        root = torch._foreach_div(exp_avg_sqs, _minus_bias(steps, beta2))
-        torch._foreach_neg_(root)
-        torch._foreach_sqrt_(root)
-        torch._foreach_add_(root, group["eps"])
-        torch._foreach_mul_(root, _minus_bias(steps, beta1))
-        torch._foreach_addcdiv_(parameters, exp_avgs, root, value=lr)
+            arrays = (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])
+            rows.append(AdamWRow(*arrays, boxes_outside(sampled, frozen), count=state["count"]))
+        self._update(rows, group, lr)
+
+    @staticmethod
+    def _update(rows: list[AdamWRow], group: dict[str, Any], lr: float) -> None:
+        adamw_(
+            rows,
+            lr=lr,
+            betas=group["betas"],
+            eps=group["eps"],
+            weight_decay=group["weight_decay"],
+        )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As in torch; ValueError if the state is from another meaning of `inactive`."""
@@ -334,15 +280,3 @@ def _cut(shells: Shells, extents: tuple[int, ...]) -> Shells:
     if not within(extents, after[0][0]):
         raise ValueError(f"box {extents} is not nested with box {after[0][0]}, reset before")
     return [*before, (extents, after[0][1]), *after]
-
-
-def _fusible(parameter: Tensor) -> bool:
-    """Whether torch's one-kernel AdamW takes the whole tensor (it ignores strides)."""
-    return parameter.device.type in ("cpu", "cuda") and parameter.is_contiguous()
-
-
-def _minus_bias(steps: list[Tensor], beta: float) -> list[Tensor]:
-    """beta**step - 1 of each count."""
-    powers = torch._foreach_mul(steps, float(torch.tensor(beta, dtype=torch.float64).log()))
-    torch._foreach_expm1_(powers)
-    return list(powers)

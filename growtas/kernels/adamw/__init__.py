@@ -1,0 +1,1 @@
+"""AdamW on boxes of parameters."""
