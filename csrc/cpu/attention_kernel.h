@@ -2,7 +2,7 @@
 // Scores exist for one tile of queries at a time; the backward recomputes them from lse.
 #pragma once
 
-#include "attention_layout.h"
+#include "attention_operands.h"
 
 namespace growtas {
 namespace GROWTAS_LEVEL {
@@ -42,16 +42,21 @@ T* take_tile(Arena& arena, const Dims<T>& d) {
   return arena.take<T>(d.tile * d.tile_stride + 2 * kLanes<T>);
 }
 
-template <class T>
+template <class E>
 struct ForwardScratch {
-  T *q, *k, *k_panels, *v, *out, *inverse, *tile;
+  using T = Sum<E>;
+  T *q, *out, *inverse, *tile;
+  E *queries, *keys, *key_panels, *values, *weights;
   SideTerms<T> bias, sums;
 
-  ForwardScratch(Arena& arena, const Dims<T>& d)
-      : q(arena.take<T>(d.tokens * d.padded_dim)), k(arena.take<T>(d.tokens * d.padded_dim)),
-        k_panels(arena.take<T>(d.panels * d.dim * 2 * kLanes<T>)),
-        v(arena.take<T>(d.tokens * d.padded_dim)), out(arena.take<T>(d.tokens * d.padded_dim)),
-        inverse(arena.take<T>(d.tokens)), tile(take_tile(arena, d)), bias(arena, d),
+  ForwardScratch(Arena& arena, const Dims<T>& d, const OperandDims<E>& o)
+      : q(arena.take<T>(d.tokens * d.padded_dim)), out(arena.take<T>(d.tokens * d.padded_dim)),
+        inverse(arena.take<T>(d.tokens)), tile(take_tile(arena, d)),
+        queries(kPairs<E> ? arena.take<E>(d.tokens * o.row_stride) : reinterpret_cast<E*>(q)),
+        keys(arena.take<E>(d.tokens * o.row_stride)),
+        key_panels(arena.take<E>(d.panels * o.depth * 2 * kLanes<T>)),
+        values(arena.take<E>(o.keys * d.padded_dim)),
+        weights(arena.take<E>(kPairs<E> ? d.tile * o.keys_stride : 0)), bias(arena, d),
         sums(arena, d) {}
 };
 
@@ -84,37 +89,56 @@ GROWTAS_INLINE T exponentiate_row(T* row, int64_t tokens, T* lse) {
   return total;
 }
 
-template <class T>
+// Queries as operand of the scores: scaled where they are values anyway; pairs stay as they are
+// stored and the product is scaled.
+template <class E>
+Sum<E> read_queries(const ConstBuffer& qkv, int64_t offset, int64_t stride,
+                    const Dims<Sum<E>>& d, const OperandDims<E>& o, Sum<E> scale, Sum<E>* q,
+                    E* queries) {
+  read_matrix(qkv, offset, stride, d, q);
+  for (int64_t i = 0; i < d.tokens; ++i) scale_row(q + i * d.padded_dim, scale, d.padded_dim);
+  if constexpr (kPairs<E>) {
+    read_elements(qkv, offset, stride, d, o, queries);
+    return scale;
+  } else {
+    return 1;
+  }
+}
+
+template <class E>
 void attention_forward_task(const AttentionForward& a, int64_t batch_head, void* scratch) {
+  using T = Sum<E>;
   const Dims<T> d(a.shape);
+  const OperandDims<E> o(d);
   const HeadOffsets at(a.shape, batch_head);
   Arena arena{static_cast<char*>(scratch)};
-  const ForwardScratch<T> s(arena, d);
+  const ForwardScratch<E> s(arena, d, o);
   Arena table_arena{const_cast<char*>(static_cast<const char*>(a.tables))};
   const bool relative = a.tables != nullptr;
   const Tables<T> tables(table_arena, d);
   T* lse = static_cast<T*>(a.lse.data) + at.lse;
 
-  read_matrix(a.qkv, at.q, at.qkv_stride, d, s.q);
-  read_matrix(a.qkv, at.k, at.qkv_stride, d, s.k);
-  read_matrix(a.qkv, at.v, at.qkv_stride, d, s.v);
-  for (int64_t i = 0; i < d.tokens; ++i)
-    scale_row(s.q + i * d.padded_dim, T(a.shape.scale), d.padded_dim);
-  pack_panels(s.k, d, s.k_panels);
+  const T alpha =
+      read_queries(a.qkv, at.q, at.qkv_stride, d, o, T(a.shape.scale), s.q, s.queries);
+  read_elements(a.qkv, at.k, at.qkv_stride, d, o, s.keys);
+  pack_panels(s.keys, d, o, s.key_panels);
+  stack_tokens(a.qkv, at.v, at.qkv_stride, d, s.values);
   if (relative) project(s.q, tables.keys, d, s.bias);
 
   for (int64_t i0 = 0; i0 < d.tokens; i0 += d.tile) {
     const int64_t rows = d.tokens - i0 < d.tile ? d.tokens - i0 : d.tile;
     if (relative)
       for (int64_t i = 0; i < rows; ++i) fill_bias(i0 + i, s.bias, d, s.tile + i * d.tile_stride);
-    multiply_panels(s.q + i0 * d.padded_dim, s.k_panels, d, rows, s.tile, relative);
+    multiply_panels(s.queries + i0 * o.row_stride, s.key_panels, d, o, rows, s.tile, relative,
+                    alpha);
     for (int64_t i = 0; i < rows; ++i) {
       T* row = s.tile + i * d.tile_stride;
       s.inverse[i0 + i] = T(1) / exponentiate_row(row, d.tokens, lse + i0 + i);
       if (relative) sum_by_position(i0 + i, row, d, s.sums);
     }
-    gemm<false>(rows, d.padded_dim, d.tokens, s.tile, d.tile_stride, s.v, d.padded_dim,
-                s.out + i0 * d.padded_dim, d.padded_dim, false);
+    gemm<false>(rows, d.padded_dim, o.keys, along_keys(s.tile, d, o, rows, s.weights),
+                o.keys_stride, s.values, d.padded_dim, s.out + i0 * d.padded_dim, d.padded_dim,
+                false);
   }
   if (relative) add_table_product(s.sums, tables.values, d, s.out);
   for (int64_t i = 0; i < d.tokens; ++i)
@@ -122,21 +146,37 @@ void attention_forward_task(const AttentionForward& a, int64_t batch_head, void*
   write_matrix(s.out, d, a.out, at.out, at.out_stride);
 }
 
-template <class T>
+// Where operands are values, matrices of the same shape share what pairs need apart.
+template <class E>
 struct BackwardScratch {
-  T *q, *k, *k_panels, *v_panels, *dout, *dq, *dk, *dv, *p_tile, *ds_tile;
+  using T = Sum<E>;
+  T *q, *dout, *dq, *dk, *dv, *p_tile, *ds_tile;
+  E *queries, *douts, *keys, *key_panels, *value_panels;
+  E *query_stack, *dout_stack, *key_stack, *weights;
   SideTerms<T> key_bias, value_bias, ds_sums, p_sums;
 
   // p_sums serve the table gradient only: without one they share the memory of ds_sums.
-  BackwardScratch(Arena& arena, const Dims<T>& d, bool with_dtables)
-      : q(arena.take<T>(d.tokens * d.padded_dim)), k(arena.take<T>(d.tokens * d.padded_dim)),
-        k_panels(arena.take<T>(d.panels * d.dim * 2 * kLanes<T>)),
-        v_panels(arena.take<T>(d.panels * d.dim * 2 * kLanes<T>)),
-        dout(arena.take<T>(d.tokens * d.padded_dim)),
+  BackwardScratch(Arena& arena, const Dims<T>& d, const OperandDims<E>& o, bool with_dtables)
+      : q(arena.take<T>(d.tokens * d.padded_dim)), dout(arena.take<T>(d.tokens * d.padded_dim)),
         dq(arena.take<T>(d.tokens * d.padded_dim)), dk(arena.take<T>(d.tokens * d.padded_dim)),
         dv(arena.take<T>(d.tokens * d.padded_dim)), p_tile(take_tile(arena, d)),
-        ds_tile(take_tile(arena, d)), key_bias(arena, d), value_bias(arena, d),
-        ds_sums(arena, d), p_sums(with_dtables ? SideTerms<T>(arena, d) : ds_sums) {}
+        ds_tile(take_tile(arena, d)), queries(rows(arena, q, d, o)), douts(rows(arena, dout, d, o)),
+        keys(arena.take<E>(d.tokens * o.row_stride)),
+        key_panels(arena.take<E>(d.panels * o.depth * 2 * kLanes<T>)),
+        value_panels(arena.take<E>(d.panels * o.depth * 2 * kLanes<T>)),
+        query_stack(stack(arena, q, d, o)), dout_stack(stack(arena, dout, d, o)),
+        key_stack(stack(arena, keys, d, o)),
+        weights(arena.take<E>(kPairs<E> ? d.tile * d.tile_stride : 0)), key_bias(arena, d),
+        value_bias(arena, d), ds_sums(arena, d),
+        p_sums(with_dtables ? SideTerms<T>(arena, d) : ds_sums) {}
+
+  static E* rows(Arena& arena, T* same, const Dims<T>& d, const OperandDims<E>& o) {
+    return kPairs<E> ? arena.take<E>(d.tokens * o.row_stride) : reinterpret_cast<E*>(same);
+  }
+  template <class Same>
+  static E* stack(Arena& arena, Same* same, const Dims<T>& d, const OperandDims<E>& o) {
+    return kPairs<E> ? arena.take<E>(o.keys * d.padded_dim) : reinterpret_cast<E*>(same);
+  }
 };
 
 // p: scores to probabilities exp(score - lse); ds: gradients of the probabilities to gradients
@@ -164,27 +204,35 @@ GROWTAS_INLINE void softmax_gradient_row(T* p, T* ds, int64_t tokens, T lse) {
   for (int64_t j = 0; j < tokens; j += L) store(ds + j, load(p + j) * (load(ds + j) - mean));
 }
 
-template <class T>
-void attention_backward_task(const AttentionBackward& a, int64_t batch_head, T* partial,
+template <class E>
+void attention_backward_task(const AttentionBackward& a, int64_t batch_head, Sum<E>* partial,
                              void* scratch) {
+  using T = Sum<E>;
   const Dims<T> d(a.shape);
+  const OperandDims<E> o(d);
   const HeadOffsets at(a.shape, batch_head);
   Arena arena{static_cast<char*>(scratch)};
-  const BackwardScratch<T> s(arena, d, partial != nullptr);
+  const BackwardScratch<E> s(arena, d, o, partial != nullptr);
   Arena table_arena{const_cast<char*>(static_cast<const char*>(a.tables))};
   const bool relative = a.tables != nullptr;
   const Tables<T> tables(table_arena, d);
   const T* lse = static_cast<const T*>(a.lse.data) + at.lse;
   const int64_t P = d.padded_dim;
 
-  // dq serves as the buffer for v before it is computed.
-  read_matrix(a.qkv, at.v, at.qkv_stride, d, s.dq);
-  pack_panels(s.dq, d, s.v_panels);
+  const T alpha =
+      read_queries(a.qkv, at.q, at.qkv_stride, d, o, T(a.shape.scale), s.q, s.queries);
   read_matrix(a.dout, at.out, at.out_stride, d, s.dout);
-  read_matrix(a.qkv, at.q, at.qkv_stride, d, s.q);
-  for (int64_t i = 0; i < d.tokens; ++i) scale_row(s.q + i * P, T(a.shape.scale), P);
-  read_matrix(a.qkv, at.k, at.qkv_stride, d, s.k);
-  pack_panels(s.k, d, s.k_panels);
+  // The buffer of the keys' rows holds the values' for a moment.
+  read_elements(a.qkv, at.v, at.qkv_stride, d, o, s.keys);
+  pack_panels(s.keys, d, o, s.value_panels);
+  read_elements(a.qkv, at.k, at.qkv_stride, d, o, s.keys);
+  pack_panels(s.keys, d, o, s.key_panels);
+  if constexpr (kPairs<E>) {
+    read_elements(a.dout, at.out, at.out_stride, d, o, s.douts);
+    stack_tokens(a.qkv, at.q, at.qkv_stride, d, s.query_stack);
+    stack_tokens(a.dout, at.out, at.out_stride, d, s.dout_stack);
+    stack_tokens(a.qkv, at.k, at.qkv_stride, d, s.key_stack);
+  }
   if (relative) {
     project(s.q, tables.keys, d, s.key_bias);
     project(s.dout, tables.values, d, s.value_bias);
@@ -198,8 +246,10 @@ void attention_backward_task(const AttentionBackward& a, int64_t batch_head, T* 
         fill_bias(i0 + i, s.value_bias, d, s.ds_tile + i * d.tile_stride);
       }
     }
-    multiply_panels(s.q + i0 * P, s.k_panels, d, rows, s.p_tile, relative);
-    multiply_panels(s.dout + i0 * P, s.v_panels, d, rows, s.ds_tile, relative);
+    multiply_panels(s.queries + i0 * o.row_stride, s.key_panels, d, o, rows, s.p_tile, relative,
+                    alpha);
+    multiply_panels(s.douts + i0 * o.row_stride, s.value_panels, d, o, rows, s.ds_tile, relative,
+                    T(1));
     for (int64_t i = 0; i < rows; ++i) {
       T* p = s.p_tile + i * d.tile_stride;
       T* ds = s.ds_tile + i * d.tile_stride;
@@ -207,9 +257,13 @@ void attention_backward_task(const AttentionBackward& a, int64_t batch_head, T* 
       if (relative) sum_by_position(i0 + i, ds, d, s.ds_sums);
       if (partial != nullptr) sum_by_position(i0 + i, p, d, s.p_sums);
     }
-    gemm<false>(rows, P, d.tokens, s.ds_tile, d.tile_stride, s.k, P, s.dq + i0 * P, P, false);
-    gemm<true>(d.tokens, P, rows, s.p_tile, d.tile_stride, s.dout + i0 * P, P, s.dv, P, i0 > 0);
-    gemm<true>(d.tokens, P, rows, s.ds_tile, d.tile_stride, s.q + i0 * P, P, s.dk, P, i0 > 0);
+    const int64_t depth = elements<E>(rows), first = elements<E>(i0);
+    gemm<false>(rows, P, o.keys, along_keys(s.ds_tile, d, o, rows, s.weights), o.keys_stride,
+                s.key_stack, P, s.dq + i0 * P, P, false);
+    gemm<true>(d.tokens, P, depth, along_queries(s.p_tile, d, rows, s.weights), d.tile_stride,
+               s.dout_stack + first * P, P, s.dv, P, i0 > 0);
+    gemm<true>(d.tokens, P, depth, along_queries(s.ds_tile, d, rows, s.weights), d.tile_stride,
+               s.query_stack + first * P, P, s.dk, P, i0 > 0, alpha);
   }
   if (relative) add_table_product(s.ds_sums, tables.keys, d, s.dq);
   for (int64_t i = 0; i < d.tokens; ++i) scale_row(s.dq + i * P, T(a.shape.scale), P);

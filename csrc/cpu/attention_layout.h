@@ -84,38 +84,6 @@ void read_matrix(const ConstBuffer& src, int64_t offset, int64_t stride, const D
   }
 }
 
-// Panels [panel][dim][2 * kLanes] of the transpose of rows [tokens, padded_dim].
-template <class T>
-void pack_panels(const T* rows, const Dims<T>& d, T* panels) {
-  constexpr int64_t L = kLanes<T>;
-  for (int64_t p = 0; p < d.panels; ++p) {
-    T* panel = panels + p * d.dim * 2 * L;
-    for (int64_t half = 0; half < 2; ++half) {
-      const int64_t row0 = (2 * p + half) * L;
-      for (int64_t k0 = 0; k0 < d.dim; k0 += L) {
-        Vec<T> square[L];
-        for (int64_t l = 0; l < L; ++l)
-          square[l] = row0 + l < d.tokens ? load(rows + (row0 + l) * d.padded_dim + k0) : Vec<T>{};
-        transpose<T>(square);
-        const int64_t n = d.dim - k0 < L ? d.dim - k0 : L;
-        for (int64_t k = 0; k < n; ++k) store(panel + (k0 + k) * 2 * L + half * L, square[k]);
-      }
-    }
-  }
-}
-
-// scores[rows, tokens] (+)= x[rows, dim] . panels, `rows` tokens starting at x.
-template <class T>
-void multiply_panels(const T* x, const T* panels, const Dims<T>& d, int64_t rows, T* scores,
-                     bool accumulate) {
-  constexpr int64_t L = kLanes<T>;
-  for (int64_t p = 0; p < d.panels; ++p) {
-    const int64_t left = d.tokens - p * 2 * L;
-    gemm<false>(rows, left > L ? 2 * L : L, d.dim, x, d.padded_dim, panels + p * d.dim * 2 * L,
-                2 * L, scores + p * 2 * L, d.tile_stride, accumulate);
-  }
-}
-
 // Per-query terms of one side: products of every token's row with the table rows it can meet
 // (a bias), or sums of a tile row over the keys of a grid row, a grid column, the class token.
 template <class T>

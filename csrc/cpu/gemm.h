@@ -48,7 +48,7 @@ GROWTAS_INLINE void multiply_add(Vec<float>& sum, BFloat16Pair a, const Vec<BFlo
 // kTransposed: A is given as [K, M], else as [M, K].
 template <class E, int M, int NV, bool kTransposed>
 GROWTAS_INLINE void gemm_tile(int64_t depth, const E* a, int64_t lda, const E* b, int64_t ldb,
-                              Sum<E>* c, int64_t ldc, bool accumulate) {
+                              Sum<E>* c, int64_t ldc, bool accumulate, Sum<E> alpha = 1) {
   using S = Sum<E>;
   Vec<S> acc[M][NV] = {};
   // One pointer per three rows, two of them reached by an index: more addresses than that do not fit
@@ -78,7 +78,7 @@ GROWTAS_INLINE void gemm_tile(int64_t depth, const E* a, int64_t lda, const E* b
     GROWTAS_UNROLL
     for (int v = 0; v < NV; ++v) {
       S* const p = c + m * ldc + v * kLanes<S>;
-      store(p, accumulate ? load(p) + acc[m][v] : acc[m][v]);
+      store(p, accumulate ? load(p) + acc[m][v] * alpha : acc[m][v] * alpha);
     }
   }
 }
@@ -106,23 +106,27 @@ GROWTAS_INLINE void for_each_tile(int64_t rows, const F& f) {
 }
 
 // All rows against NV vectors of columns.
-template <class T, int NV, bool kTransposed>
-GROWTAS_NOINLINE void gemm_columns(int64_t rows, int64_t depth, const T* a, int64_t lda,
-                                   const T* b, int64_t ldb, T* c, int64_t ldc, bool accumulate) {
+template <class E, int NV, bool kTransposed>
+GROWTAS_NOINLINE void gemm_columns(int64_t rows, int64_t depth, const E* a, int64_t lda,
+                                   const E* b, int64_t ldb, Sum<E>* c, int64_t ldc,
+                                   bool accumulate, Sum<E> alpha) {
   for_each_tile(rows, [&](int64_t m, auto height) {
-    gemm_tile<T, height.value, NV, kTransposed>(depth, a + m * (kTransposed ? 1 : lda), lda, b,
-                                                ldb, c + m * ldc, ldc, accumulate);
+    gemm_tile<E, height.value, NV, kTransposed>(depth, a + m * (kTransposed ? 1 : lda), lda, b,
+                                                ldb, c + m * ldc, ldc, accumulate, alpha);
   });
 }
 
-template <bool kTransposed, class T>
-GROWTAS_INLINE void gemm(int64_t rows, int64_t columns, int64_t depth, const T* a, int64_t lda,
-                         const T* b, int64_t ldb, T* c, int64_t ldc, bool accumulate) {
+// C (+)= alpha A B; `depth` counts elements.
+template <bool kTransposed, class E>
+GROWTAS_INLINE void gemm(int64_t rows, int64_t columns, int64_t depth, const E* a, int64_t lda,
+                         const E* b, int64_t ldb, Sum<E>* c, int64_t ldc, bool accumulate,
+                         Sum<E> alpha = 1) {
+  constexpr int64_t L = kLanes<Sum<E>>;
   int64_t n = 0;
-  for (; n + 2 * kLanes<T> <= columns; n += 2 * kLanes<T>)
-    gemm_columns<T, 2, kTransposed>(rows, depth, a, lda, b + n, ldb, c + n, ldc, accumulate);
+  for (; n + 2 * L <= columns; n += 2 * L)
+    gemm_columns<E, 2, kTransposed>(rows, depth, a, lda, b + n, ldb, c + n, ldc, accumulate, alpha);
   if (n < columns)
-    gemm_columns<T, 1, kTransposed>(rows, depth, a, lda, b + n, ldb, c + n, ldc, accumulate);
+    gemm_columns<E, 1, kTransposed>(rows, depth, a, lda, b + n, ldb, c + n, ldc, accumulate, alpha);
 }
 
 }  // namespace GROWTAS_LEVEL

@@ -31,6 +31,9 @@ struct LayerNormBackward {
   int64_t dy_stride, x_stride, dx_stride;
 };
 
+// What large products multiply: sums are in double for float64, else in float.
+enum class Product { float64, float32, bfloat16 };
+
 // qkv is [batch, tokens, 3, heads, head_dim], tables [4, table_rows, head_dim] in the order
 // key-vertical, key-horizontal, value-vertical, value-horizontal.
 struct AttentionShape {
@@ -39,6 +42,7 @@ struct AttentionShape {
   int64_t class_token;  // 1 when token 0 is a class token, else 0
   int64_t table_rows;   // 2 r + 2; 0 without relative position
   bool is_double;
+  Product product;      // set by the driver
   double scale;
 };
 
@@ -68,9 +72,6 @@ struct SampleScale {
   const void* data = nullptr;  // arithmetic type
   int64_t rows = 1;
 };
-
-// What the products of a linear layer compute with: sums are in double for float64, else in float.
-enum class Product { float64, float32, bfloat16 };
 
 // One operand, the weight's slice, copied into panels as wide as the register tile.
 struct WeightPacking {
