@@ -93,7 +93,7 @@ class Vision_TransformerSuper(nn.Module):
                 f"embed_dim is {embed_dim}; {num_heads} heads of {HEAD_DIM} need "
                 f"{HEAD_DIM * num_heads}"
             )
-        with torch.device("meta"):
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
             network = Supernet(
                 space,
                 img_size,

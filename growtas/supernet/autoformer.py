@@ -177,7 +177,9 @@ def load_autoformer(
         )
     _check_space(space, size, head_dim, label)
     rows = layout.table_rows
-    with torch.device("meta"):  # shapes only: the tensors replace the parameters
+    # Shapes only: the tensors replace the parameters. Even so initialising may draw numbers, once
+    # torch.compile has been used in the process.
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
         model = Supernet(
             space,
             _image_size(image_size, layout, label),
