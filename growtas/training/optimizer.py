@@ -227,7 +227,7 @@ class AdamW(torch.optim.Optimizer):
                 state["exp_avg_sq"] = torch.zeros_like(parameter)
             frozen = [self._frozen[parameter]] if parameter in self._frozen else []
             arrays = (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])
-            rows.append(AdamWRow(*arrays, boxes_outside(sampled, frozen), count=state["count"]))
+            rows.append(AdamWRow(*arrays, boxes_outside(sampled, frozen), counts=state["count"]))
         self._update(rows, group, lr)
 
     @staticmethod

@@ -100,17 +100,17 @@ def test_boxes_of_many_rows_at_once(backend, counted):
         assert torch.equal(row.shadow[inside], row.parameter[inside].bfloat16())
         assert torch.all(row.shadow[~inside] == 5)
         if counted:
-            assert torch.all(row.count[box(inside.shape)] == 7)
-            assert torch.all(row.count[lower] == 3)
-            assert torch.all(row.count[~inside] == 6)
+            assert torch.all(row.counts[box(inside.shape)] == 7)
+            assert torch.all(row.counts[lower] == 3)
+            assert torch.all(row.counts[~inside] == 6)
 
 
 def test_counts_that_change_from_weight_to_weight(backend):
     values = arrays((50,))
     count = torch.arange(50.0) % 7
-    row = AdamWRow(*(v.clone() for v in values), boxes=[(slice(0, 50),)], count=count.clone())
+    row = AdamWRow(*(v.clone() for v in values), boxes=[(slice(0, 50),)], counts=count.clone())
     adamw_([row], **SETTINGS)
-    assert torch.equal(row.count, count + 1)
+    assert torch.equal(row.counts, count + 1)
     for n in range(7):
         pick = count == n
         got = [t[pick] for t in (row.parameter, row.exp_avg, row.exp_avg_sq)]
@@ -121,7 +121,9 @@ def test_same_bits_again_and_with_any_number_of_threads(backend):
     def run(threads):
         torch.set_num_threads(threads)
         values = arrays((300, 200))
-        row = AdamWRow(*values, boxes=[(slice(0, 299), slice(1, 190))], count=torch.zeros(300, 200))
+        row = AdamWRow(
+            *values, boxes=[(slice(0, 299), slice(1, 190))], counts=torch.zeros(300, 200)
+        )
         adamw_([row], **SETTINGS)
         return row.parameter
 

@@ -22,7 +22,7 @@ def adamw_(
     """One AdamW update of the weights inside each row's boxes; nothing outside them is touched.
 
     Loshchilov and Hutter, "Decoupled Weight Decay Regularization", algorithm 2, in
-    `torch.optim.AdamW`'s terms. With `Row.count`, every weight has its own number of updates and
+    `torch.optim.AdamW`'s terms. With `Row.counts`, every weight has its own number of updates and
     so its own bias correction.
 
     Args:
@@ -34,7 +34,7 @@ def adamw_(
 
     Raises:
         ValueError: an array without its parameter's shape, a box outside of it, or a row with
-            neither count nor step.
+            neither counts nor step.
     """
     groups: dict[tuple, list[Row]] = {}
     for row in rows:
@@ -53,7 +53,7 @@ def _check(row: Row) -> None:
             raise ValueError(
                 f"state of shape {tuple(array.shape)} for a parameter of shape {tuple(shape)}"
             )
-    if row.count is None and not row.step >= 1:
+    if row.counts is None and not row.step >= 1:
         raise ValueError(f"step must be 1 or more, got {row.step}")
     for box in row.boxes:
         inside = len(box) == len(shape) and all(

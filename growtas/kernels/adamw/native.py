@@ -35,7 +35,7 @@ def step_(
     kinds: dict[tuple[bool, bool], list[Row]] = {}
     for row in rows:
         if _packed(row):
-            kinds.setdefault((row.count is None, row.shadow is None), []).append(row)
+            kinds.setdefault((row.counts is None, row.shadow is None), []).append(row)
     for kind in kinds.values():
         _launch(kind, lr, betas, eps, weight_decay)
 
@@ -55,9 +55,9 @@ def _launch(
             [row.gradient for row in rows],
             [row.exp_avg for row in rows],
             [row.exp_avg_sq for row in rows],
-            [row.count for row in rows if row.count is not None],
+            [row.counts for row in rows if row.counts is not None],
             [row.shadow for row in rows if row.shadow is not None],
-            [] if rows[0].count is not None else [float(row.step) for row in rows],
+            [] if rows[0].counts is not None else [float(row.step) for row in rows],
             boxes, lr, *betas, eps, weight_decay,
         )  # fmt: skip
 

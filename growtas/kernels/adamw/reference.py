@@ -31,18 +31,18 @@ def step_(
     parts: list[tuple[_Views, float]] = []
     counted: list[_Views] = []
     for row in rows:
-        if row.count is None and _fusible(row):
+        if row.counts is None and _fusible(row):
             whole.append(row)
             continue
         arrays = (row.parameter, row.gradient, row.exp_avg, row.exp_avg_sq)
         for box in row.boxes:
-            if row.count is None:
+            if row.counts is None:
                 parts.append((tuple(array[box] for array in arrays), row.step))
             else:
-                counted.append(tuple(array[box] for array in (*arrays, row.count)))
+                counted.append(tuple(array[box] for array in (*arrays, row.counts)))
     arguments = (lr, betas, eps, weight_decay)
     if whole:
-        views = [(r.parameter, r.gradient, r.exp_avg, r.exp_avg_sq) for r in whole]
+        views: list[_Views] = [(r.parameter, r.gradient, r.exp_avg, r.exp_avg_sq) for r in whole]
         _torch(views, [r.step for r in whole], *arguments, fused=True)
     if parts:
         _torch([views for views, _ in parts], [step for _, step in parts], *arguments, fused=False)

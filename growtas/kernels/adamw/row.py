@@ -19,8 +19,8 @@ class Row(NamedTuple):
         exp_avg: first moment, likewise.
         exp_avg_sq: second moment, likewise.
         boxes: disjoint boxes, one slice with explicit bounds per dimension.
-        step: updates of this parameter so far, this one included; not used where `count` is given.
-        count: updates of every weight before this one, float32; those in the boxes go up by one.
+        step: updates of this parameter so far, this one included; not used where `counts` is given.
+        counts: updates of every weight before this one, float32; those in the boxes go up by one.
         shadow: bfloat16 copy of the parameter, rewritten inside the boxes.
     """
 
@@ -30,12 +30,12 @@ class Row(NamedTuple):
     exp_avg_sq: Tensor
     boxes: Sequence[Box]
     step: float = 0.0
-    count: Tensor | None = None
+    counts: Tensor | None = None
     shadow: Tensor | None = None
 
     @property
     def arrays(self) -> tuple[Tensor | None, ...]:
         """Everything of the parameter's shape."""
         return (
-            self.parameter, self.gradient, self.exp_avg, self.exp_avg_sq, self.count, self.shadow,
+            self.parameter, self.gradient, self.exp_avg, self.exp_avg_sq, self.counts, self.shadow,
         )  # fmt: skip
