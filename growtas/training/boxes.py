@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
+from growtas.kernels.adamw.row import Box
+
 Extents = Sequence[int]
-Box = tuple[slice, ...]
 
 
 def leading_box(extents: Extents) -> Box:

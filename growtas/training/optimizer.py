@@ -162,9 +162,20 @@ class AdamW(torch.optim.Optimizer):
                 loss = closure()
         if self.inactive == "masked" and active is None:
             raise ValueError("inactive='masked' needs `active`, the boxes that the step sampled")
-        update = self._masked if self.inactive == "masked" else self._dense
+        rows_of = self._masked_rows if self.inactive == "masked" else self._dense_rows
         for group in self.param_groups:
-            update(group, float(group["lr"]) * lr_scale, active)
+            rows = [
+                row
+                for parameter in group["params"]
+                for row in rows_of(parameter, _sampled(parameter, active))
+            ]
+            adamw_(
+                rows,
+                lr=float(group["lr"]) * lr_scale,
+                betas=group["betas"],
+                eps=group["eps"],
+                weight_decay=group["weight_decay"],
+            )
         return loss
 
     def _check(self, extents: Mapping[Tensor, Extents]) -> None:
@@ -176,69 +187,51 @@ class AdamW(torch.optim.Optimizer):
                 )
             check_extents(parameter, extent)
 
-    def _dense(
-        self,
-        group: dict[str, Any],
-        lr: float,
-        active: Sequence[Mapping[Tensor, Extents]] | None,
-    ) -> None:
-        rows: list[AdamWRow] = []
-        for parameter in group["params"]:
-            sampled = _sampled(parameter, active)
-            state = self.state.get(parameter)
-            if not state:
-                if not sampled:
-                    continue
-                state = self.state[parameter]
-                state["exp_avg"] = torch.zeros_like(parameter)
-                state["exp_avg_sq"] = torch.zeros_like(parameter)
-                state["shells"] = [(tuple(parameter.shape), 0)]
-            gradient = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
-            arrays = (parameter, gradient, state["exp_avg"], state["exp_avg_sq"])
-            frozen = [self._frozen[parameter]] if parameter in self._frozen else []
-            shells: Shells = []
-            inside: list[Extents] = []
-            for edge, steps in state["shells"]:
-                read = boxes_outside([tuple(map(min, box, edge)) for box in sampled], inside)
-                if read or (steps and self.inactive == "dense"):
-                    steps += 1
-                    rows.append(AdamWRow(*arrays, boxes_outside([edge], [*inside, *frozen]), steps))
-                shells.append((edge, steps))
-                inside = [edge]
-            state["shells"] = shells
-        self._update(rows, group, lr)
-
-    def _masked(
-        self,
-        group: dict[str, Any],
-        lr: float,
-        active: Sequence[Mapping[Tensor, Extents]] | None,
-    ) -> None:
-        rows: list[AdamWRow] = []
-        for parameter in group["params"]:
-            sampled = _sampled(parameter, active)
+    def _dense_rows(self, parameter: Tensor, sampled: Sequence[tuple[int, ...]]) -> list[AdamWRow]:
+        state = self.state.get(parameter)
+        if not state:
             if not sampled:
-                continue
-            state = self.state[parameter]
-            if not state:
-                # One count per weight: a weight first sampled late still gets its bias correction.
-                state["count"] = torch.zeros_like(parameter, dtype=torch.float32)
-                state["exp_avg"] = torch.zeros_like(parameter)
-                state["exp_avg_sq"] = torch.zeros_like(parameter)
-            frozen = [self._frozen[parameter]] if parameter in self._frozen else []
-            arrays = (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])
-            rows.append(AdamWRow(*arrays, boxes_outside(sampled, frozen), counts=state["count"]))
-        self._update(rows, group, lr)
+                return []
+            state = self._begin(parameter)
+            state["shells"] = [(tuple(parameter.shape), 0)]
+        gradient = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
+        arrays = (parameter, gradient, state["exp_avg"], state["exp_avg_sq"])
+        frozen = self._frozen_boxes(parameter)
+        rows: list[AdamWRow] = []
+        shells: Shells = []
+        inside: list[Extents] = []
+        for edge, steps in state["shells"]:
+            read = boxes_outside([tuple(map(min, box, edge)) for box in sampled], inside)
+            if read or (steps and self.inactive == "dense"):
+                steps += 1
+                rows.append(AdamWRow(*arrays, boxes_outside([edge], [*inside, *frozen]), steps))
+            shells.append((edge, steps))
+            inside = [edge]
+        state["shells"] = shells
+        return rows
 
-    @staticmethod
-    def _update(rows: list[AdamWRow], group: dict[str, Any], lr: float) -> None:
-        adamw_(
-            rows,
-            lr=lr,
-            betas=group["betas"],
-            eps=group["eps"],
-            weight_decay=group["weight_decay"],
-        )
+    def _masked_rows(self, parameter: Tensor, sampled: Sequence[tuple[int, ...]]) -> list[AdamWRow]:
+        if not sampled:
+            return []
+        state = self.state.get(parameter)
+        if not state:
+            state = self._begin(parameter)
+            # One count per weight: a weight first sampled late still gets its bias correction.
+            state["count"] = torch.zeros_like(parameter, dtype=torch.float32)
+        assert parameter.grad is not None  # _sampled has seen to it
+        boxes = boxes_outside(sampled, self._frozen_boxes(parameter))
+        arrays = (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])
+        return [AdamWRow(*arrays, boxes, counts=state["count"])]
+
+    def _begin(self, parameter: Tensor) -> dict[str, Any]:
+        """The state of a parameter that takes its first step, moments zero."""
+        state = self.state[parameter]
+        state["exp_avg"] = torch.zeros_like(parameter)
+        state["exp_avg_sq"] = torch.zeros_like(parameter)
+        return state
+
+    def _frozen_boxes(self, parameter: Tensor) -> list[tuple[int, ...]]:
+        return [self._frozen[parameter]] if parameter in self._frozen else []
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As in torch; ValueError if the state is from another meaning of `inactive`."""

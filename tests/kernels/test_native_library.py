@@ -92,21 +92,28 @@ def run_attention(function, inputs, cotangent, dtype, **arguments):
     return outputs_and_gradients(function, given, cotangent, dtype, **arguments)
 
 
+def assert_native_is_exact(run, oracle, operator, inputs, cotangent, dtype, **arguments):
+    """Within the error budget of plain PyTorch; float64 to 1e-11."""
+    golden = run(oracle, inputs, cotangent, torch.float64, **arguments)
+    plain = run(oracle, inputs, cotangent, dtype, **arguments)
+    with kernels.use_backend("native"):
+        actual = run(operator, inputs, cotangent, dtype, **arguments)
+    if dtype == torch.float64:
+        for name, want in golden.items():
+            torch.testing.assert_close(actual[name], want, rtol=1e-11, atol=1e-11)
+    else:
+        assert_within_budget(actual, golden, plain, dtype)
+
+
 def check_attention(grid, class_token, num_heads, head_dim, dtype, **options):
     inputs, cotangent = attention_inputs(grid, class_token, num_heads, head_dim, **options)
     # Rounded once, so that only arithmetic is compared.
     inputs = {n: None if v is None else v.to(dtype).double() for n, v in inputs.items()}
     cotangent = cotangent.to(dtype).double()
     arguments = {"num_heads": num_heads, "grid": grid}
-    golden = run_attention(oracles.attention, inputs, cotangent, torch.float64, **arguments)
-    plain = run_attention(oracles.attention, inputs, cotangent, dtype, **arguments)
-    with kernels.use_backend("native"):
-        actual = run_attention(attention, inputs, cotangent, dtype, **arguments)
-    if dtype == torch.float64:
-        for name, want in golden.items():
-            torch.testing.assert_close(actual[name], want, rtol=1e-11, atol=1e-11)
-    else:
-        assert_within_budget(actual, golden, plain, dtype)
+    assert_native_is_exact(
+        run_attention, oracles.attention, attention, inputs, cotangent, dtype, **arguments
+    )
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
@@ -218,15 +225,9 @@ def test_linear_tile_edges(monkeypatch, rows, in_features, out_features, activat
     monkeypatch.setattr(native_linear, "MIN_ROWS", 0)
     inputs, cotangent = linear_inputs(rows, in_features, out_features, dtype=dtype)
     arguments = {"out_features": out_features, "activation": activation}
-    golden = outputs_and_gradients(oracles.linear, inputs, cotangent, torch.float64, **arguments)
-    plain = outputs_and_gradients(oracles.linear, inputs, cotangent, dtype, **arguments)
-    with kernels.use_backend("native"):
-        actual = outputs_and_gradients(linear, inputs, cotangent, dtype, **arguments)
-    if dtype == torch.float64:
-        for name, want in golden.items():
-            torch.testing.assert_close(actual[name], want, rtol=1e-11, atol=1e-11)
-    else:
-        assert_within_budget(actual, golden, plain, dtype)
+    assert_native_is_exact(
+        outputs_and_gradients, oracles.linear, linear, inputs, cotangent, dtype, **arguments
+    )
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
