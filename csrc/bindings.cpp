@@ -157,7 +157,10 @@ AttentionShape attention_shape(const Tensor& qkv, const std::optional<Tensor>& t
   s.class_token = s.tokens - grid_h * grid_w;
   STD_TORCH_CHECK(s.class_token == 0 || s.class_token == 1, "grid: ", grid_h, " x ", grid_w,
                   " patches and at most one class token do not make ", s.tokens, " tokens");
-  s.is_double = dtype_of(qkv, "qkv") == DType::float64;
+  s.product = growtas::product_of(dtype_of(qkv, "qkv"));
+  // Pairs of values need heads that hold whole pairs.
+  if (s.product == growtas::Product::bfloat16 && s.head_dim % 2 != 0)
+    s.product = growtas::Product::float32;
   s.scale = scale;
   s.table_rows = 0;
   if (tables.has_value()) {
@@ -208,6 +211,8 @@ void attention_backward(const Tensor& dout, const Tensor& qkv, const std::option
   a.tables = nullptr;
   a.dqkv = output(dqkv, "dqkv");
   check_out(dout, "dout", a.shape);
+  if (a.dout.dtype != a.qkv.dtype && !a.shape.is_double())
+    a.shape.product = growtas::Product::float32;  // pairs are read as they are stored
   check_lse(lse, a.shape, a.qkv.dtype);
   check_shape(dqkv, "dqkv", {qkv.size(0), qkv.size(1), qkv.size(2)});
   check_contiguous(dqkv, "dqkv");

@@ -11,18 +11,10 @@ namespace {
 // number of chunks depends on the shape alone, never on the threads.
 constexpr int64_t kMaxChunks = 128;
 
-// bfloat16 where the operands are, the machine multiplies pairs, and heads hold whole pairs.
-Product product_of(const AttentionShape& shape, DType storage) {
-  const bool pairs = storage == DType::bfloat16 && shape.head_dim % 2 == 0;
-  if (pairs && kernels().bfloat16_products) return Product::bfloat16;
-  return shape.is_double ? Product::float64 : Product::float32;
-}
-
 }  // namespace
 
 void attention_forward(AttentionForward args, ConstBuffer tables) {
   const KernelSet& k = kernels();
-  args.shape.product = product_of(args.shape, args.qkv.dtype);
   const int64_t tasks = args.shape.batch * args.shape.heads;
   if (tasks == 0) return;
   const bool relative = tables.data != nullptr;
@@ -37,8 +29,6 @@ void attention_forward(AttentionForward args, ConstBuffer tables) {
 
 void attention_backward(AttentionBackward args, ConstBuffer tables, Buffer dtables) {
   const KernelSet& k = kernels();
-  const bool alike = args.dout.dtype == args.qkv.dtype;
-  args.shape.product = product_of(args.shape, alike ? args.qkv.dtype : DType::float32);
   const AttentionShape& shape = args.shape;
   const int64_t tasks = shape.batch * shape.heads;
   if (tasks == 0) return;
@@ -56,7 +46,7 @@ void attention_backward(AttentionBackward args, ConstBuffer tables, Buffer dtabl
     return;
   }
 
-  const size_t element = shape.is_double ? 8 : 4;
+  const size_t element = shape.is_double() ? 8 : 4;
   const int64_t chunks = std::min(tasks, kMaxChunks);
   const size_t partial_bytes = k.attention_partial_elements(shape) * element;
   const AlignedMemory partials(size_t(chunks) * partial_bytes);

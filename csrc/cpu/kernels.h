@@ -41,9 +41,10 @@ struct AttentionShape {
   int64_t grid_h, grid_w;
   int64_t class_token;  // 1 when token 0 is a class token, else 0
   int64_t table_rows;   // 2 r + 2; 0 without relative position
-  bool is_double;
-  Product product;      // set by the driver
+  Product product;
   double scale;
+
+  bool is_double() const { return product == Product::float64; }
 };
 
 struct AttentionForward {
