@@ -302,49 +302,33 @@ void linear_forward(const Tensor& x, const Tensor& weight, const std::optional<T
       bias.has_value() ? bias_rows(*bias, "bias", groups, out_features) : growtas::StackedRows{});
 }
 
-void linear_input_gradient(const Tensor& dy, const Tensor& weight, int64_t out_features,
-                           const std::optional<Tensor>& gelu_input,
-                           const std::optional<Tensor>& scale, const Tensor& dx) {
-  STD_TORCH_CHECK(dx.dim() == 2, "dx: must be [rows, in]");
-  growtas::RowsProduct a = {};
-  a.rows = dx.size(0);
-  a.columns = dx.size(1);
-  a.depth = groups_of(weight) * out_features;
-  growtas::WeightPacking w = {};
-  w.weight = input(weight, "weight");
-  w.rows = weight_rows(weight, "weight", out_features, a.columns);
-  w.out = a.depth;
-  w.in = a.columns;
-  w.out_is_reduced = true;
-  a.a = input(dy, "dy");
-  a.a_stride = check_rows(dy, "dy", a.rows, a.depth);
-  a.product = growtas::product_of(a.a.dtype);
-  a.scale = sample_scale(scale, a.rows, a.a.dtype);
-  a.derivative_at = optional_rows(gelu_input, "gelu_input", a.rows, a.columns, a.derivative_stride);
-  a.c = output(dx, "dx");
-  a.c_stride = check_rows(dx, "dx", a.rows, a.columns);
-  growtas::rows_product(a, w, {}, {});
-}
-
-void linear_weight_gradient(const Tensor& dy, const Tensor& x, int64_t out_features,
-                            bool gelu_of_x, const std::optional<Tensor>& scale,
-                            const std::optional<Tensor>& dweight,
-                            const std::optional<Tensor>& dbias) {
-  STD_TORCH_CHECK(dy.dim() == 2 && x.dim() == 2, "dy, x: must be [rows, features]");
-  STD_TORCH_CHECK(out_features >= 1 && dy.size(1) % out_features == 0, "dy: has ", dy.size(1),
-                  " features, not a multiple of ", out_features);
-  const int64_t groups = dy.size(1) / out_features;
-  growtas::WeightGradient a = {};
-  a.rows = dy.size(0);
-  a.out = dy.size(1);
+void linear_backward(const Tensor& dy, const Tensor& x, const Tensor& weight, int64_t out_features,
+                     bool gelu_of_x, const std::optional<Tensor>& scale,
+                     const std::optional<Tensor>& dx, const std::optional<Tensor>& dweight,
+                     const std::optional<Tensor>& dbias) {
+  STD_TORCH_CHECK(x.dim() == 2, "x: must be [rows, in]");
+  const int64_t groups = groups_of(weight);
+  growtas::LinearBackward a = {};
+  a.rows = x.size(0);
+  a.out = groups * out_features;
   a.in = x.size(1);
   a.dy = input(dy, "dy");
   a.x = input(x, "x");
   a.dy_stride = check_rows(dy, "dy", a.rows, a.out);
   a.x_stride = check_rows(x, "x", a.rows, a.in);
-  a.product = growtas::product_of(a.dy.dtype);
+  a.product = growtas::product_of(a.x.dtype);
   a.gelu_of_x = gelu_of_x;
-  a.scale = sample_scale(scale, a.rows, a.dy.dtype);
+  a.scale = sample_scale(scale, a.rows, a.x.dtype);
+  growtas::WeightPacking w = {};
+  w.weight = input(weight, "weight");
+  w.rows = weight_rows(weight, "weight", out_features, a.in);
+  w.out = a.out;
+  w.in = a.in;
+  w.out_is_reduced = true;
+  if (dx.has_value()) {
+    a.dx = output(*dx, "dx");
+    a.dx_stride = check_rows(*dx, "dx", a.rows, a.in);
+  }
   if (dweight.has_value()) {
     STD_TORCH_CHECK(groups_of(*dweight) == groups, "dweight: must have ", groups, " groups");
     a.dweight = output(*dweight, "dweight");
@@ -354,7 +338,7 @@ void linear_weight_gradient(const Tensor& dy, const Tensor& x, int64_t out_featu
     a.dbias = output(*dbias, "dbias");
     a.dbias_rows = bias_rows(*dbias, "dbias", groups, out_features);
   }
-  growtas::weight_gradient(a);
+  growtas::linear_backward(a, w);
 }
 
 // One array of an AdamW step: like the parameter, or missing.
@@ -438,11 +422,8 @@ STABLE_TORCH_LIBRARY(growtas_native, m) {
       "bool gelu_of_sum, Tensor? scale, Tensor? residual, Tensor(a!) y, "
       "Tensor(b!)? preactivation) -> ()");
   m.def(
-      "linear_input_gradient(Tensor dy, Tensor weight, int out_features, Tensor? gelu_input, "
-      "Tensor? scale, Tensor(a!) dx) -> ()");
-  m.def(
-      "linear_weight_gradient(Tensor dy, Tensor x, int out_features, bool gelu_of_x, "
-      "Tensor? scale, Tensor(a!)? dweight, Tensor(b!)? dbias) -> ()");
+      "linear_backward(Tensor dy, Tensor x, Tensor weight, int out_features, bool gelu_of_x, "
+      "Tensor? scale, Tensor(a!)? dx, Tensor(b!)? dweight, Tensor(c!)? dbias) -> ()");
   m.def(
       "layer_norm_forward(Tensor x, Tensor weight, Tensor bias, float eps, Tensor(a!) y, "
       "Tensor(b!) mean, Tensor(c!) rstd) -> ()");
@@ -464,8 +445,7 @@ STABLE_TORCH_LIBRARY(growtas_native, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(growtas_native, CPU, m) {
   m.impl("linear_forward", TORCH_BOX(&linear_forward));
-  m.impl("linear_input_gradient", TORCH_BOX(&linear_input_gradient));
-  m.impl("linear_weight_gradient", TORCH_BOX(&linear_weight_gradient));
+  m.impl("linear_backward", TORCH_BOX(&linear_backward));
   m.impl("layer_norm_forward", TORCH_BOX(&layer_norm_forward));
   m.impl("layer_norm_backward", TORCH_BOX(&layer_norm_backward));
   m.impl("attention_forward", TORCH_BOX(&attention_forward));

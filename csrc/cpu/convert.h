@@ -127,12 +127,17 @@ GROWTAS_INLINE void store_values(const Buffer& dst, int64_t offset, const Vec<T>
 #if GROWTAS_VECTOR_BYTES > 0
   if constexpr (sizeof(T) == 4) {
     if (dst.dtype == DType::bfloat16 && n == kLanes<T>) {
+#if defined(GROWTAS_BFLOAT16_DOT)
+      const __m256bh narrow = _mm512_cvtneps_pbh(v);
+      std::memcpy(dst.at(offset), &narrow, sizeof(narrow));
+#else
       using Bits = Simd<float>::Bits;
       const Bits bits = bit_cast<Bits>(v);
       const Bits rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
       const Bits kept = v == v ? rounded : Bits{} + 0x7fc0u;
       const Simd<float>::Halves halves = __builtin_convertvector(kept, Simd<float>::Halves);
       std::memcpy(dst.at(offset), &halves, sizeof(halves));
+#endif
       return;
     }
   }

@@ -45,12 +45,10 @@ GROWTAS_INLINE void multiply_add(Vec<float>& sum, BFloat16Pair a, const Vec<BFlo
 }
 #endif
 
-// kTransposed: A is given as [K, M], else as [M, K].
+// acc += A B for M rows and NV vectors of columns. kTransposed: A is given as [K, M], else [M, K].
 template <class E, int M, int NV, bool kTransposed>
-GROWTAS_INLINE void gemm_tile(int64_t depth, const E* a, int64_t lda, const E* b, int64_t ldb,
-                              Sum<E>* c, int64_t ldc, bool accumulate, Sum<E> alpha = 1) {
-  using S = Sum<E>;
-  Vec<S> acc[M][NV] = {};
+GROWTAS_INLINE void multiply_tile(int64_t depth, const E* a, int64_t lda, const E* b, int64_t ldb,
+                                  Vec<Sum<E>> (&acc)[M][NV]) {
   // One pointer per three rows, two of them reached by an index: more addresses than that do not fit
   // the registers of x86, and are then reloaded by the ports that should multiply.
   constexpr int kBases = kTransposed ? 1 : (M + 2) / 3;
@@ -73,6 +71,14 @@ GROWTAS_INLINE void gemm_tile(int64_t depth, const E* a, int64_t lda, const E* b
     GROWTAS_UNROLL
     for (int i = 0; i < kBases; ++i) base[i] += kTransposed ? lda : 1;
   }
+}
+
+template <class E, int M, int NV, bool kTransposed>
+GROWTAS_INLINE void gemm_tile(int64_t depth, const E* a, int64_t lda, const E* b, int64_t ldb,
+                              Sum<E>* c, int64_t ldc, bool accumulate, Sum<E> alpha = 1) {
+  using S = Sum<E>;
+  Vec<S> acc[M][NV] = {};
+  multiply_tile<E, M, NV, kTransposed>(depth, a, lda, b, ldb, acc);
   GROWTAS_UNROLL
   for (int m = 0; m < M; ++m) {
     GROWTAS_UNROLL

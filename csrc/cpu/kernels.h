@@ -84,8 +84,8 @@ struct WeightPacking {
   void* packed;
 };
 
-// c = ((act(a) B + bias) * act'(z) * scale) + residual, or with act around the sum for the
-// forward product of an activated layer. Rows are contiguous.
+// c = act(act(a) B + bias) * scale + residual, at most one of the two activations. Rows are
+// contiguous.
 struct RowsProduct {
   int64_t rows, depth, columns;
   Product product;
@@ -96,28 +96,34 @@ struct RowsProduct {
   const void* bias;  // arithmetic type, padded with zeros to whole panels; or null
   Buffer preactivation;  // receives the sum with bias; or null
   bool gelu_of_sum;
-  ConstBuffer derivative_at;  // z: the sum is multiplied by GELU'(z); or null
   SampleScale scale;
   ConstBuffer residual;  // or null
   Buffer c;
-  int64_t preactivation_stride, derivative_stride, residual_stride, c_stride;
+  int64_t preactivation_stride, residual_stride, c_stride;
 };
 
-// dweight[n, k] += sum over rows m of scale dy[m, n] act(x[m, k]), dbias[n] += the same without x.
-struct WeightGradient {
+// With g = scale dy: dx = (g W) * act'(x), dweight += g^T act(x), dbias += the sum of g over rows.
+// Any of the three may be null. Rows are contiguous.
+struct LinearBackward {
   int64_t rows, out, in;
+  int64_t chunk;  // rows that are finished together
   Product product;
   ConstBuffer dy, x;
   int64_t dy_stride, x_stride;
   bool gelu_of_x;
   SampleScale scale;
-  Buffer dweight, dbias;  // either may be null
+  const void* packed;  // the weight, out_is_reduced; null without dx
+  Buffer dx;
+  int64_t dx_stride;
+  Buffer dweight, dbias;
   StackedRows dweight_rows, dbias_rows;
 };
 
-// The part [n0, n1) x [k0, k1) of dweight; blocks with k0 = 0 also add dbias.
-struct Block {
-  int64_t n0, n1, k0, k1;
+// Rows [m0, m1) and columns [k0, k1) of x. Sums go to `dweight` [out, in] and `dbias` [out] of the
+// arithmetic type; dweight null: straight into the gradient, dbias null: none are wanted.
+struct LinearPart {
+  int64_t m0, m1, k0, k1;
+  void *dweight, *dbias;
 };
 
 // A contiguous parameter and the arrays of its shape that AdamW moves, all of one arithmetic type
@@ -171,8 +177,8 @@ struct KernelSet {
   void (*pack_weight)(const WeightPacking&, int64_t panel);
   size_t (*rows_product_scratch_bytes)(const RowsProduct&, int64_t rows);
   void (*rows_product)(const RowsProduct&, int64_t begin, int64_t end, void* scratch);
-  size_t (*weight_gradient_scratch_bytes)(const WeightGradient&, const Block&);
-  void (*weight_gradient)(const WeightGradient&, const Block&, void* scratch);
+  size_t (*linear_backward_scratch_bytes)(const LinearBackward&);
+  void (*linear_backward)(const LinearBackward&, const LinearPart&, void* scratch);
   // Weights [begin, begin + n) of the flattened parameter.
   void (*adamw)(const AdamW&, int64_t begin, int64_t n);
 };

@@ -109,10 +109,7 @@ void add_partials_in_order(Buffer dst, const T* partials, int64_t chunks, int64_
     const int64_t n = count - i < kLanes<T> ? count - i : kLanes<T>;
     Vec<T> sum = {};
     for (int64_t c = 0; c < chunks; ++c) sum += load_n(partials + c * stride + i, n);
-    T values[kLanes<T>] = {};
-    widen_row(dst.at(i), dst.dtype, values, n);
-    store(values, load(values) + sum);
-    narrow_row(values, dst.at(i), dst.dtype, n);
+    store_values<T>(dst, i, load_values<T>({dst.data, dst.dtype}, i, n) + sum, n);
   }
 }
 

@@ -11,8 +11,12 @@ namespace {
 // rows are finished 128 bytes at a time, but memory hands out longer pieces.
 constexpr int64_t kRowsBytes = 400 << 10;
 constexpr int64_t kMaxRows = 112;
-// Rows of a weight's gradient in one task: the more, the fewer times x is packed.
-constexpr int64_t kMaxHeight = 672;
+// Rows the backward finishes together (twice as many where two make an element): fewer would add
+// into the weight's gradient too often, more would not leave a panel of inputs in the first cache.
+constexpr int64_t kChunk = 182;
+// Each part of the rows sums a gradient of its own: as many as pay for adding them up. The number
+// depends on the shape alone, so the bits do not depend on the threads.
+constexpr int64_t kPartRows = 1536, kMaxParts = 8;
 
 int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
@@ -20,6 +24,18 @@ int64_t ceil_div(int64_t n, int64_t unit) { return (n + unit - 1) / unit; }
 
 int64_t product_bytes(Product product) {
   return product == Product::float64 ? 8 : product == Product::float32 ? 4 : 2;
+}
+
+size_t packed_bytes(int64_t panels, int64_t depth, Product product) {
+  const int64_t width = kernels().panel_width(product == Product::float64);
+  return size_t(panels * width * depth * product_bytes(product));
+}
+
+const void* pack(WeightPacking weight, Product product, int64_t panels, void* packed) {
+  weight.product = product;
+  weight.packed = packed;
+  run_tasks(panels, 0, [&](int64_t panel, void*) { kernels().pack_weight(weight, panel); });
+  return packed;
 }
 
 }  // namespace
@@ -39,11 +55,8 @@ void rows_product(RowsProduct args, WeightPacking weight, ConstBuffer bias, Stac
   const int64_t panels = ceil_div(args.columns, width);
   const int64_t depth = round_up(args.depth, args.product == Product::bfloat16 ? 2 : 1);
 
-  const AlignedMemory packed(size_t(panels * width * depth * product_bytes(args.product)));
-  weight.product = args.product;
-  weight.packed = packed.get();
-  run_tasks(panels, 0, [&](int64_t panel, void*) { k.pack_weight(weight, panel); });
-  args.packed = packed.get();
+  const AlignedMemory packed(packed_bytes(panels, depth, args.product));
+  args.packed = pack(weight, args.product, panels, packed.get());
 
   const AlignedMemory wide_bias(bias.data == nullptr ? 0 : size_t(panels * width) * element);
   if (bias.data != nullptr) {
@@ -56,7 +69,7 @@ void rows_product(RowsProduct args, WeightPacking weight, ConstBuffer bias, Stac
 
   int64_t row_bytes = depth * product_bytes(args.product);
   for (const ConstBuffer& other :
-       {ConstBuffer{args.c.data, args.c.dtype}, args.derivative_at, args.residual,
+       {ConstBuffer{args.c.data, args.c.dtype}, args.residual,
         ConstBuffer{args.preactivation.data, args.preactivation.dtype}})
     if (other.data != nullptr) row_bytes += args.columns * element_size(other.dtype);
   const int64_t limit = std::clamp(kRowsBytes / row_bytes, k.tile_rows, kMaxRows);
@@ -68,23 +81,66 @@ void rows_product(RowsProduct args, WeightPacking weight, ConstBuffer bias, Stac
             });
 }
 
-void weight_gradient(const WeightGradient& args) {
+void linear_backward(LinearBackward args, WeightPacking weight) {
   if (args.rows == 0) return;
   const KernelSet& k = kernels();
-  const int64_t width = k.panel_width(args.product == Product::float64);
-  const int64_t threads = thread_count();
-  int64_t down = ceil_div(args.out, kMaxHeight), across = 1;
-  while (across * down % threads != 0 && across * down < 4 * threads)
-    ++(args.out * across > args.in * down ? down : across);
-  const int64_t high = round_up(ceil_div(args.out, down), k.tile_rows);
-  const int64_t wide = round_up(ceil_div(args.in, across), width);
-  const int64_t columns = ceil_div(args.in, wide);
-  const auto block = [&](int64_t task) {
-    const int64_t n = task / columns * high, m = task % columns * wide;
-    return Block{n, std::min(args.out, n + high), m, std::min(args.in, m + wide)};
-  };
-  run_tasks(ceil_div(args.out, high) * columns, k.weight_gradient_scratch_bytes(args, block(0)),
-            [&](int64_t task, void* scratch) { k.weight_gradient(args, block(task), scratch); });
+  const bool is_double = args.product == Product::float64;
+  const int64_t values = args.product == Product::bfloat16 ? 2 : 1;
+  const int64_t width = k.panel_width(is_double), panels = ceil_div(args.in, width);
+  const bool with_sums = args.dweight.data != nullptr || args.dbias.data != nullptr;
+
+  const int64_t parts =
+      with_sums ? std::clamp<int64_t>(args.rows / kPartRows, 1, kMaxParts)
+                : ceil_div(args.rows, kChunk * values);
+  const int64_t unit = k.tile_rows * values;
+  const int64_t part_rows = round_up(ceil_div(args.rows, parts), unit);
+  const int64_t limit = kChunk * values;
+  args.chunk = round_up(ceil_div(part_rows, ceil_div(part_rows, limit)), unit);
+
+  const int64_t depth = round_up(args.out, values);
+  const bool with_dx = args.dx.data != nullptr;
+  const AlignedMemory packed(with_dx ? packed_bytes(panels, depth, args.product) : 0);
+  if (with_dx) args.packed = pack(weight, args.product, panels, packed.get());
+
+  // The first part adds into the gradient itself where that has the arithmetic type.
+  const size_t element = is_double ? 8 : 4;
+  const bool direct = args.dweight.dtype == (is_double ? DType::float64 : DType::float32);
+  const int64_t own = args.dweight.data == nullptr ? 0 : parts - (direct ? 1 : 0);
+  const size_t sums_bytes = size_t(args.out * args.in) * element;
+  const AlignedMemory sums(size_t(own) * sums_bytes);
+  const AlignedMemory bias_sums(args.dbias.data == nullptr ? 0
+                                                           : size_t(parts * args.out) * element);
+
+  int64_t blocks = ceil_div(thread_count(), parts);
+  while (parts * blocks % thread_count() != 0 && blocks < panels) ++blocks;
+  const int64_t wide = round_up(ceil_div(args.in, blocks), width);
+  blocks = ceil_div(args.in, wide);
+  run_tasks(parts * blocks, k.linear_backward_scratch_bytes(args), [&](int64_t task, void* scratch) {
+    const int64_t index = task / blocks, column = task % blocks * wide;
+    LinearPart part = {};
+    part.m0 = std::min(args.rows, index * part_rows);
+    part.m1 = std::min(args.rows, part.m0 + part_rows);
+    part.k0 = column;
+    part.k1 = std::min(args.in, column + wide);
+    if (index >= parts - own) part.dweight = sums.get() + size_t(index - (parts - own)) * sums_bytes;
+    if (args.dbias.data != nullptr && column == 0)
+      part.dbias = bias_sums.get() + size_t(index * args.out) * element;
+    k.linear_backward(args, part, scratch);
+  });
+
+  if (own > 0) {
+    constexpr int64_t kRows = 32;
+    run_tasks(ceil_div(args.out, kRows), 0, [&](int64_t task, void*) {
+      for (int64_t n = task * kRows; n < std::min(args.out, (task + 1) * kRows); ++n)
+        k.add_partials({args.dweight.at(args.dweight_rows.offset(n)), args.dweight.dtype},
+                       sums.get() + size_t(n * args.in) * element, is_double, own,
+                       args.out * args.in, args.in);
+    });
+  }
+  for (int64_t n = 0; args.dbias.data != nullptr && n < args.out; n += args.dbias_rows.rows)
+    k.add_partials({args.dbias.at(args.dbias_rows.offset(n)), args.dbias.dtype},
+                   bias_sums.get() + size_t(n) * element, is_double, parts, args.out,
+                   args.dbias_rows.rows);
 }
 
 }  // namespace growtas

@@ -21,7 +21,8 @@ void attention_backward(AttentionBackward args, ConstBuffer tables, Buffer dtabl
 // weight is [out over all groups, in] by `weight_rows`; the packed weight, bias and scale of the
 // product are filled in here.
 void rows_product(RowsProduct args, WeightPacking weight, ConstBuffer bias, StackedRows bias_rows);
-void weight_gradient(const WeightGradient& args);
+// Fills in `chunk` and the packed weight.
+void linear_backward(LinearBackward args, WeightPacking weight);
 
 // What a product with an activation of this type computes with.
 Product product_of(DType activation);

@@ -195,6 +195,19 @@ GROWTAS_INLINE Vec<T> square_root(const Vec<T>& v) {
 #endif
 }
 
+// 1 / v to about one unit in the last place, for v within the square roots of the largest and the
+// smallest number.
+template <class T>
+GROWTAS_INLINE Vec<T> reciprocal(const Vec<T>& v) {
+#if defined(GROWTAS_AVX512)
+  if constexpr (sizeof(T) == 4) {
+    const Vec<T> guess = _mm512_maskz_rcp14_ps(__mmask16(-1), v);
+    return guess * (T(2) - v * guess);
+  }
+#endif
+  return T(1) / v;
+}
+
 template <class T>
 GROWTAS_INLINE Vec<T> maximum(const Vec<T>& a, const Vec<T>& b) {
   return a > b ? a : b;

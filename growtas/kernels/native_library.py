@@ -18,8 +18,7 @@ from growtas.build_info import build_info
 _LIBRARY = Path(__file__).resolve().parent.parent / "_ops.so"
 _OPERATORS = (
     "linear_forward",
-    "linear_input_gradient",
-    "linear_weight_gradient",
+    "linear_backward",
     "layer_norm_forward",
     "layer_norm_backward",
     "attention_forward",

@@ -246,8 +246,7 @@ def test_linear_reads_and_writes_strided_rows(dtype):
     (whole_y, y), (whole_dx, dx) = view(torch.zeros(30, 20)), view(torch.zeros(30, 18))
     whole_dw, dw = view(torch.zeros(20, 18))
     operators.linear_forward(x, weight, None, 20, False, False, None, None, y, None)
-    operators.linear_input_gradient(dy, weight, 20, None, None, dx)
-    operators.linear_weight_gradient(dy, x, 20, False, None, dw, None)
+    operators.linear_backward(dy, x, weight, 20, False, None, dx, dw, None)
     tolerance = {"rtol": 0, "atol": 40 * torch.finfo(dtype).eps}
     torch.testing.assert_close(y, (x.double() @ weight.double().T).to(dtype), **tolerance)
     torch.testing.assert_close(dx, (dy.double() @ weight.double()).to(dtype), **tolerance)
@@ -278,12 +277,56 @@ def test_linear_fuses_the_activation_of_its_input_and_a_factor_per_sample(dtype)
     y, dx = torch.empty(33, 20, dtype=dtype), torch.empty(33, 34, dtype=dtype)
     dw, db = torch.zeros(20, 34, dtype=stored.dtype), torch.zeros(20, dtype=stored.dtype)
     operators.linear_forward(x, weight.to(dtype), bias, 20, True, False, stored, residual, y, None)
-    operators.linear_input_gradient(dy, weight.to(dtype), 20, x, stored, dx)
-    operators.linear_weight_gradient(dy, x, 20, True, stored, dw, db)
+    operators.linear_backward(dy, x, weight.to(dtype), 20, True, stored, dx, dw, db)
     wanted = (golden.detach() + inputs["residual"], *gradients)
     for found, want in zip((y, dx, dw, db), wanted, strict=True):
         error = (found.double() - want).abs().max() / want.abs().max()
         assert error < 6 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("gelu", [False, True])
+def test_linear_gradients_have_the_same_bits_alone_and_together_on_any_threads(dtype, gelu):
+    """Rows in several parts and chunks, the last ones ragged; two groups of the weight."""
+    generator = torch.Generator().manual_seed(3)
+
+    def random(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    x, dy, weight = random(3331, 37), random(3331, 30), random(2, 19, 41)
+    own = torch.float64 if dtype == torch.float64 else torch.float32
+
+    def backward(*wanted):
+        dx = torch.full_like(x, torch.nan) if "dx" in wanted else None
+        dw = torch.ones(2, 19, 41, dtype=own) if "dw" in wanted else None
+        db = torch.ones(30, dtype=own) if "db" in wanted else None
+        native_library.operators().linear_backward(dy, x, weight, 15, gelu, None, dx, dw, db)
+        return {"dx": dx, "dw": dw, "db": db}
+
+    together = backward("dx", "dw", "db")
+    for name, value in together.items():
+        assert torch.equal(backward(name)[name], value)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            for name, value in backward("dx", "dw", "db").items():
+                assert torch.equal(together[name], value)
+    finally:
+        torch.set_num_threads(threads)
+    leaf = x.double().requires_grad_()
+    inputs = torch.nn.functional.gelu(leaf) if gelu else leaf
+    rows = weight[:, :15, :37].double().reshape(30, 37)
+    (wanted,) = torch.autograd.grad(inputs @ rows.T, leaf, dy.double())
+    scale = wanted.abs().max()
+    assert (together["dx"].double() - wanted).abs().max() < 4 * torch.finfo(dtype).eps * scale
+    wanted = dy.double().T @ inputs.detach()
+    found = (together["dw"].double() - 1)[:, :15, :37].reshape(30, 37)
+    assert (found - wanted).abs().max() < 40 * torch.finfo(dtype).eps * wanted.abs().max()
+    assert (together["dw"][:, 15:] == 1).all()
+    assert (together["dw"][:, :, 37:] == 1).all()
+    found = together["db"].double() - 1
+    assert (found - dy.double().sum(0)).abs().max() < 200 * torch.finfo(own).eps * 60
 
 
 def test_gelu_of_every_size():
@@ -295,7 +338,9 @@ def test_gelu_of_every_size():
     want = torch.nn.functional.gelu(rows.double())
     torch.testing.assert_close(y.double(), want, rtol=1e-4, atol=1e-30)
     dx = torch.empty_like(rows)
-    native_library.operators().linear_input_gradient(torch.ones_like(rows), one, 1, rows, None, dx)
+    native_library.operators().linear_backward(
+        torch.ones_like(rows), rows, one, 1, True, None, dx, None, None
+    )
     leaf = rows.double().requires_grad_()
     (want,) = torch.autograd.grad(torch.nn.functional.gelu(leaf).sum(), leaf)
     torch.testing.assert_close(dx.double(), want, rtol=0, atol=4e-7)

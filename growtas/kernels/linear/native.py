@@ -102,28 +102,18 @@ def backward_(
             dy, x, weight, preactivation, out_features, input_activation, activation, sample_scale,
             need_dx, grad_weight, grad_bias,
         )  # fmt: skip
-    dz = dy.to(x.dtype)
     if activation == "gelu":
-        dz = torch.ops.aten.gelu_backward(dz, preactivation)
-    rows = _rows(dz)
-    if grad_weight is not None or grad_bias is not None:
-        operators().linear_weight_gradient(
-            rows,
-            inputs,
-            out_features,
-            input_activation == "gelu",
-            sample_scale,
-            _gradient(grad_weight, 2),
-            _gradient(grad_bias, 1),
-        )
+        dy = torch.ops.aten.gelu_backward(dy.to(x.dtype), preactivation)
     dx = x.new_empty(x.shape if need_dx else (0,))
-    if need_dx:
-        operators().linear_input_gradient(
-            rows,
-            _matrices(weight),
-            out_features,
-            inputs if input_activation == "gelu" else None,
-            sample_scale,
-            dx.view(-1, x.shape[-1]),
-        )
+    operators().linear_backward(
+        _rows(dy),
+        inputs,
+        _matrices(weight),
+        out_features,
+        input_activation == "gelu",
+        sample_scale,
+        dx.view(-1, x.shape[-1]) if need_dx else None,
+        _gradient(grad_weight, 2),
+        _gradient(grad_bias, 1),
+    )
     return dx
