@@ -70,17 +70,24 @@ inline int64_t table_row(int64_t offset, int64_t table_rows) {
 }
 
 template <class T>
+GROWTAS_INLINE void scale_row(T* row, T factor, int64_t padded) {
+  for (int64_t k = 0; k < padded; k += kLanes<T>) store(row + k, load(row + k) * factor);
+}
+
+template <class T>
 void zero(T* p, int64_t n) {
   std::memset(p, 0, size_t(n) * sizeof(T));
 }
 
-// dst[l] = src row l, cut to `dim` and padded with zeros to padded_dim.
+// dst[l] = factor * src row l, cut to `dim` and padded with zeros to padded_dim.
 template <class T>
-void read_matrix(const ConstBuffer& src, int64_t offset, int64_t stride, const Dims<T>& d, T* dst) {
+void read_matrix(const ConstBuffer& src, int64_t offset, int64_t stride, const Dims<T>& d, T* dst,
+                 T factor = 1) {
   for (int64_t i = 0; i < d.tokens; ++i) {
     T* row = dst + i * d.padded_dim;
     widen_row(src.at(offset + i * stride), src.dtype, row, d.dim);
     for (int64_t k = d.dim; k < d.padded_dim; ++k) row[k] = T(0);
+    if (factor != T(1)) scale_row(row, factor, d.padded_dim);
   }
 }
 
@@ -127,7 +134,7 @@ void project(const T* x, const TableSide<T>& side, const Dims<T>& d, const SideT
 // Writes the bias of query i into a row of scores. The last vector of a grid row may run over
 // into the next one, which is written after it; rows must therefore be filled in order.
 template <class T>
-GROWTAS_INLINE void fill_bias(int64_t i, const SideTerms<T>& terms, const Dims<T>& d, T* row) {
+GROWTAS_NOINLINE void fill_bias(int64_t i, const SideTerms<T>& terms, const Dims<T>& d, T* row) {
   if (i < d.first) {
     for (int64_t j = 0; j < d.tokens; ++j) row[j] = terms.class_term[i];
     return;
@@ -145,7 +152,7 @@ GROWTAS_INLINE void fill_bias(int64_t i, const SideTerms<T>& terms, const Dims<T
 // Sums of a row of probabilities (or their gradients) by grid row, grid column and class token.
 // The row must hold kLanes readable values beyond its tokens.
 template <class T>
-GROWTAS_INLINE void sum_by_position(int64_t i, const T* row, const Dims<T>& d,
+GROWTAS_NOINLINE void sum_by_position(int64_t i, const T* row, const Dims<T>& d,
                                     const SideTerms<T>& terms) {
   constexpr int64_t L = kLanes<T>;
   T* vertical = terms.vertical + i * d.padded_h;
