@@ -28,7 +28,7 @@ struct Dims {
         grid_h(s.grid_h), grid_w(s.grid_w), padded_h(round_up<T>(s.grid_h)),
         padded_w(round_up<T>(s.grid_w)), first(s.class_token),
         panels((s.tokens + 2 * kLanes<T> - 1) / (2 * kLanes<T>)) {
-    tile = kTileRows * (tokens <= 512 ? 4 : tokens <= 2048 ? 2 : 1);
+    tile = kTileRows * (tokens <= 256 ? 8 : tokens <= 512 ? 4 : tokens <= 2048 ? 2 : 1);
     if (tile > tokens) tile = tokens;
     // An odd number of cache lines: neighbouring rows never share a cache set.
     const int64_t line = 64 / sizeof(T);
