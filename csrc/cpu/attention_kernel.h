@@ -58,21 +58,28 @@ T* take_tile(Arena& arena, const Dims<T>& d) {
   return arena.take<T>(d.tile * d.tile_stride + 2 * kLanes<T>);
 }
 
+// The larger array of a SideTerms as pairs; values need none.
+template <class E>
+E* take_sum_elements(Arena& arena, const Dims<Sum<E>>& d) {
+  const int64_t padded = d.padded_h > d.padded_w ? d.padded_h : d.padded_w;
+  return arena.take<E>(kPairs<E> ? elements<E>(d.tokens * padded) + kLanes<E> : 0);
+}
+
 template <class E>
 struct ForwardScratch {
   using T = Sum<E>;
-  T *q, *out, *total, *tile;
-  E *queries, *key_panels, *values, *weights;
+  T *out, *total, *tile;
+  E *queries, *key_panels, *values, *weights, *sum_elements;
   SideTerms<T> bias, sums;
 
   ForwardScratch(Arena& arena, const Dims<T>& d, const OperandDims<E>& o)
-      : q(arena.take<T>(d.tokens * d.padded_dim)), out(arena.take<T>(d.tokens * d.padded_dim)),
+      : out(arena.take<T>(d.tokens * d.padded_dim)),
         total(arena.take<T>(d.tokens)), tile(take_tile(arena, d)),
-        queries(kPairs<E> ? arena.take<E>(d.tokens * o.row_stride) : reinterpret_cast<E*>(q)),
+        queries(arena.take<E>(d.tokens * o.row_stride)),
         key_panels(arena.take<E>(d.panels * o.depth * 2 * kLanes<T>)),
         values(arena.take<E>(o.keys * d.padded_dim)),
-        weights(arena.take<E>(kPairs<E> ? d.tile * o.keys_stride : 0)), bias(arena, d),
-        sums(arena, d) {}
+        weights(arena.take<E>(kPairs<E> ? d.tile * o.keys_stride : 0)),
+        sum_elements(take_sum_elements<E>(arena, d)), bias(arena, d), sums(arena, d) {}
 };
 
 // Scores to exp(score - max), zero beyond the tokens.
@@ -113,17 +120,16 @@ void finish_rows(int64_t tokens, T* lse, T* total) {
   });
 }
 
-// Queries as operand of the scores: scaled where they are values anyway; pairs stay as they are
-// stored and the product is scaled.
+// Queries as operand of products, which must be multiplied by what is returned: values come scaled,
+// pairs as they are stored.
 template <class E>
 Sum<E> read_queries(const ConstBuffer& qkv, int64_t offset, int64_t stride,
-                    const Dims<Sum<E>>& d, const OperandDims<E>& o, Sum<E> scale, Sum<E>* q,
-                    E* queries) {
-  read_matrix(qkv, offset, stride, d, q, scale);
+                    const Dims<Sum<E>>& d, const OperandDims<E>& o, Sum<E> scale, E* queries) {
   if constexpr (kPairs<E>) {
     read_elements(qkv, offset, stride, d, o, queries);
     return scale;
   } else {
+    read_matrix(qkv, offset, stride, d, queries, scale);
     return 1;
   }
 }
@@ -139,16 +145,15 @@ void attention_forward_task(const AttentionForward& a, int64_t batch_head, int64
   const ForwardScratch<E> s(arena, d, o);
   Arena table_arena{const_cast<char*>(static_cast<const char*>(a.tables))};
   const bool relative = a.tables != nullptr;
-  const Tables<T> tables(table_arena, d);
+  const Tables<E> tables(table_arena, d);
   const bool has_next = next < a.shape.batch * a.shape.heads;
   const HeadOffsets next_at(a.shape, next);
   T* lse = static_cast<T*>(a.lse.data) + at.lse;
 
-  const T alpha =
-      read_queries(a.qkv, at.q, at.qkv_stride, d, o, T(a.shape.scale), s.q, s.queries);
+  const T alpha = read_queries(a.qkv, at.q, at.qkv_stride, d, o, T(a.shape.scale), s.queries);
   pack_panels(a.qkv, at.k, at.qkv_stride, d, o, s.key_panels);
   stack_tokens(a.qkv, at.v, at.qkv_stride, d, s.values);
-  if (relative) project(s.q, tables.keys, d, s.bias);
+  if (relative) project(s.queries, o.row_stride, alpha, tables.keys, d, s.bias);
 
   for (int64_t i0 = 0; i0 < d.tokens; i0 += d.tile) {
     const int64_t rows = d.tokens - i0 < d.tile ? d.tokens - i0 : d.tile;
@@ -168,7 +173,7 @@ void attention_forward_task(const AttentionForward& a, int64_t batch_head, int64
                 o.keys_stride, s.values, d.padded_dim, s.out + i0 * d.padded_dim, d.padded_dim,
                 false);
   }
-  if (relative) add_table_product(s.sums, tables.values, d, s.out);
+  if (relative) add_table_product(s.sums, tables.values, d, s.sum_elements, s.out);
   finish_rows(d.tokens, lse, s.total);
   write_matrix(s.out, d, a.out, at.out, at.out_stride, [&](int64_t i) { return s.total[i]; });
 }
@@ -179,7 +184,7 @@ struct BackwardScratch {
   using T = Sum<E>;
   T *q, *dout, *dq, *dk, *dv, *p_tile, *ds_tile;
   E *queries, *douts, *key_panels, *value_panels;
-  E *query_stack, *dout_stack, *key_stack, *weights;
+  E *query_stack, *dout_stack, *key_stack, *weights, *sum_elements;
   SideTerms<T> key_bias, value_bias, ds_sums, p_sums;
 
   // p_sums serve the table gradient only: without one they share the memory of ds_sums.
@@ -192,8 +197,8 @@ struct BackwardScratch {
         value_panels(arena.take<E>(d.panels * o.depth * 2 * kLanes<T>)),
         query_stack(stack(arena, q, d, o)), dout_stack(stack(arena, dout, d, o)),
         key_stack(arena.take<E>(o.keys * d.padded_dim)),
-        weights(arena.take<E>(kPairs<E> ? d.tile * d.tile_stride : 0)), key_bias(arena, d),
-        value_bias(arena, d), ds_sums(arena, d),
+        weights(arena.take<E>(kPairs<E> ? d.tile * d.tile_stride : 0)),
+        sum_elements(take_sum_elements<E>(arena, d)), key_bias(arena, d), value_bias(arena, d), ds_sums(arena, d),
         p_sums(with_dtables ? SideTerms<T>(arena, d) : ds_sums) {}
 
   static E* rows(Arena& arena, T* same, const Dims<T>& d, const OperandDims<E>& o) {
@@ -240,26 +245,27 @@ void attention_backward_task(const AttentionBackward& a, int64_t batch_head, int
   const BackwardScratch<E> s(arena, d, o, partial != nullptr);
   Arena table_arena{const_cast<char*>(static_cast<const char*>(a.tables))};
   const bool relative = a.tables != nullptr;
-  const Tables<T> tables(table_arena, d);
+  const Tables<E> tables(table_arena, d);
   const bool has_next = next < a.shape.batch * a.shape.heads;
   const HeadOffsets next_at(a.shape, next);
   const T* lse = static_cast<const T*>(a.lse.data) + at.lse;
   const int64_t P = d.padded_dim;
 
-  const T alpha =
-      read_queries(a.qkv, at.q, at.qkv_stride, d, o, T(a.shape.scale), s.q, s.queries);
-  read_matrix(a.dout, at.out, at.out_stride, d, s.dout);
+  const T alpha = read_queries(a.qkv, at.q, at.qkv_stride, d, o, T(a.shape.scale), s.queries);
+  const bool with_dtables = partial != nullptr;
+  if (with_dtables || !kPairs<E>) read_matrix(a.dout, at.out, at.out_stride, d, s.dout);
   pack_panels(a.qkv, at.k, at.qkv_stride, d, o, s.key_panels);
   pack_panels(a.qkv, at.v, at.qkv_stride, d, o, s.value_panels);
   stack_tokens(a.qkv, at.k, at.qkv_stride, d, s.key_stack);
   if constexpr (kPairs<E>) {
+    if (with_dtables) read_matrix(a.qkv, at.q, at.qkv_stride, d, s.q, T(a.shape.scale));
     read_elements(a.dout, at.out, at.out_stride, d, o, s.douts);
     stack_tokens(a.qkv, at.q, at.qkv_stride, d, s.query_stack);
     stack_tokens(a.dout, at.out, at.out_stride, d, s.dout_stack);
   }
   if (relative) {
-    project(s.q, tables.keys, d, s.key_bias);
-    project(s.dout, tables.values, d, s.value_bias);
+    project(s.queries, o.row_stride, alpha, tables.keys, d, s.key_bias);
+    project(s.douts, o.row_stride, T(1), tables.values, d, s.value_bias);
   }
 
   for (int64_t i0 = 0; i0 < d.tokens; i0 += d.tile) {
@@ -286,7 +292,7 @@ void attention_backward_task(const AttentionBackward& a, int64_t batch_head, int
     // In loops of their own: see the forward.
     for (int64_t i = 0; i < rows && relative; ++i)
       sum_by_position(i0 + i, s.ds_tile + i * d.tile_stride, d, s.ds_sums);
-    for (int64_t i = 0; i < rows && partial != nullptr; ++i)
+    for (int64_t i = 0; i < rows && with_dtables; ++i)
       sum_by_position(i0 + i, s.p_tile + i * d.tile_stride, d, s.p_sums);
     const int64_t depth = elements<E>(rows), first = elements<E>(i0);
     gemm<false>(rows, P, o.keys, along_keys(s.ds_tile, d, o, rows, s.weights), o.keys_stride,
@@ -296,8 +302,8 @@ void attention_backward_task(const AttentionBackward& a, int64_t batch_head, int
     gemm<true>(d.tokens, P, depth, along_queries(s.ds_tile, d, rows, s.weights), d.tile_stride,
                s.query_stack + first * P, P, s.dk, P, i0 > 0, alpha);
   }
-  if (relative) add_table_product(s.ds_sums, tables.keys, d, s.dq);
-  if (partial != nullptr) {
+  if (relative) add_table_product(s.ds_sums, tables.keys, d, s.sum_elements, s.dq);
+  if (with_dtables) {
     const int64_t side = TableGradient<T>::elements(d);
     add_table_gradient(s.ds_sums, s.q, d, TableGradient<T>(partial, d));
     add_table_gradient(s.p_sums, s.dout, d, TableGradient<T>(partial + side, d));

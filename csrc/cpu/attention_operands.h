@@ -3,13 +3,9 @@
 #pragma once
 
 #include "attention_layout.h"
-#include "gemm_pack.h"
 
 namespace growtas {
 namespace GROWTAS_LEVEL {
-
-template <class E>
-constexpr bool kPairs = Element<E>::values == 2;
 
 // Row strides of the arrays below, in elements.
 template <class E>
