@@ -11,6 +11,9 @@ namespace {
 // number of chunks depends on the shape alone, never on the threads.
 constexpr int64_t kMaxChunks = 128;
 
+// run_tasks hands out tasks in order, so a thread's next one is about this many further on.
+int64_t stride_of_a_thread(int64_t tasks) { return std::min(tasks, thread_count()); }
+
 }  // namespace
 
 void attention_forward(AttentionForward args, ConstBuffer tables) {
@@ -23,8 +26,11 @@ void attention_forward(AttentionForward args, ConstBuffer tables) {
     k.attention_prepare_tables(args.shape, tables, prepared.get());
     args.tables = prepared.get();
   }
+  const int64_t stride = stride_of_a_thread(tasks);
   run_tasks(tasks, k.attention_forward_scratch_bytes(args.shape),
-            [&](int64_t task, void* scratch) { k.attention_forward(args, task, scratch); });
+            [&](int64_t task, void* scratch) {
+              k.attention_forward(args, task, task + stride, scratch);
+            });
 }
 
 void attention_backward(AttentionBackward args, ConstBuffer tables, Buffer dtables) {
@@ -39,15 +45,17 @@ void attention_backward(AttentionBackward args, ConstBuffer tables, Buffer dtabl
     args.tables = prepared.get();
   }
   if (dtables.data == nullptr) {
+    const int64_t stride = stride_of_a_thread(tasks);
     run_tasks(tasks, k.attention_backward_scratch_bytes(shape, false),
               [&](int64_t task, void* scratch) {
-                k.attention_backward(args, task, nullptr, scratch);
+                k.attention_backward(args, task, task + stride, nullptr, scratch);
               });
     return;
   }
 
   const size_t element = shape.is_double() ? 8 : 4;
   const int64_t chunks = std::min(tasks, kMaxChunks);
+  const int64_t stride = stride_of_a_thread(chunks);
   const size_t partial_bytes = k.attention_partial_elements(shape) * element;
   const AlignedMemory partials(size_t(chunks) * partial_bytes);
   run_tasks(chunks, k.attention_backward_scratch_bytes(shape, true),
@@ -55,8 +63,11 @@ void attention_backward(AttentionBackward args, ConstBuffer tables, Buffer dtabl
               char* const partial = partials.get() + size_t(chunk) * partial_bytes;
               std::memset(partial, 0, partial_bytes);
               const int64_t end = (chunk + 1) * tasks / chunks;
-              for (int64_t task = chunk * tasks / chunks; task < end; ++task)
-                k.attention_backward(args, task, partial, scratch);
+              for (int64_t task = chunk * tasks / chunks; task < end; ++task) {
+                const int64_t next =
+                    task + 1 < end ? task + 1 : (chunk + stride) * tasks / chunks;
+                k.attention_backward(args, task, next, partial, scratch);
+              }
             });
   const AlignedMemory sum(4 * size_t(shape.table_rows) * (size_t(shape.head_dim) + 64) * element);
   k.attention_fold_partials(shape, partials.get(), chunks, dtables, sum.get());

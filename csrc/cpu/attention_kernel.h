@@ -24,16 +24,32 @@ struct HeadOffsets {
   }
 };
 
-template <class T>
-GROWTAS_INLINE void scale_row(T* row, T factor, int64_t padded) {
-  for (int64_t k = 0; k < padded; k += kLanes<T>) store(row + k, load(row + k) * factor);
+// Asks for a row, or a row of q, k and v, some time before it is read or written: a head's rows lie
+// apart, so the processor does not fetch them ahead by itself.
+template <class B>
+GROWTAS_INLINE void prefetch(const B& buffer, int64_t offset, int64_t dim) {
+  const char* row = static_cast<const char*>(buffer.at(offset));
+  for (int64_t byte = 0; byte < dim * element_size(buffer.dtype); byte += 64)
+    GROWTAS_PREFETCH(row + byte);
 }
 
-template <class T>
-void write_matrix(const T* src, const Dims<T>& d, const Buffer& dst, int64_t offset,
-                  int64_t stride) {
-  for (int64_t i = 0; i < d.tokens; ++i)
-    narrow_row(src + i * d.padded_dim, dst.at(offset + i * stride), dst.dtype, d.dim);
+template <class B>
+GROWTAS_INLINE void prefetch(const B& qkv, const HeadOffsets& at, int64_t token, int64_t dim) {
+  const int64_t row = token * at.qkv_stride;
+  prefetch(qkv, at.q + row, dim);
+  prefetch(qkv, at.k + row, dim);
+  prefetch(qkv, at.v + row, dim);
+}
+
+// The first dim values of src row i times factor(i), as row i of dst.
+template <class T, class F>
+void write_matrix(T* src, const Dims<T>& d, const Buffer& dst, int64_t offset, int64_t stride,
+                  const F& factor) {
+  for (int64_t i = 0; i < d.tokens; ++i) {
+    T* row = src + i * d.padded_dim;
+    scale_row(row, factor(i), d.padded_dim);
+    narrow_row(row, dst.at(offset + i * stride), dst.dtype, d.dim);
+  }
 }
 
 // A tile of scores, with room for the vector that fill_bias and sum_by_position may run over.
@@ -42,27 +58,33 @@ T* take_tile(Arena& arena, const Dims<T>& d) {
   return arena.take<T>(d.tile * d.tile_stride + 2 * kLanes<T>);
 }
 
+// The larger array of a SideTerms as pairs; values need none.
+template <class E>
+E* take_sum_elements(Arena& arena, const Dims<Sum<E>>& d) {
+  const int64_t padded = d.padded_h > d.padded_w ? d.padded_h : d.padded_w;
+  return arena.take<E>(kPairs<E> ? elements<E>(d.tokens * padded) + kLanes<E> : 0);
+}
+
 template <class E>
 struct ForwardScratch {
   using T = Sum<E>;
-  T *q, *out, *inverse, *tile;
-  E *queries, *keys, *key_panels, *values, *weights;
+  T *out, *total, *tile;
+  E *queries, *key_panels, *values, *weights, *sum_elements;
   SideTerms<T> bias, sums;
 
   ForwardScratch(Arena& arena, const Dims<T>& d, const OperandDims<E>& o)
-      : q(arena.take<T>(d.tokens * d.padded_dim)), out(arena.take<T>(d.tokens * d.padded_dim)),
-        inverse(arena.take<T>(d.tokens)), tile(take_tile(arena, d)),
-        queries(kPairs<E> ? arena.take<E>(d.tokens * o.row_stride) : reinterpret_cast<E*>(q)),
-        keys(arena.take<E>(d.tokens * o.row_stride)),
+      : out(arena.take<T>(d.tokens * d.padded_dim)),
+        total(arena.take<T>(d.tokens)), tile(take_tile(arena, d)),
+        queries(arena.take<E>(d.tokens * o.row_stride)),
         key_panels(arena.take<E>(d.panels * o.depth * 2 * kLanes<T>)),
         values(arena.take<E>(o.keys * d.padded_dim)),
-        weights(arena.take<E>(kPairs<E> ? d.tile * o.keys_stride : 0)), bias(arena, d),
-        sums(arena, d) {}
+        weights(arena.take<E>(kPairs<E> ? d.tile * o.keys_stride : 0)),
+        sum_elements(take_sum_elements<E>(arena, d)), bias(arena, d), sums(arena, d) {}
 };
 
-// Scores to exp(score - max), zero beyond the tokens. Returns the sum; *lse = max + log(sum).
+// Scores to exp(score - max), zero beyond the tokens.
 template <class T>
-GROWTAS_INLINE T exponentiate_row(T* row, int64_t tokens, T* lse) {
+GROWTAS_NOINLINE void exponentiate_row(T* row, int64_t tokens, T* max_score, T* total) {
   constexpr int64_t L = kLanes<T>;
   const int64_t whole = tokens / L * L;
   const auto in_row = first_lanes<T>(tokens - whole);
@@ -84,29 +106,37 @@ GROWTAS_INLINE T exponentiate_row(T* row, int64_t tokens, T* lse) {
     store(row + whole, e);
     sum += e;
   }
-  const T total = sum_lanes<T>(sum);
-  *lse = max + std::log(total);
-  return total;
+  *max_score = max;
+  *total = sum_lanes<T>(sum);
 }
 
-// Queries as operand of the scores: scaled where they are values anyway; pairs stay as they are
-// stored and the product is scaled.
+// lse = max + ln(total), total = 1 / total, where lse holds max.
+template <class T>
+void finish_rows(int64_t tokens, T* lse, T* total) {
+  for_each_vector<T>(tokens, [&](int64_t i, int64_t n) {
+    const Vec<T> sum = load_n(total + i, n);
+    store_n(lse + i, load_n(lse + i, n) + logarithm(sum), n);
+    store_n(total + i, T(1) / sum, n);
+  });
+}
+
+// Queries as operand of products, which must be multiplied by what is returned: values come scaled,
+// pairs as they are stored.
 template <class E>
 Sum<E> read_queries(const ConstBuffer& qkv, int64_t offset, int64_t stride,
-                    const Dims<Sum<E>>& d, const OperandDims<E>& o, Sum<E> scale, Sum<E>* q,
-                    E* queries) {
-  read_matrix(qkv, offset, stride, d, q);
-  for (int64_t i = 0; i < d.tokens; ++i) scale_row(q + i * d.padded_dim, scale, d.padded_dim);
+                    const Dims<Sum<E>>& d, const OperandDims<E>& o, Sum<E> scale, E* queries) {
   if constexpr (kPairs<E>) {
     read_elements(qkv, offset, stride, d, o, queries);
     return scale;
   } else {
+    read_matrix(qkv, offset, stride, d, queries, scale);
     return 1;
   }
 }
 
 template <class E>
-void attention_forward_task(const AttentionForward& a, int64_t batch_head, void* scratch) {
+void attention_forward_task(const AttentionForward& a, int64_t batch_head, int64_t next,
+                            void* scratch) {
   using T = Sum<E>;
   const Dims<T> d(a.shape);
   const OperandDims<E> o(d);
@@ -115,15 +145,15 @@ void attention_forward_task(const AttentionForward& a, int64_t batch_head, void*
   const ForwardScratch<E> s(arena, d, o);
   Arena table_arena{const_cast<char*>(static_cast<const char*>(a.tables))};
   const bool relative = a.tables != nullptr;
-  const Tables<T> tables(table_arena, d);
+  const Tables<E> tables(table_arena, d);
+  const bool has_next = next < a.shape.batch * a.shape.heads;
+  const HeadOffsets next_at(a.shape, next);
   T* lse = static_cast<T*>(a.lse.data) + at.lse;
 
-  const T alpha =
-      read_queries(a.qkv, at.q, at.qkv_stride, d, o, T(a.shape.scale), s.q, s.queries);
-  read_elements(a.qkv, at.k, at.qkv_stride, d, o, s.keys);
-  pack_panels(s.keys, d, o, s.key_panels);
+  const T alpha = read_queries(a.qkv, at.q, at.qkv_stride, d, o, T(a.shape.scale), s.queries);
+  pack_panels(a.qkv, at.k, at.qkv_stride, d, o, s.key_panels);
   stack_tokens(a.qkv, at.v, at.qkv_stride, d, s.values);
-  if (relative) project(s.q, tables.keys, d, s.bias);
+  if (relative) project(s.queries, o.row_stride, alpha, tables.keys, d, s.bias);
 
   for (int64_t i0 = 0; i0 < d.tokens; i0 += d.tile) {
     const int64_t rows = d.tokens - i0 < d.tile ? d.tokens - i0 : d.tile;
@@ -131,19 +161,21 @@ void attention_forward_task(const AttentionForward& a, int64_t batch_head, void*
       for (int64_t i = 0; i < rows; ++i) fill_bias(i0 + i, s.bias, d, s.tile + i * d.tile_stride);
     multiply_panels(s.queries + i0 * o.row_stride, s.key_panels, d, o, rows, s.tile, relative,
                     alpha);
-    for (int64_t i = 0; i < rows; ++i) {
-      T* row = s.tile + i * d.tile_stride;
-      s.inverse[i0 + i] = T(1) / exponentiate_row(row, d.tokens, lse + i0 + i);
-      if (relative) sum_by_position(i0 + i, row, d, s.sums);
+    for (int64_t i = i0; i < i0 + rows; ++i) {
+      if (has_next) prefetch(a.qkv, next_at, i, d.dim);
+      prefetch(a.out, at.out + i * at.out_stride, d.dim);
+      exponentiate_row(s.tile + (i - i0) * d.tile_stride, d.tokens, lse + i, s.total + i);
     }
+    // In a loop of their own: loads that straddle the stores above would wait for them.
+    for (int64_t i = 0; i < rows && relative; ++i)
+      sum_by_position(i0 + i, s.tile + i * d.tile_stride, d, s.sums);
     gemm<false>(rows, d.padded_dim, o.keys, along_keys(s.tile, d, o, rows, s.weights),
                 o.keys_stride, s.values, d.padded_dim, s.out + i0 * d.padded_dim, d.padded_dim,
                 false);
   }
-  if (relative) add_table_product(s.sums, tables.values, d, s.out);
-  for (int64_t i = 0; i < d.tokens; ++i)
-    scale_row(s.out + i * d.padded_dim, s.inverse[i], d.padded_dim);
-  write_matrix(s.out, d, a.out, at.out, at.out_stride);
+  if (relative) add_table_product(s.sums, tables.values, d, s.sum_elements, s.out);
+  finish_rows(d.tokens, lse, s.total);
+  write_matrix(s.out, d, a.out, at.out, at.out_stride, [&](int64_t i) { return s.total[i]; });
 }
 
 // Where operands are values, matrices of the same shape share what pairs need apart.
@@ -151,8 +183,8 @@ template <class E>
 struct BackwardScratch {
   using T = Sum<E>;
   T *q, *dout, *dq, *dk, *dv, *p_tile, *ds_tile;
-  E *queries, *douts, *keys, *key_panels, *value_panels;
-  E *query_stack, *dout_stack, *key_stack, *weights;
+  E *queries, *douts, *key_panels, *value_panels;
+  E *query_stack, *dout_stack, *key_stack, *weights, *sum_elements;
   SideTerms<T> key_bias, value_bias, ds_sums, p_sums;
 
   // p_sums serve the table gradient only: without one they share the memory of ds_sums.
@@ -161,20 +193,18 @@ struct BackwardScratch {
         dq(arena.take<T>(d.tokens * d.padded_dim)), dk(arena.take<T>(d.tokens * d.padded_dim)),
         dv(arena.take<T>(d.tokens * d.padded_dim)), p_tile(take_tile(arena, d)),
         ds_tile(take_tile(arena, d)), queries(rows(arena, q, d, o)), douts(rows(arena, dout, d, o)),
-        keys(arena.take<E>(d.tokens * o.row_stride)),
         key_panels(arena.take<E>(d.panels * o.depth * 2 * kLanes<T>)),
         value_panels(arena.take<E>(d.panels * o.depth * 2 * kLanes<T>)),
         query_stack(stack(arena, q, d, o)), dout_stack(stack(arena, dout, d, o)),
-        key_stack(stack(arena, keys, d, o)),
-        weights(arena.take<E>(kPairs<E> ? d.tile * d.tile_stride : 0)), key_bias(arena, d),
-        value_bias(arena, d), ds_sums(arena, d),
+        key_stack(arena.take<E>(o.keys * d.padded_dim)),
+        weights(arena.take<E>(kPairs<E> ? d.tile * d.tile_stride : 0)),
+        sum_elements(take_sum_elements<E>(arena, d)), key_bias(arena, d), value_bias(arena, d), ds_sums(arena, d),
         p_sums(with_dtables ? SideTerms<T>(arena, d) : ds_sums) {}
 
   static E* rows(Arena& arena, T* same, const Dims<T>& d, const OperandDims<E>& o) {
     return kPairs<E> ? arena.take<E>(d.tokens * o.row_stride) : reinterpret_cast<E*>(same);
   }
-  template <class Same>
-  static E* stack(Arena& arena, Same* same, const Dims<T>& d, const OperandDims<E>& o) {
+  static E* stack(Arena& arena, T* same, const Dims<T>& d, const OperandDims<E>& o) {
     return kPairs<E> ? arena.take<E>(o.keys * d.padded_dim) : reinterpret_cast<E*>(same);
   }
 };
@@ -205,8 +235,8 @@ GROWTAS_INLINE void softmax_gradient_row(T* p, T* ds, int64_t tokens, T lse) {
 }
 
 template <class E>
-void attention_backward_task(const AttentionBackward& a, int64_t batch_head, Sum<E>* partial,
-                             void* scratch) {
+void attention_backward_task(const AttentionBackward& a, int64_t batch_head, int64_t next,
+                             Sum<E>* partial, void* scratch) {
   using T = Sum<E>;
   const Dims<T> d(a.shape);
   const OperandDims<E> o(d);
@@ -215,27 +245,27 @@ void attention_backward_task(const AttentionBackward& a, int64_t batch_head, Sum
   const BackwardScratch<E> s(arena, d, o, partial != nullptr);
   Arena table_arena{const_cast<char*>(static_cast<const char*>(a.tables))};
   const bool relative = a.tables != nullptr;
-  const Tables<T> tables(table_arena, d);
+  const Tables<E> tables(table_arena, d);
+  const bool has_next = next < a.shape.batch * a.shape.heads;
+  const HeadOffsets next_at(a.shape, next);
   const T* lse = static_cast<const T*>(a.lse.data) + at.lse;
   const int64_t P = d.padded_dim;
 
-  const T alpha =
-      read_queries(a.qkv, at.q, at.qkv_stride, d, o, T(a.shape.scale), s.q, s.queries);
-  read_matrix(a.dout, at.out, at.out_stride, d, s.dout);
-  // The buffer of the keys' rows holds the values' for a moment.
-  read_elements(a.qkv, at.v, at.qkv_stride, d, o, s.keys);
-  pack_panels(s.keys, d, o, s.value_panels);
-  read_elements(a.qkv, at.k, at.qkv_stride, d, o, s.keys);
-  pack_panels(s.keys, d, o, s.key_panels);
+  const T alpha = read_queries(a.qkv, at.q, at.qkv_stride, d, o, T(a.shape.scale), s.queries);
+  const bool with_dtables = partial != nullptr;
+  if (with_dtables || !kPairs<E>) read_matrix(a.dout, at.out, at.out_stride, d, s.dout);
+  pack_panels(a.qkv, at.k, at.qkv_stride, d, o, s.key_panels);
+  pack_panels(a.qkv, at.v, at.qkv_stride, d, o, s.value_panels);
+  stack_tokens(a.qkv, at.k, at.qkv_stride, d, s.key_stack);
   if constexpr (kPairs<E>) {
+    if (with_dtables) read_matrix(a.qkv, at.q, at.qkv_stride, d, s.q, T(a.shape.scale));
     read_elements(a.dout, at.out, at.out_stride, d, o, s.douts);
     stack_tokens(a.qkv, at.q, at.qkv_stride, d, s.query_stack);
     stack_tokens(a.dout, at.out, at.out_stride, d, s.dout_stack);
-    stack_tokens(a.qkv, at.k, at.qkv_stride, d, s.key_stack);
   }
   if (relative) {
-    project(s.q, tables.keys, d, s.key_bias);
-    project(s.dout, tables.values, d, s.value_bias);
+    project(s.queries, o.row_stride, alpha, tables.keys, d, s.key_bias);
+    project(s.douts, o.row_stride, T(1), tables.values, d, s.value_bias);
   }
 
   for (int64_t i0 = 0; i0 < d.tokens; i0 += d.tile) {
@@ -250,13 +280,20 @@ void attention_backward_task(const AttentionBackward& a, int64_t batch_head, Sum
                     alpha);
     multiply_panels(s.douts + i0 * o.row_stride, s.value_panels, d, o, rows, s.ds_tile, relative,
                     T(1));
-    for (int64_t i = 0; i < rows; ++i) {
-      T* p = s.p_tile + i * d.tile_stride;
-      T* ds = s.ds_tile + i * d.tile_stride;
-      softmax_gradient_row(p, ds, d.tokens, lse[i0 + i]);
-      if (relative) sum_by_position(i0 + i, ds, d, s.ds_sums);
-      if (partial != nullptr) sum_by_position(i0 + i, p, d, s.p_sums);
+    for (int64_t i = i0; i < i0 + rows; ++i) {
+      if (has_next) {
+        prefetch(a.qkv, next_at, i, d.dim);
+        prefetch(a.dout, next_at.out + i * at.out_stride, d.dim);
+      }
+      prefetch(a.dqkv, at, i, d.dim);
+      const int64_t row = (i - i0) * d.tile_stride;
+      softmax_gradient_row(s.p_tile + row, s.ds_tile + row, d.tokens, lse[i]);
     }
+    // In loops of their own: see the forward.
+    for (int64_t i = 0; i < rows && relative; ++i)
+      sum_by_position(i0 + i, s.ds_tile + i * d.tile_stride, d, s.ds_sums);
+    for (int64_t i = 0; i < rows && with_dtables; ++i)
+      sum_by_position(i0 + i, s.p_tile + i * d.tile_stride, d, s.p_sums);
     const int64_t depth = elements<E>(rows), first = elements<E>(i0);
     gemm<false>(rows, P, o.keys, along_keys(s.ds_tile, d, o, rows, s.weights), o.keys_stride,
                 s.key_stack, P, s.dq + i0 * P, P, false);
@@ -265,16 +302,16 @@ void attention_backward_task(const AttentionBackward& a, int64_t batch_head, Sum
     gemm<true>(d.tokens, P, depth, along_queries(s.ds_tile, d, rows, s.weights), d.tile_stride,
                s.query_stack + first * P, P, s.dk, P, i0 > 0, alpha);
   }
-  if (relative) add_table_product(s.ds_sums, tables.keys, d, s.dq);
-  for (int64_t i = 0; i < d.tokens; ++i) scale_row(s.dq + i * P, T(a.shape.scale), P);
-  if (partial != nullptr) {
+  if (relative) add_table_product(s.ds_sums, tables.keys, d, s.sum_elements, s.dq);
+  if (with_dtables) {
     const int64_t side = TableGradient<T>::elements(d);
     add_table_gradient(s.ds_sums, s.q, d, TableGradient<T>(partial, d));
     add_table_gradient(s.p_sums, s.dout, d, TableGradient<T>(partial + side, d));
   }
-  write_matrix(s.dq, d, a.dqkv, at.q, at.qkv_stride);
-  write_matrix(s.dk, d, a.dqkv, at.k, at.qkv_stride);
-  write_matrix(s.dv, d, a.dqkv, at.v, at.qkv_stride);
+  const auto as_is = [](int64_t) { return T(1); };
+  write_matrix(s.dq, d, a.dqkv, at.q, at.qkv_stride, [&](int64_t) { return T(a.shape.scale); });
+  write_matrix(s.dk, d, a.dqkv, at.k, at.qkv_stride, as_is);
+  write_matrix(s.dv, d, a.dqkv, at.v, at.qkv_stride, as_is);
 }
 
 }  // namespace GROWTAS_LEVEL

@@ -9,11 +9,14 @@
 
 #include "arena.h"
 #include "convert.h"
-#include "gemm.h"
+#include "gemm_pack.h"
 #include "kernels.h"
 
 namespace growtas {
 namespace GROWTAS_LEVEL {
+
+template <class E>
+constexpr bool kPairs = Element<E>::values == 2;
 
 template <class T>
 struct Dims {
@@ -28,7 +31,7 @@ struct Dims {
         grid_h(s.grid_h), grid_w(s.grid_w), padded_h(round_up<T>(s.grid_h)),
         padded_w(round_up<T>(s.grid_w)), first(s.class_token),
         panels((s.tokens + 2 * kLanes<T> - 1) / (2 * kLanes<T>)) {
-    tile = kTileRows * (tokens <= 512 ? 4 : tokens <= 2048 ? 2 : 1);
+    tile = kTileRows * (tokens <= 256 ? 8 : tokens <= 512 ? 4 : tokens <= 2048 ? 2 : 1);
     if (tile > tokens) tile = tokens;
     // An odd number of cache lines: neighbouring rows never share a cache set.
     const int64_t line = 64 / sizeof(T);
@@ -37,29 +40,34 @@ struct Dims {
   }
 };
 
-// One side (keys or values) of the expanded tables. `vertical` and `horizontal` are
-// [offsets, padded_dim]; the transposed copies are [dim, stride] for products with a query.
-template <class T>
+// One side (keys or values) of the expanded tables, as elements E. `vertical` and `horizontal` are
+// [offsets, padded_dim], a pair holding an offset's row and the next one's; the transposed copies,
+// for products with a query, are [elements of dim, stride]. The class token has row 0 of both axes:
+// class_row is the sum, class_elements [2, padded_dim] the two.
+template <class E>
 struct TableSide {
-  T *vertical, *horizontal, *class_row;
-  T *vertical_t, *horizontal_t;
+  using T = Sum<E>;
+  E *vertical, *horizontal, *vertical_t, *horizontal_t, *class_elements;
+  T *class_row, *scratch;
   int64_t vertical_stride, horizontal_stride;
 
   TableSide(Arena& arena, const Dims<T>& d) {
-    vertical = arena.take<T>((2 * d.grid_h - 1) * d.padded_dim);
-    horizontal = arena.take<T>((2 * d.grid_w - 1) * d.padded_dim);
-    class_row = arena.take<T>(d.padded_dim);
+    vertical = arena.take<E>((2 * d.grid_h - 1) * d.padded_dim);
+    horizontal = arena.take<E>((2 * d.grid_w - 1) * d.padded_dim);
     vertical_stride = d.grid_h + d.padded_h;
     horizontal_stride = d.grid_w + d.padded_w;
-    vertical_t = arena.take<T>(d.dim * vertical_stride);
-    horizontal_t = arena.take<T>(d.dim * horizontal_stride);
+    vertical_t = arena.take<E>(elements<E>(d.dim) * vertical_stride);
+    horizontal_t = arena.take<E>(elements<E>(d.dim) * horizontal_stride);
+    class_elements = arena.take<E>(2 * d.padded_dim);
+    class_row = arena.take<T>(d.padded_dim);
+    scratch = arena.take<T>(2 * (d.padded_dim + kLanes<T>));
   }
 };
 
-template <class T>
+template <class E>
 struct Tables {
-  TableSide<T> keys, values;
-  Tables(Arena& arena, const Dims<T>& d) : keys(arena, d), values(arena, d) {}
+  TableSide<E> keys, values;
+  Tables(Arena& arena, const Dims<Sum<E>>& d) : keys(arena, d), values(arena, d) {}
 };
 
 // Row of the stored table for an offset (key minus query).
@@ -70,17 +78,29 @@ inline int64_t table_row(int64_t offset, int64_t table_rows) {
 }
 
 template <class T>
+GROWTAS_INLINE void scale_row(T* row, T factor, int64_t padded) {
+  for (int64_t k = 0; k < padded; k += kLanes<T>) store(row + k, load(row + k) * factor);
+}
+
+template <class E>
+GROWTAS_INLINE void store_elements(E* p, const Vec<E>& v) {
+  std::memcpy(static_cast<void*>(p), &v, sizeof(v));
+}
+
+template <class T>
 void zero(T* p, int64_t n) {
   std::memset(p, 0, size_t(n) * sizeof(T));
 }
 
-// dst[l] = src row l, cut to `dim` and padded with zeros to padded_dim.
+// dst[l] = factor * src row l, cut to `dim` and padded with zeros to padded_dim.
 template <class T>
-void read_matrix(const ConstBuffer& src, int64_t offset, int64_t stride, const Dims<T>& d, T* dst) {
+void read_matrix(const ConstBuffer& src, int64_t offset, int64_t stride, const Dims<T>& d, T* dst,
+                 T factor = 1) {
   for (int64_t i = 0; i < d.tokens; ++i) {
     T* row = dst + i * d.padded_dim;
     widen_row(src.at(offset + i * stride), src.dtype, row, d.dim);
     for (int64_t k = d.dim; k < d.padded_dim; ++k) row[k] = T(0);
+    if (factor != T(1)) scale_row(row, factor, d.padded_dim);
   }
 }
 
@@ -91,43 +111,63 @@ struct SideTerms {
   T *vertical, *horizontal, *class_term;
 
   SideTerms(Arena& arena, const Dims<T>& d) {
-    vertical = arena.take<T>(d.tokens * d.padded_h);
-    horizontal = arena.take<T>(d.tokens * d.padded_w);
+    vertical = arena.take<T>(d.tokens * d.padded_h + kLanes<T>);
+    horizontal = arena.take<T>(d.tokens * d.padded_w + kLanes<T>);
     class_term = arena.take<T>(d.tokens);
   }
 };
 
-template <class T>
-GROWTAS_INLINE T dot(const T* a, const T* b, int64_t padded) {
-  Vec<T> sum = {};
-  for (int64_t k = 0; k < padded; k += kLanes<T>) sum += load(a + k) * load(b + k);
-  return sum_lanes<T>(sum);
+template <class E>
+GROWTAS_INLINE void add_products(Vec<Sum<E>>& sum, const Vec<E>& a, const Vec<E>& b) {
+  sum += a * b;
 }
 
-// terms = x . tables, x [tokens, padded_dim].
-template <class T>
-void project(const T* x, const TableSide<T>& side, const Dims<T>& d, const SideTerms<T>& terms) {
-  const T* patches = x + d.first * d.padded_dim;
+#if defined(GROWTAS_BFLOAT16_DOT)
+template <>
+GROWTAS_INLINE void add_products<BFloat16Pair>(Vec<float>& sum, const Vec<BFloat16Pair>& a,
+                                               const Vec<BFloat16Pair>& b) {
+  sum = _mm512_dpbf16_ps(sum, bit_cast<__m512bh>(a), bit_cast<__m512bh>(b));
+}
+#endif
+
+// x . (a + b), without the sum as an element, which would round it.
+template <class E>
+GROWTAS_INLINE Sum<E> dot(const E* x, const E* a, const E* b, int64_t padded) {
+  Vec<Sum<E>> sum = {};
+  for (int64_t k = 0; k < padded; k += kLanes<E>) {
+    add_products<E>(sum, load(x + k), load(a + k));
+    add_products<E>(sum, load(x + k), load(b + k));
+  }
+  return sum_lanes<Sum<E>>(sum);
+}
+
+// terms = alpha x . tables, x [tokens, stride], its rows padded with zeros to whole vectors.
+template <class E>
+void project(const E* x, int64_t stride, Sum<E> alpha, const TableSide<E>& side,
+             const Dims<Sum<E>>& d, const SideTerms<Sum<E>>& terms) {
+  const int64_t depth = elements<E>(d.dim);
+  const E* patches = x + d.first * stride;
   for (int64_t y = 0; y < d.grid_h; ++y) {
-    const int64_t row = d.first + y * d.grid_w;
-    gemm<false>(d.grid_w, d.padded_h, d.dim, x + row * d.padded_dim, d.padded_dim,
+    const int64_t row = y * d.grid_w;
+    gemm<false>(d.grid_w, d.padded_h, depth, patches + row * stride, stride,
                 side.vertical_t + (d.grid_h - 1 - y), side.vertical_stride,
-                terms.vertical + row * d.padded_h, d.padded_h, false);
+                terms.vertical + (d.first + row) * d.padded_h, d.padded_h, false, alpha);
   }
   for (int64_t c = 0; c < d.grid_w; ++c)
-    gemm<false>(d.grid_h, d.padded_w, d.dim, patches + c * d.padded_dim,
-                d.grid_w * d.padded_dim, side.horizontal_t + (d.grid_w - 1 - c),
-                side.horizontal_stride, terms.horizontal + (d.first + c) * d.padded_w,
-                d.grid_w * d.padded_w, false);
+    gemm<false>(d.grid_h, d.padded_w, depth, patches + c * stride, d.grid_w * stride,
+                side.horizontal_t + (d.grid_w - 1 - c), side.horizontal_stride,
+                terms.horizontal + (d.first + c) * d.padded_w, d.grid_w * d.padded_w, false,
+                alpha);
   if (d.first == 1)
     for (int64_t i = 0; i < d.tokens; ++i)
-      terms.class_term[i] = dot(x + i * d.padded_dim, side.class_row, d.padded_dim);
+      terms.class_term[i] = alpha * dot(x + i * stride, side.class_elements,
+                                        side.class_elements + d.padded_dim, stride);
 }
 
 // Writes the bias of query i into a row of scores. The last vector of a grid row may run over
 // into the next one, which is written after it; rows must therefore be filled in order.
 template <class T>
-GROWTAS_INLINE void fill_bias(int64_t i, const SideTerms<T>& terms, const Dims<T>& d, T* row) {
+GROWTAS_NOINLINE void fill_bias(int64_t i, const SideTerms<T>& terms, const Dims<T>& d, T* row) {
   if (i < d.first) {
     for (int64_t j = 0; j < d.tokens; ++j) row[j] = terms.class_term[i];
     return;
@@ -145,7 +185,7 @@ GROWTAS_INLINE void fill_bias(int64_t i, const SideTerms<T>& terms, const Dims<T
 // Sums of a row of probabilities (or their gradients) by grid row, grid column and class token.
 // The row must hold kLanes readable values beyond its tokens.
 template <class T>
-GROWTAS_INLINE void sum_by_position(int64_t i, const T* row, const Dims<T>& d,
+GROWTAS_NOINLINE void sum_by_position(int64_t i, const T* row, const Dims<T>& d,
                                     const SideTerms<T>& terms) {
   constexpr int64_t L = kLanes<T>;
   T* vertical = terms.vertical + i * d.padded_h;
@@ -192,21 +232,37 @@ GROWTAS_INLINE void sum_by_position(int64_t i, const T* row, const Dims<T>& d,
   }
 }
 
+// n values, kLanes more readable, as elements: the values themselves, or pairs written to `buffer`.
+template <class E>
+const E* as_elements(const Sum<E>* values, int64_t n, E* buffer) {
+  if constexpr (kPairs<E>) {
+    for (int64_t i = 0; i < n; i += 2 * kLanes<E>) {
+      store_elements(buffer + i / 2, neighbours<E>(values + i));
+    }
+    return buffer;
+  } else {
+    return values;
+  }
+}
+
 // dst[tokens, padded_dim] += sums . tables: the value side of the relative term, or the part of a
 // query's gradient that comes through its bias.
-template <class T>
-void add_table_product(const SideTerms<T>& sums, const TableSide<T>& side, const Dims<T>& d,
-                       T* dst) {
-  const int64_t P = d.padded_dim;
+template <class E>
+void add_table_product(const SideTerms<Sum<E>>& sums, const TableSide<E>& side,
+                       const Dims<Sum<E>>& d, E* buffer, Sum<E>* dst) {
+  constexpr int64_t values = Element<E>::values;
+  const int64_t P = d.padded_dim, H = d.padded_h / values, W = d.padded_w / values;
+  const E* vertical = as_elements(sums.vertical, d.tokens * d.padded_h, buffer);
   for (int64_t y = 0; y < d.grid_h; ++y) {
     const int64_t row = d.first + y * d.grid_w;
-    gemm<false>(d.grid_w, P, d.grid_h, sums.vertical + row * d.padded_h, d.padded_h,
-                side.vertical + (d.grid_h - 1 - y) * P, P, dst + row * P, P, true);
+    gemm<false>(d.grid_w, P, elements<E>(d.grid_h), vertical + row * H, H,
+                side.vertical + (d.grid_h - 1 - y) * P, values * P, dst + row * P, P, true);
   }
+  const E* horizontal = as_elements(sums.horizontal, d.tokens * d.padded_w, buffer);
   for (int64_t c = 0; c < d.grid_w; ++c)
-    gemm<false>(d.grid_h, P, d.grid_w, sums.horizontal + (d.first + c) * d.padded_w,
-                d.grid_w * d.padded_w, side.horizontal + (d.grid_w - 1 - c) * P, P,
-                dst + (d.first + c) * P, d.grid_w * P, true);
+    gemm<false>(d.grid_h, P, elements<E>(d.grid_w), horizontal + (d.first + c) * W, d.grid_w * W,
+                side.horizontal + (d.grid_w - 1 - c) * P, values * P, dst + (d.first + c) * P,
+                d.grid_w * P, true);
   if (d.first == 1)
     gemm<false>(d.tokens, P, 1, sums.class_term, 1, side.class_row, P, dst, P, true);
 }

@@ -3,13 +3,9 @@
 #pragma once
 
 #include "attention_layout.h"
-#include "gemm_pack.h"
 
 namespace growtas {
 namespace GROWTAS_LEVEL {
-
-template <class E>
-constexpr bool kPairs = Element<E>::values == 2;
 
 // Row strides of the arrays below, in elements.
 template <class E>
@@ -46,28 +42,25 @@ void stack_tokens(const ConstBuffer& src, int64_t offset, int64_t stride, const 
       [](int64_t) { return 1; }, false, dst, d.padded_dim);
 }
 
-// Panels [panel][depth][2 * kLanes] of the transpose of rows [tokens, row_stride].
+// Panels [panel][depth][2 * kLanes] of the transpose of the tokens' rows.
 template <class E>
-void pack_panels(const E* rows, const Dims<Sum<E>>& d, const OperandDims<E>& o, E* panels) {
+void pack_panels(const ConstBuffer& src, int64_t offset, int64_t stride, const Dims<Sum<E>>& d,
+                 const OperandDims<E>& o, E* panels) {
   using T = Sum<E>;
   constexpr int64_t L = kLanes<T>;
-  for (int64_t p = 0; p < d.panels; ++p) {
-    E* panel = panels + p * o.depth * 2 * L;
-    for (int64_t half = 0; half < 2; ++half) {
-      const int64_t row0 = (2 * p + half) * L;
-      for (int64_t k0 = 0; k0 < o.depth; k0 += L) {
-        Vec<T> square[L];
-        for (int64_t l = 0; l < L; ++l) {
-          square[l] = Vec<T>{};
-          if (row0 + l < d.tokens)
-            std::memcpy(&square[l], rows + (row0 + l) * o.row_stride + k0, sizeof(square[l]));
-        }
-        transpose<T>(square);
-        const int64_t n = o.depth - k0 < L ? o.depth - k0 : L;
-        for (int64_t k = 0; k < n; ++k)
-          std::memcpy(static_cast<void*>(panel + (k0 + k) * 2 * L + half * L), &square[k],
-                      sizeof(square[k]));
-      }
+  constexpr int64_t step = L * Element<E>::values;
+  for (int64_t row0 = 0; row0 < d.tokens; row0 += L) {
+    E* out = panels + row0 / (2 * L) * o.depth * 2 * L + row0 % (2 * L);
+    for (int64_t k0 = 0; k0 < d.dim; k0 += step, out += 2 * L * L) {
+      const int64_t n = d.dim - k0 < step ? d.dim - k0 : step;
+      Vec<T> square[L];
+      for (int64_t l = 0; l < L; ++l)
+        square[l] = row0 + l < d.tokens
+                        ? bit_cast<Vec<T>>(load_elements<E>(src, offset + (row0 + l) * stride + k0, n, false))
+                        : Vec<T>{};
+      transpose<T>(square);
+      for (int64_t k = 0; k < elements<E>(n); ++k)
+        std::memcpy(static_cast<void*>(out + k * 2 * L), &square[k], sizeof(square[k]));
     }
   }
 }

@@ -6,41 +6,57 @@
 namespace growtas {
 namespace GROWTAS_LEVEL {
 
-template <class T>
-void prepare_side(const AttentionShape& shape, const ConstBuffer& stored, int64_t first_table,
-                  const Dims<T>& d, const TableSide<T>& side) {
-  const int64_t R = shape.table_rows, P = d.padded_dim;
-  for (int64_t axis = 0; axis < 2; ++axis) {
-    const int64_t extent = axis == 0 ? d.grid_h : d.grid_w;
-    T* rows = axis == 0 ? side.vertical : side.horizontal;
-    T* transposed = axis == 0 ? side.vertical_t : side.horizontal_t;
-    const int64_t stride = axis == 0 ? side.vertical_stride : side.horizontal_stride;
-    const int64_t table = (first_table + axis) * R;
-    zero(rows, (2 * extent - 1) * P);
-    zero(transposed, d.dim * stride);
-    for (int64_t o = 0; o < 2 * extent - 1; ++o) {
-      T* row = rows + o * P;
-      const int64_t source = table + table_row(o - (extent - 1), R);
-      widen_row(stored.at(source * d.dim), stored.dtype, row, d.dim);
-      for (int64_t k = 0; k < d.dim; ++k) transposed[k * stride + o] = row[k];
+template <class E>
+void prepare_axis(const AttentionShape& shape, const ConstBuffer& stored, int64_t table,
+                  int64_t extent, const Dims<Sum<E>>& d, E* rows, E* transposed, int64_t stride,
+                  Sum<E>* scratch) {
+  using T = Sum<E>;
+  const int64_t P = d.padded_dim, depth = elements<E>(d.dim);
+  T* row = scratch;
+  T* next = scratch + P + kLanes<T>;
+  zero(scratch, 2 * (P + kLanes<T>));
+  zero(transposed, depth * stride);
+  for (int64_t o = 2 * extent - 2; o >= 0; --o) {
+    const int64_t source = table * shape.table_rows + table_row(o - (extent - 1), shape.table_rows);
+    widen_row(stored.at(source * d.dim), stored.dtype, row, d.dim);
+    for (int64_t k = 0; k < P; k += kLanes<T>)
+      store_elements(rows + o * P + k, interleave<E>(load(row + k), load(next + k)));
+    for (int64_t k = 0; k < depth; k += kLanes<E>) {
+      E column[kLanes<E>];
+      store_elements(column, neighbours<E>(row + k * Element<E>::values));
+      for (int64_t l = 0; l < kLanes<E> && k + l < depth; ++l)
+        transposed[(k + l) * stride + o] = column[l];
     }
-  }
-  // Both axes use row 0 where the class token is the query or the key.
-  zero(side.class_row, P);
-  for (int64_t axis = 0; axis < 2; ++axis) {
-    for (int64_t k = 0; k < d.dim; ++k) {
-      T value;
-      widen_row(stored.at((first_table + axis) * R * d.dim + k), stored.dtype, &value, 1);
-      side.class_row[k] += value;
-    }
+    T* const done = row;
+    row = next;
+    next = done;
   }
 }
 
-template <class T>
+template <class E>
+void prepare_side(const AttentionShape& shape, const ConstBuffer& stored, int64_t first_table,
+                  const Dims<Sum<E>>& d, const TableSide<E>& side) {
+  prepare_axis(shape, stored, first_table, d.grid_h, d, side.vertical, side.vertical_t,
+               side.vertical_stride, side.scratch);
+  prepare_axis(shape, stored, first_table + 1, d.grid_w, d, side.horizontal, side.horizontal_t,
+               side.horizontal_stride, side.scratch);
+  // Both axes use row 0 where the class token is the query or the key.
+  zero(side.class_row, d.padded_dim);
+  for (int64_t axis = 0; axis < 2; ++axis) {
+    const int64_t source = (first_table + axis) * shape.table_rows;
+    widen_row(stored.at(source * d.dim), stored.dtype, side.scratch, d.dim);
+    for (int64_t k = 0; k < d.dim; ++k) side.class_row[k] += side.scratch[k];
+    for (int64_t k = 0; k < elements<E>(d.dim); k += kLanes<E>)
+      store_elements(side.class_elements + axis * d.padded_dim + k,
+                     neighbours<E>(side.scratch + k * Element<E>::values));
+  }
+}
+
+template <class E>
 void prepare_tables(const AttentionShape& shape, const ConstBuffer& stored, void* prepared) {
-  const Dims<T> d(shape);
+  const Dims<Sum<E>> d(shape);
   Arena arena{static_cast<char*>(prepared)};
-  const Tables<T> tables(arena, d);
+  const Tables<E> tables(arena, d);
   prepare_side(shape, stored, 0, d, tables.keys);
   prepare_side(shape, stored, 2, d, tables.values);
 }

@@ -160,13 +160,16 @@ struct KernelSet {
   size_t (*attention_tables_bytes)(const AttentionShape&);
   void (*attention_prepare_tables)(const AttentionShape&, ConstBuffer tables, void* prepared);
   size_t (*attention_forward_scratch_bytes)(const AttentionShape&);
-  void (*attention_forward)(const AttentionForward&, int64_t batch_head, void* scratch);
+  // `next`: the task this thread is likely to do next, fetched from memory meanwhile; a number
+  // beyond the last task if there is none.
+  void (*attention_forward)(const AttentionForward&, int64_t batch_head, int64_t next,
+                            void* scratch);
   // Partial table gradients cover the relative offsets the grid has, not the stored rows.
   size_t (*attention_partial_elements)(const AttentionShape&);
   size_t (*attention_backward_scratch_bytes)(const AttentionShape&, bool with_dtables);
   // Adds into partial when it is not null.
-  void (*attention_backward)(const AttentionBackward&, int64_t batch_head, void* partial,
-                             void* scratch);
+  void (*attention_backward)(const AttentionBackward&, int64_t batch_head, int64_t next,
+                             void* partial, void* scratch);
   // Adds the chunks' partials, in order, into dtables ([4, table_rows, head_dim]).
   void (*attention_fold_partials)(const AttentionShape&, const void* partials, int64_t chunks,
                                   Buffer dtables, void* scratch);

@@ -23,6 +23,13 @@
 #define GROWTAS_OPAQUE(variable)
 #endif
 
+// Into the second cache: the first is full of what is being computed.
+#if defined(__GNUC__)
+#define GROWTAS_PREFETCH(address) __builtin_prefetch(address, 0, 2)
+#else
+#define GROWTAS_PREFETCH(address) ((void)(address))
+#endif
+
 #if defined(__clang__)
 #define GROWTAS_UNROLL _Pragma("clang loop unroll(full)")
 #elif defined(__GNUC__)
@@ -213,25 +220,6 @@ GROWTAS_INLINE Vec<T> maximum(const Vec<T>& a, const Vec<T>& b) {
   return a > b ? a : b;
 }
 
-template <class T>
-GROWTAS_INLINE T sum_lanes(const Vec<T>& v) {
-  T lanes[kLanes<T>];
-  store(lanes, v);
-  for (int width = kLanes<T> / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-  return lanes[0];
-}
-
-template <class T>
-GROWTAS_INLINE T max_lanes(const Vec<T>& v) {
-  T result = get_lane<T>(v, 0);
-  for (int i = 1; i < kLanes<T>; ++i) {
-    const T lane = get_lane<T>(v, i);
-    result = lane > result ? lane : result;
-  }
-  return result;
-}
-
 // e^x to about one unit in the last place for x <= 88; 0 below the smallest normal number.
 // x = n ln2 + r with |r| <= ln2 / 2, e^r by a polynomial fitted to minimal relative error
 // (3e-9), 2^n through the exponent bits. NaN stays NaN.
@@ -259,9 +247,34 @@ GROWTAS_INLINE Vec<double> exponential(const Vec<double>& x) {
   return load(lanes);
 }
 
-// sums[l] = the sum of the lanes of v[l]: a tree of interleavings, so one add serves two vectors.
-template <class T>
-GROWTAS_INLINE Vec<T> sum_each(Vec<T> (&v)[kLanes<T>]);
+// ln x to about one unit in the last place for finite x >= 1; NaN stays NaN. x = 2^n (1 + f) with
+// 1 + f in [sqrt(1/2), sqrt(2)); ln(1 + f) = f - f^2 / 2 + f^3 p(f), p fitted to minimal error of
+// the whole relative to it (6e-9).
+GROWTAS_INLINE Vec<float> logarithm(const Vec<float>& x) {
+  using Bits = Simd<float>::Bits;
+  const Bits bits = bit_cast<Bits>(x);
+  const Bits power = (bits - 0x3f3504f3u) >> 23;
+  const Vec<float> n = bit_cast<Vec<float>>(power | 0x4b000000u) - 8388608.0f;
+  const Vec<float> f = bit_cast<Vec<float>>(bits - (power << 23)) - 1.0f;
+  Vec<float> p = f * -0.07634498f + 0.12761578f;
+  p = p * f - 0.13160183f;
+  p = p * f + 0.14201757f;
+  p = p * f - 0.16623357f;
+  p = p * f + 0.20001227f;
+  p = p * f - 0.2500082f;
+  p = p * f + 0.3333333f;
+  const Vec<float> square = f * f;
+  const Vec<float> ln = f + (p * f - 0.5f) * square;
+  const Vec<float> result = n * 0.693359375f + (ln - n * 2.12194440e-4f);
+  return x == x ? result : x;
+}
+
+GROWTAS_INLINE Vec<double> logarithm(const Vec<double>& x) {
+  double lanes[kLanes<double>];
+  store(lanes, x);
+  for (int i = 0; i < kLanes<double>; ++i) lanes[i] = std::log(lanes[i]);
+  return load(lanes);
+}
 
 #if GROWTAS_VECTOR_BYTES > 0 && defined(__has_builtin)
 #if __has_builtin(__builtin_shufflevector)
@@ -290,6 +303,49 @@ GROWTAS_INLINE V interleave_high(const V& a, const V& b, Lanes<I...>) {
       a, b, (I / 2 + int(sizeof...(I)) / 2 + (I % 2) * int(sizeof...(I)))...);
 }
 
+template <int kBy, class V, int... I>
+GROWTAS_INLINE V rotate_lanes(const V& v, Lanes<I...>) {
+  return __builtin_shufflevector(v, v, ((I + kBy) % int(sizeof...(I)))...);
+}
+
+template <class T, int kBy>
+GROWTAS_INLINE Vec<T> rotate(const Vec<T>& v) {
+  return rotate_lanes<kBy>(v, typename MakeLanes<kLanes<T>>::type());
+}
+#else
+template <class T, int kBy>
+GROWTAS_INLINE Vec<T> rotate(const Vec<T>& v) {
+  T lanes[2 * kLanes<T>];
+  store(lanes, v);
+  store(lanes + kLanes<T>, v);
+  return load(lanes + kBy);
+}
+#endif
+
+// Every lane joined with every other by f, halves first.
+template <class T, int kHalf = kLanes<T> / 2, class F>
+GROWTAS_INLINE T join_lanes(const Vec<T>& v, const F& f) {
+  if constexpr (kHalf == 0)
+    return get_lane<T>(v, 0);
+  else
+    return join_lanes<T, kHalf / 2>(f(v, rotate<T, kHalf>(v)), f);
+}
+
+template <class T>
+GROWTAS_INLINE T sum_lanes(const Vec<T>& v) {
+  return join_lanes<T>(v, [](const Vec<T>& a, const Vec<T>& b) { return a + b; });
+}
+
+template <class T>
+GROWTAS_INLINE T max_lanes(const Vec<T>& v) {
+  return join_lanes<T>(v, [](const Vec<T>& a, const Vec<T>& b) { return maximum<T>(a, b); });
+}
+
+// sums[l] = the sum of the lanes of v[l]: a tree of interleavings, so one add serves two vectors.
+template <class T>
+GROWTAS_INLINE Vec<T> sum_each(Vec<T> (&v)[kLanes<T>]);
+
+#if defined(GROWTAS_HAS_SHUFFLE)
 // Steps are template arguments, not loops: the arrays must be in registers early on.
 template <class T, int kHalf>
 GROWTAS_INLINE void sum_pairs(Vec<T> (&v)[kLanes<T>]) {
