@@ -198,8 +198,8 @@ struct BackwardScratch {
         query_stack(stack(arena, q, d, o)), dout_stack(stack(arena, dout, d, o)),
         key_stack(arena.take<E>(o.keys * d.padded_dim)),
         weights(arena.take<E>(kPairs<E> ? d.tile * d.tile_stride : 0)),
-        sum_elements(take_sum_elements<E>(arena, d)), key_bias(arena, d), value_bias(arena, d), ds_sums(arena, d),
-        p_sums(with_dtables ? SideTerms<T>(arena, d) : ds_sums) {}
+        sum_elements(take_sum_elements<E>(arena, d)), key_bias(arena, d), value_bias(arena, d),
+        ds_sums(arena, d), p_sums(with_dtables ? SideTerms<T>(arena, d) : ds_sums) {}
 
   static E* rows(Arena& arena, T* same, const Dims<T>& d, const OperandDims<E>& o) {
     return kPairs<E> ? arena.take<E>(d.tokens * o.row_stride) : reinterpret_cast<E*>(same);

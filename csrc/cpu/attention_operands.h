@@ -54,13 +54,15 @@ void pack_panels(const ConstBuffer& src, int64_t offset, int64_t stride, const D
     for (int64_t k0 = 0; k0 < d.dim; k0 += step, out += 2 * L * L) {
       const int64_t n = d.dim - k0 < step ? d.dim - k0 : step;
       Vec<T> square[L];
-      for (int64_t l = 0; l < L; ++l)
-        square[l] = row0 + l < d.tokens
-                        ? bit_cast<Vec<T>>(load_elements<E>(src, offset + (row0 + l) * stride + k0, n, false))
-                        : Vec<T>{};
+      for (int64_t l = 0; l < L; ++l) {
+        const int64_t at = offset + (row0 + l) * stride + k0;
+        square[l] = Vec<T>{};
+        if (row0 + l < d.tokens)
+          square[l] = bit_cast<Vec<T>>(load_elements<E>(src, at, n, false));
+      }
       transpose<T>(square);
       for (int64_t k = 0; k < elements<E>(n); ++k)
-        std::memcpy(static_cast<void*>(out + k * 2 * L), &square[k], sizeof(square[k]));
+        store_elements(out + k * 2 * L, bit_cast<Vec<E>>(square[k]));
     }
   }
 }
@@ -84,8 +86,8 @@ const E* along_keys(const Sum<E>* tile, const Dims<Sum<E>>& d, const OperandDims
   if constexpr (kPairs<E>) {
     for (int64_t i = 0; i < rows; ++i) {
       for (int64_t j = 0; j < o.keys; j += kLanes<E>) {
-        const Vec<E> pairs = neighbours<E>(tile + i * d.tile_stride + 2 * j);
-        std::memcpy(static_cast<void*>(buffer + i * o.keys_stride + j), &pairs, sizeof(pairs));
+        store_elements(buffer + i * o.keys_stride + j,
+                       neighbours<E>(tile + i * d.tile_stride + 2 * j));
       }
     }
     return buffer;
@@ -103,8 +105,7 @@ const E* along_queries(const Sum<E>* tile, const Dims<Sum<E>>& d, int64_t rows, 
       E* out = buffer + i / 2 * d.tile_stride;
       for (int64_t j = 0; j < d.tokens; j += kLanes<E>) {
         const Vec<Sum<E>> second = i + 1 < rows ? load(first + d.tile_stride + j) : Vec<Sum<E>>{};
-        const Vec<E> pairs = interleave<E>(load(first + j), second);
-        std::memcpy(static_cast<void*>(out + j), &pairs, sizeof(pairs));
+        store_elements(out + j, interleave<E>(load(first + j), second));
       }
     }
     return buffer;

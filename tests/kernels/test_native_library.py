@@ -18,6 +18,8 @@ from oracles import assert_within_budget, bits_equal, outputs_and_gradients
 
 from growtas import build_info, kernels
 from growtas.kernels import attention, layer_norm, linear, native_library
+from growtas.kernels.attention import native as attention_native
+from growtas.kernels.attention import reference as attention_reference
 from growtas.kernels.linear import native as native_linear
 
 pytestmark = pytest.mark.skipif(
@@ -146,6 +148,39 @@ def test_attention_tile_edges(grid, class_token, relative):
 
 def test_attention_many_tokens():
     check_against_reference((46, 46), 1, reach=14)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("factor", [1e-3, 1.0, 30.0])
+def test_attention_log_sum_exp(factor, dtype):
+    """From 197 nearly equal scores to one that outweighs the others."""
+    inputs, _ = attention_inputs((14, 14), 1, 3, 64)
+    qkv, tables = (inputs["qkv"] * factor).to(dtype), inputs["tables"].to(dtype)
+    arguments = (3, (14, 14), 0.125)
+    want = attention_reference.forward(qkv.double(), tables.double(), *arguments)[1]
+    plain = attention_reference.forward(qkv.float(), tables.float(), *arguments)[1]
+    actual = attention_native.forward(qkv, tables, *arguments)[1]
+    budget = 2 * (plain - want).abs().max() + torch.finfo(torch.float32).eps * want.abs().max()
+    assert (actual - want).abs().max() <= budget
+
+
+def test_attention_of_more_heads_than_chunks():
+    """141 heads: some chunks of the tables' gradient hold one of them, others two."""
+    check_attention((2, 3), 1, 3, 8, torch.float32, batch=47)
+
+
+@pytest.mark.parametrize("grid", [(5, 7), (14, 14)])
+def test_float32_tables_with_bfloat16_products(grid):
+    """No worse than under autocast, which rounds the tables first."""
+    inputs, cotangent = attention_inputs(grid, 1, 2, 64)
+    stored = {"qkv": inputs["qkv"].bfloat16(), "tables": inputs["tables"].float()}
+    cotangent, arguments = cotangent.bfloat16(), {"num_heads": 2, "grid": grid}
+    golden = run_attention(oracles.attention, stored, cotangent, torch.float64, **arguments)
+    plain = run_attention(oracles.attention, stored, cotangent, torch.bfloat16, **arguments)
+    with kernels.use_backend("native"):
+        actual = run_attention(attention, stored, cotangent, None, **arguments)
+    assert actual["tables"].dtype == torch.float32
+    assert_within_budget(actual, golden, plain, torch.bfloat16)
 
 
 def check_against_reference(grid, class_token, **options):
