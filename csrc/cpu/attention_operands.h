@@ -38,8 +38,7 @@ template <class E>
 void stack_tokens(const ConstBuffer& src, int64_t offset, int64_t stride, const Dims<Sum<E>>& d,
                   E* dst) {
   pack_rows<E>(
-      src, 0, d.tokens, 0, d.dim, [&](int64_t i) { return offset + i * stride; },
-      [](int64_t) { return 1; }, false, dst, d.padded_dim);
+      src, d.tokens, 0, d.dim, [&](int64_t i) { return offset + i * stride; }, dst, d.padded_dim);
 }
 
 // Panels [panel][depth][2 * kLanes] of the transpose of the tokens' rows.

@@ -35,11 +35,11 @@ GROWTAS_INLINE Vec<E> neighbours(const Sum<E>* p) {
 template <>
 GROWTAS_INLINE Vec<BFloat16Pair> interleave<BFloat16Pair>(const Vec<float>& first,
                                                           const Vec<float>& second) {
-  using Half = Simd<float>::Halves;
-  using Bits = Simd<float>::Bits;
-  const Half low = bit_cast<Half>(_mm512_cvtneps_pbh(first));
-  const Half high = bit_cast<Half>(_mm512_cvtneps_pbh(second));
-  return __builtin_convertvector(low, Bits) | (__builtin_convertvector(high, Bits) << 16);
+  const __m512i order = _mm512_set_epi16(
+      31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19,
+      3, 18, 2, 17, 1, 16, 0);
+  const __m512i both = bit_cast<__m512i>(_mm512_cvtne2ps_pbh(second, first));
+  return bit_cast<Vec<BFloat16Pair>>(_mm512_permutexvar_epi16(order, both));
 }
 
 template <>
@@ -101,39 +101,25 @@ void stage_rows(const ConstBuffer& src, int64_t first, int64_t rows, int64_t str
   }
 }
 
-// Columns [n0, n0 + n) of rows [first, first + rows), which are the reduction, as panels of `width`
-// columns: [panel][elements][width]. Rows are read from end to end, as memory likes it.
-// offset(row) says where a row starts, factor(row) scales it.
-template <class E, class Offset, class Factor>
-GROWTAS_INLINE void pack_rows(const ConstBuffer& src, int64_t first, int64_t rows, int64_t n0,
-                              int64_t n, const Offset& offset, const Factor& factor, bool gelued,
-                              E* dst, int64_t width) {
+// Columns [n0, n0 + n) of rows of values, which are the reduction, as rows of `width` elements, zeros
+// after the last one. offset(row) says where a row starts.
+template <class E, class Offset>
+GROWTAS_INLINE void pack_rows(const ConstBuffer& src, int64_t rows, int64_t n0, int64_t n,
+                              const Offset& offset, E* dst, int64_t width) {
   using S = Sum<E>;
-  const int64_t panel = elements<E>(rows) * width;
+  constexpr int L = kLanes<S>;
   for (int64_t m = 0; m < rows; m += Element<E>::values, dst += width) {
     const bool has_second = Element<E>::values == 2 && m + 1 < rows;
-    const int64_t at = offset(first + m) + n0;
-    const int64_t second_at = has_second ? offset(first + m + 1) + n0 : 0;
-    const Vec<S> scale = splat(S(factor(first + m)));
-    const Vec<S> second_scale = splat(has_second ? S(factor(first + m + 1)) : S(0));
-    int64_t i = 0;
-    for (E* out = dst; i < n; out += panel) {
-      for (int64_t lane = 0; lane < width && i < n; lane += kLanes<S>, i += kLanes<S>) {
-        const int64_t count = n - i < kLanes<S> ? n - i : kLanes<S>;
-        Vec<S> value = load_values<S>(src, at + i, count);
-        value = (gelued ? gelu<S>(value) : value) * scale;
-        Vec<S> second = {};
-        if (has_second) {
-          second = load_values<S>(src, second_at + i, count);
-          second = (gelued ? gelu<S>(second) : second) * second_scale;
-        }
-        const Vec<E> v = interleave<E>(value, second);
-        std::memcpy(out + lane, &v, sizeof(v));
+    const int64_t at = offset(m) + n0, second_at = has_second ? offset(m + 1) + n0 : 0;
+    for (int64_t i = 0; i < width; i += L) {
+      Vec<S> value = {}, second = {};
+      if (i < n) {
+        const int64_t count = n - i < L ? n - i : L;
+        value = load_values<S>(src, at + i, count);
+        if (has_second) second = load_values<S>(src, second_at + i, count);
       }
-    }
-    if (n % width != 0 && n % width <= width - kLanes<S>) {
-      const Vec<E> zero = {};
-      std::memcpy(dst + n / width * panel + width - kLanes<S>, &zero, sizeof(zero));
+      const Vec<E> v = interleave<E>(value, second);
+      std::memcpy(static_cast<void*>(dst + i), &v, sizeof(v));
     }
   }
 }
@@ -174,8 +160,7 @@ void pack_panel(const WeightPacking& p, int64_t panel) {
   const int64_t n0 = panel * kPanel<E>;
   const int64_t n = p.in - n0 < kPanel<E> ? p.in - n0 : kPanel<E>;
   pack_rows<E>(
-      p.weight, 0, p.out, n0, n, [&](int64_t j) { return p.rows.offset(j); },
-      [](int64_t) { return 1; }, false, dst, kPanel<E>);
+      p.weight, p.out, n0, n, [&](int64_t j) { return p.rows.offset(j); }, dst, kPanel<E>);
 }
 
 }  // namespace GROWTAS_LEVEL
