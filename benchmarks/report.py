@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import rows
+from benchmarks.products import OURS
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,33 @@ def compile_times(found: Sequence[rows.Row]) -> str:
     return "\n".join([*head, "|---|---|---|---|", *lines])
 
 
+def product_rates(found: Sequence[rows.Row]) -> str:
+    """Markdown: our products' rates and their ratios to PyTorch's libraries, each from the slowest
+    to the fastest layer. Empty where none was measured."""
+    groups: dict[tuple[str, int, str, str], list[rows.Row]] = {}
+    for row in found:
+        if row.task.startswith("product-"):
+            _, _, direction = row.task.split("-", 2)
+            groups.setdefault((row.space, row.batch, row.dtype, direction), []).append(row)
+    if not groups:
+        return ""
+    lines = [
+        "| product on one thread | batch | dtype | ours, GFLOP/s | / torch | / onednn |",
+        "|---|---|---|---|---|---|",
+    ]
+    for (space, batch, dtype, direction), some in groups.items():
+        cells = []
+        for variant, metric, scale in (
+            (OURS, "rate", 1e-9),
+            (f"{OURS} / torch", "rate_ratio", 1.0),
+            (f"{OURS} / onednn", "rate_ratio", 1.0),
+        ):
+            values = [scale * r.median for r in some if (r.variant, r.metric) == (variant, metric)]
+            cells.append(f"{min(values):.3g} - {max(values):.3g}")
+        lines.append(f"| {space}, {direction} | {batch} | {dtype} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def page(found: Sequence[rows.Row]) -> str:
     """Runs, targets and compile times; generated, not to be edited."""
     parts = (
@@ -163,6 +191,7 @@ def page(found: Sequence[rows.Row]) -> str:
         "\n".join(f"- {line}" for line in rows.runs(found)),
         table(found),
         compile_times(found),
+        product_rates(found),
     )
     return "\n\n".join(part for part in parts if part) + "\n"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks import products, rows
+from benchmarks import products, report, rows
 from benchmarks.cases import Case
 from benchmarks.runner import Effort, WrongResult
 from benchmarks.variants import missing
@@ -38,6 +38,10 @@ def test_every_layer_and_direction(dtype: str) -> None:
     assert all(row.threads == 1 and row.median > 0 for row in rates)
     ratios = {row.variant for row in found if row.metric == "rate_ratio"}
     assert ratios == {"growtas-native / torch", "growtas-native / onednn"}
+    lines = report.product_rates(found).splitlines()[2:]
+    assert [line.split(" | ")[0] for line in lines] == [
+        f"| {SPACE.name}, {direction}" for direction in products.DIRECTIONS
+    ]
 
 
 @pytest.mark.parametrize(
