@@ -5,14 +5,16 @@ BIN := $(VENV)/bin
 
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/*/*)
 
-.PHONY: help demo test lint format bench bench-quick clean
+.PHONY: help demo test lint format sanitize bench bench-quick bench-full clean
 
 help:
 	@echo "make demo         train, search and export on real handwritten digits (runs/digits)"
 	@echo "make test         the whole test suite"
 	@echo "make lint         ruff and mypy"
+	@echo "make sanitize     the operator tests on a core built with sanitizers (about 10 minutes)"
 	@echo "make bench        the CPU benchmarks (under 10 minutes; rows in benchmarks/results)"
 	@echo "make bench-quick  one short case of them (about a minute)"
+	@echo "make bench-full   all of them, compiled baselines included (under 40 minutes)"
 	@echo "make clean        remove build products and $(VENV)"
 
 # Build requirements first: the compiled core is then built against this very torch, without a
@@ -44,11 +46,20 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# A build of its own under build/; the core in use is not touched.
+sanitize: $(VENV)/.dev
+	GROWTAS_BUILD=1 GROWTAS_SANITIZE=1 $(BIN)/python setup.py -q build \
+		--build-base build/sanitize --build-lib build/sanitize/lib
+	$(BIN)/python tests/sanitize/run.py build/sanitize/lib
+
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.run
 
 bench-quick: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.run --quick
+
+bench-full: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.run --full
 
 clean:
 	rm -rf build dist *.egg-info growtas/*.so growtas/_build.json $(VENV)

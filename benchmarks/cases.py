@@ -25,6 +25,11 @@ class Case:
     num_classes: int = 1000
 
     @property
+    def label(self) -> str:
+        """space/subnet/batch/dtype/task, which `benchmarks.run --cases` matches."""
+        return f"{self.space.name}/{self.subnet_name}/{self.batch}/{self.dtype}/{self.task}"
+
+    @property
     def subnet(self) -> Subnet:
         return self.space.smallest() if self.subnet_name == "smallest" else self.space.largest()
 
@@ -36,17 +41,6 @@ class Case:
             "patch_size": self.patch_size,
             "num_classes": self.num_classes,
         }
-
-
-def supernet_cases(space: SearchSpace, batches: list[int], tasks: list[str]) -> list[Case]:
-    """Smallest and largest subnet, each batch, fp32 and bf16, each task."""
-    return [
-        Case(space, name, batch, dtype, task)
-        for batch in batches
-        for task in tasks
-        for dtype in ("float32", "bfloat16")
-        for name in ("smallest", "largest")
-    ]
 
 
 def make_batch(case: Case, device: str, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -108,21 +108,21 @@ def layer_norm(case: Case, backends: list[str], device: str) -> Operator:
 
 
 def linear(case: Case, backends: list[str], device: str) -> Operator:
-    """fc1 with GELU: sliced F.linear and autograd, ours with the activation inside."""
+    """GELU and fc2: sliced F.linear and autograd, ours with the activation of the input inside."""
     dim, hidden = case.subnet.embed_dim, case.subnet.hidden_dims[0]
     size = case.space.supernet
     inputs = {
-        "x": torch.randn(case.batch, _side(case) ** 2 + 1, dim),
-        "weight": torch.randn(size.hidden_dim, size.embed_dim) * size.embed_dim**-0.5,
-        "bias": torch.randn(size.hidden_dim),
+        "x": torch.randn(case.batch, _side(case) ** 2 + 1, hidden),
+        "weight": torch.randn(size.embed_dim, size.hidden_dim) * size.hidden_dim**-0.5,
+        "bias": torch.randn(size.embed_dim),
     }
 
     def run_naive(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        weight, bias = weight[:hidden, :dim].to(x.dtype), bias[:hidden].to(x.dtype)
-        return F.gelu(F.linear(x, weight, bias).float()).to(x.dtype)
+        weight, bias = weight[:dim, :hidden].to(x.dtype), bias[:dim].to(x.dtype)
+        return F.linear(F.gelu(x.float()).to(x.dtype), weight, bias)
 
     def run_ours(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return kernels.linear(x, weight, bias, out_features=hidden, activation="gelu")
+        return kernels.linear(x, weight, bias, out_features=dim, input_activation="gelu")
 
     return Operator("linear", inputs, {"naive": run_naive, **_ours(backends, run_ours)})
 

@@ -1,6 +1,8 @@
-"""Bar chart of a run: one panel per task and dtype, one group per subnet, one bar per variant.
+"""Bar chart of results: how many times faster ours is than each baseline, case by case.
 
-`python -m benchmarks.plot RESULTS.csv CHART.png` draws the newest run in a file.
+`python -m benchmarks.plot RESULTS.csv CHART.png` draws the newest rows of every case in a file.
+One panel per task and dtype, one group of bars per subnet and batch; a bar is the median of ratios
+taken round by round, its whisker the 20 and 80 % quantiles.
 """
 
 from __future__ import annotations
@@ -18,75 +20,87 @@ COLOURS = {
     "timm": "#8a8a8a",
     "compile-static": "#7a6aa8",
     "compile-dynamic": "#b3a8d6",
-    "growtas-reference-dense": "#9cc3b2",
-    "growtas-reference-accumulate": "#6da38c",
-    "growtas-native-dense": "#3d8568",
-    "growtas-native-accumulate": "#125c41",
-    "growtas-triton-dense": "#3d8568",
-    "growtas-triton-accumulate": "#125c41",
 }
+LABELS = {
+    "naive": "naive (AutoFormer's way)",
+    "smart": "plain PyTorch done well",
+    "timm": "timm, no relative position, no sharing",
+    "compile-static": "torch.compile per block shape",
+    "compile-dynamic": "torch.compile(dynamic=True)",
+}
+# The first of these that was measured stands for growtas.
+OURS = tuple(
+    f"growtas-{backend}-{mode}"
+    for backend in ("triton", "native", "reference")
+    for mode in ("accumulate", "dense")
+)
+
+Group = tuple[str, str, int]  # space, subnet, batch
+
+
+def ratios(found: Sequence[rows.Row], task: str, dtype: str) -> dict[Group, dict[str, rows.Row]]:
+    """For each group of bars, the row "baseline / ours" by baseline."""
+    some = [r for r in found if (r.task, r.dtype, r.metric) == (task, dtype, "wall_time_ratio")]
+    groups: dict[Group, dict[str, rows.Row]] = {}
+    for row in some:
+        groups.setdefault((row.space, row.subnet, row.batch), {})[row.variant] = row
+    chosen = {}
+    for group, by_variant in groups.items():
+        ours = next(name for name in OURS if f"naive / {name}" in by_variant)
+        pairs = {name: by_variant.get(f"{name} / {ours}") for name in COLOURS}
+        chosen[group] = {name: row for name, row in pairs.items() if row is not None}
+    return chosen
 
 
 def chart(found: Sequence[rows.Row], path: Path) -> None:
-    """Write a PNG of the wall times of whole steps. Nothing is written when there are none."""
+    """Write a PNG of the ratios of whole steps. Nothing is written when there are none."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.patches import Patch
 
-    timed = [r for r in found if r.metric == "wall_time" and r.task in TASKS]
-    if not timed:
+    dtypes = sorted({r.dtype for r in found}, reverse=True)
+    panels = [(task, dtype, ratios(found, task, dtype)) for task in TASKS for dtype in dtypes]
+    panels = [panel for panel in panels if panel[2]]
+    if not panels:
         return
-    panels = sorted(
-        {(r.task, r.dtype) for r in timed}, key=lambda p: (TASKS.index(p[0]), p[1] != "float32")
-    )
     columns = min(2, len(panels))
     lines = -(-len(panels) // columns)
     figure, axes = pyplot.subplots(
-        lines, columns, figsize=(6.4 * columns, 3.6 * lines + 0.8), squeeze=False
+        lines, columns, figsize=(6.6 * columns, 3.3 * lines + 0.9), squeeze=False
     )
     for axis in axes.flat[len(panels) :]:
         axis.remove()
-    for axis, (task, dtype) in zip(axes.flat, panels, strict=False):
-        some = [r for r in timed if (r.task, r.dtype) == (task, dtype)]
-        groups = list(dict.fromkeys((r.space, r.subnet, r.batch) for r in some))
-        variants = [name for name in COLOURS if any(r.variant == name for r in some)]
-        width = 0.85 / len(variants)
-        for position, name in enumerate(variants):
-            bars = {(r.space, r.subnet, r.batch): r for r in some if r.variant == name}
-            shown = [(i, bars[group]) for i, group in enumerate(groups) if group in bars]
-            offset = (position - (len(variants) - 1) / 2) * width
-            heights = [1000 * r.median for _, r in shown]
-            spread = [
-                [1000 * (r.median - r.q20) for _, r in shown],
-                [1000 * (r.q80 - r.median) for _, r in shown],
-            ]
-            axis.bar(
-                [i + offset for i, _ in shown],
-                heights,
-                width,
-                yerr=spread,
-                error_kw={"linewidth": 0.8},
-                color=COLOURS[name],
-                label=name,
-            )
-        axis.set_xticks(
-            range(len(groups)), [f"{space}\n{subnet}, batch {b}" for space, subnet, b in groups]
-        )
+    shown: dict[str, None] = {}
+    for axis, (task, dtype, groups) in zip(axes.flat, panels, strict=False):
+        for position, bars in enumerate(groups.values()):
+            width = 0.85 / len(bars)
+            for index, (name, row) in enumerate(bars.items()):
+                shown[name] = None
+                axis.bar(
+                    position + (index - (len(bars) - 1) / 2) * width,
+                    row.median,
+                    width,
+                    yerr=[[row.median - row.q20], [row.q80 - row.median]],
+                    error_kw={"linewidth": 0.8},
+                    color=COLOURS[name],
+                )
+        axis.axhline(1.0, color="#125c41", linewidth=1.2)
+        axis.set_xticks(range(len(groups)), [_label(*group) for group in groups], fontsize=8)
         axis.set_title(f"{task}, {dtype}" + (" autocast" if dtype != "float32" else ""))
-        axis.set_ylabel("ms per step")
+        axis.set_ylabel("time / time of growtas")
         axis.spines[["top", "right"]].set_visible(False)
-    handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=4, frameon=False, fontsize=8)
-    row = timed[0]
-    figure.suptitle(
-        f"{row.hardware}, {row.threads} threads, torch {row.torch}, growtas {row.growtas} "
-        f"({row.commit}), {row.timestamp[:10]}; median, 20 - 80 %",
-        fontsize=9,
-    )
-    figure.tight_layout(rect=(0, 0.08, 1, 1))
+    handles = [Patch(color=COLOURS[name], label=LABELS[name]) for name in COLOURS if name in shown]
+    figure.legend(handles=handles, loc="lower center", ncols=3, frameon=False, fontsize=8)
+    figure.suptitle("\n".join(rows.runs(found)[:3]), fontsize=7)
+    figure.tight_layout(rect=(0, 0.4 / figure.get_figheight(), 1, 1))
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
+
+
+def _label(space: str, subnet: str, batch: int) -> str:
+    return f"{space.removeprefix('autoformer-')}\n{subnet}\nbatch {batch}"
 
 
 def main() -> None:
@@ -94,7 +108,7 @@ def main() -> None:
     parser.add_argument("results", type=Path, help="CSV file of benchmarks.run")
     parser.add_argument("chart", type=Path, help="PNG to write")
     args = parser.parse_args()
-    chart(rows.latest_run(rows.read(args.results)), args.chart)
+    chart(rows.newest(rows.read(args.results)), args.chart)
 
 
 if __name__ == "__main__":

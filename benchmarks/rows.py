@@ -202,7 +202,27 @@ def read(path: Path) -> list[Row]:
         ]
 
 
-def latest_run(rows: Sequence[Row]) -> list[Row]:
-    """The rows of the run that started last."""
-    newest = max(row.timestamp for row in rows)
-    return [row for row in rows if row.timestamp == newest]
+def newest(rows: Sequence[Row]) -> list[Row]:
+    """Of each case (sizes, dtype, task) the rows of the last run that measured it, so that
+    some cases can be measured again without the others."""
+
+    def case(row: Row) -> tuple[object, ...]:
+        return row.device, row.space, row.subnet, row.batch, row.dtype, row.task
+
+    last: dict[tuple[object, ...], str] = {}
+    for row in rows:
+        last[case(row)] = max(row.timestamp, last.get(case(row), ""))
+    return [row for row in rows if row.timestamp == last[case(row)]]
+
+
+def runs(rows: Iterable[Row]) -> list[str]:
+    """One line of facts for each run among the rows, newest first."""
+    lines: dict[str, None] = {}
+    for row in rows:
+        state = f"{row.commit} with local changes" if row.dirty else row.commit
+        lines[
+            f"{row.timestamp}: {row.hardware} ({row.cores} cores, {row.simd}), "
+            f"{row.threads} thread{'s' * (row.threads != 1)}, torch {row.torch}, "
+            f"triton {row.triton}, growtas {row.growtas}, commit {state}"
+        ] = None
+    return sorted(lines, reverse=True)

@@ -1,8 +1,10 @@
 """`python -m benchmarks.run`: measure, store rows, draw the chart and the table of targets.
 
 The default is the CPU set (under ten minutes on two cores). `--quick` is a look of about a minute
-that stores nothing unless `--out` names a folder. `--full` adds batch 64, the compiled baselines
-and more subnets. With `--device cuda` the GPU set runs instead.
+that stores nothing unless `--out` names a folder. `--full` (under forty minutes) adds batch 64, a
+subnet of AutoFormer-S, the compiled baselines and more random subnets. With `--device cuda` the GPU
+set runs instead. `--cases` runs some of the cases again; their new rows take the place of the old
+ones in the chart and the tables.
 """
 
 from __future__ import annotations
@@ -13,40 +15,51 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from pathlib import Path
 
 import torch
 
-from benchmarks import memory, operators, plot, report, rows, switching
-from benchmarks.cases import Case, supernet_cases
+from benchmarks import memory, operators, plot, products, report, rows, switching
+from benchmarks.cases import Case
 from benchmarks.runner import Effort, Rows, run_case
 from benchmarks.variants import VARIANTS, Variant, build, missing
 from growtas.space import SearchSpace
 
-PARTS = ("train", "forward", "switching", "memory", "operators")
+PARTS = ("train", "forward", "switching", "memory", "operators", "products")
+
+
+Workload = tuple[str, str]  # a space and the name of one of its subnets
 
 
 @dataclass(frozen=True)
 class Plan:
     """Everything that a run measures."""
 
-    spaces: tuple[str, ...]
+    workloads: tuple[Workload, ...]
     batches: tuple[int, ...]
     dtypes: tuple[str, ...]
-    subnets: tuple[str, ...]
     variants: tuple[str, ...]
+    compiled_batches: tuple[int, ...]  # batch sizes at which the compiled baselines run too
     switching_variants: tuple[str, ...]
     switching_batch: int
     switching_count: int
+    memory_workloads: tuple[Workload, ...]
+    memory_batches: tuple[int, ...]
     memory_variants: tuple[str, ...]
     memory_dtypes: tuple[str, ...]
     operator_batch: int
+    product_workloads: tuple[Workload, ...]
+    product_batches: tuple[int, ...]
     effort: Effort
     forward_effort: Effort
     operator_effort: Effort
     train_task: str = "train"
 
 
+TINY, TINY_LARGEST = ("autoformer-tiny", "smallest"), ("autoformer-tiny", "largest")
+SMALL, BASE = ("autoformer-small", "smallest"), ("autoformer-base", "smallest")
+COMPILED = ("compile-static", "compile-dynamic")
 OURS_CPU = (
     "growtas-native-accumulate",
     "growtas-native-dense",
@@ -56,60 +69,78 @@ OURS_CPU = (
 OURS_CUDA = tuple(f"growtas-triton-{mode}" for mode in ("dense", "accumulate"))
 
 CPU = Plan(
-    spaces=("autoformer-tiny",),
+    workloads=(TINY, TINY_LARGEST),
     batches=(16,),
     dtypes=("float32", "bfloat16"),
-    subnets=("smallest", "largest"),
     variants=("naive", "smart", "timm", *OURS_CPU[:3]),
+    compiled_batches=(),
     switching_variants=OURS_CPU[:2],
     switching_batch=4,
     switching_count=50,
+    memory_workloads=(TINY,),
+    memory_batches=(16,),
     memory_variants=("naive", "smart", "timm", *OURS_CPU[:3]),
     memory_dtypes=("float32",),
     operator_batch=16,
+    product_workloads=(TINY,),
+    product_batches=(16,),
     effort=Effort(min_rounds=3, max_rounds=15, seconds=20),
     forward_effort=Effort(min_rounds=4, max_rounds=15, seconds=12),
     operator_effort=Effort(min_rounds=5, max_rounds=30, seconds=1.0),
 )
+# Compiling takes minutes on two cores and is done anew for each batch size, dtype and task.
 CPU_FULL = replace(
     CPU,
+    workloads=(TINY, TINY_LARGEST, SMALL),
     batches=(16, 64),
-    variants=("naive", "smart", "timm", "compile-static", "compile-dynamic", *OURS_CPU),
-    switching_variants=("naive", "smart", "compile-static", *OURS_CPU),
-    switching_batch=16,
+    variants=("naive", "timm", *COMPILED, OURS_CPU[0]),
+    compiled_batches=(16,),
+    switching_variants=OURS_CPU[:1],
     switching_count=200,
-    memory_variants=("naive", "smart", "timm", "compile-static", "compile-dynamic", *OURS_CPU),
-    memory_dtypes=("float32", "bfloat16"),
-    effort=Effort(min_rounds=7, max_rounds=30, seconds=60),
-    forward_effort=Effort(min_rounds=10, max_rounds=30, seconds=30),
-    operator_effort=Effort(min_rounds=10, max_rounds=50, seconds=3.0),
+    memory_workloads=(TINY, TINY_LARGEST),
+    memory_batches=(16, 64),
+    memory_variants=("naive", "timm", OURS_CPU[0]),
+    product_workloads=(TINY, SMALL, BASE),
+    product_batches=(16, 64),
+    effort=Effort(min_rounds=3, max_rounds=15, seconds=30),
+    forward_effort=Effort(min_rounds=3, max_rounds=15, seconds=15),
 )
 CPU_QUICK = replace(
     CPU,
     batches=(4,),
-    subnets=("smallest",),
+    workloads=(TINY,),
     variants=("naive", "smart", "timm", *OURS_CPU),
-    switching_variants=("growtas-native-accumulate",),
+    switching_variants=OURS_CPU[:1],
     switching_batch=2,
     switching_count=10,
-    memory_variants=("naive", "growtas-native-accumulate"),
+    memory_batches=(4,),
+    memory_variants=("naive", OURS_CPU[0]),
     operator_batch=4,
+    product_batches=(4,),
     effort=Effort(min_rounds=3, max_rounds=5, seconds=3),
     forward_effort=Effort(min_rounds=3, max_rounds=5, seconds=1),
     operator_effort=Effort(min_rounds=3, max_rounds=10, seconds=0.2),
 )
 CUDA = Plan(
-    spaces=("autoformer-tiny", "autoformer-small", "autoformer-base"),
+    workloads=tuple(
+        (f"autoformer-{size}", name)
+        for size in ("tiny", "small", "base")
+        for name in ("smallest", "largest")
+    ),
     batches=(32, 128),
     dtypes=("bfloat16",),
-    subnets=("smallest", "largest"),
-    variants=("naive", "smart", "timm", "compile-static", "compile-dynamic", *OURS_CUDA),
-    switching_variants=("naive", "compile-static", "compile-dynamic", *OURS_CUDA),
+    variants=("naive", "smart", "timm", *COMPILED, *OURS_CUDA),
+    compiled_batches=(32, 128),
+    switching_variants=("naive", *COMPILED, *OURS_CUDA),
     switching_batch=128,
     switching_count=200,
+    memory_workloads=(TINY,),
+    memory_batches=(32,),
     memory_variants=("naive", "smart", "timm", *OURS_CUDA),
     memory_dtypes=("bfloat16",),
     operator_batch=128,
+    product_workloads=(),
+    product_batches=(),
     effort=Effort(min_rounds=20, max_rounds=100, seconds=10),
     forward_effort=Effort(min_rounds=20, max_rounds=100, seconds=5),
     operator_effort=Effort(min_rounds=20, max_rounds=200, seconds=2.0),
@@ -117,9 +148,8 @@ CUDA = Plan(
 )
 CUDA_QUICK = replace(
     CUDA,
-    spaces=("autoformer-tiny",),
+    workloads=(TINY,),
     batches=(32,),
-    subnets=("smallest",),
     variants=("naive", "smart", "timm", *OURS_CUDA),
     switching_variants=OURS_CUDA,
     switching_count=20,
@@ -143,12 +173,23 @@ def choose_plan(device: str, *, quick: bool, full: bool) -> Plan:
 
 
 class Session:
-    """Runs a plan. Models are built once per space and shared by its cases."""
+    """Runs a plan. Models are built once per space and shared by its cases.
+
+    Args:
+        names: only these variants, then at every batch size; naive runs in any case.
+        patterns: only cases whose label matches one of these shell patterns.
+    """
 
     def __init__(
-        self, plan: Plan, device: str, say: Callable[[str], None], names: Sequence[str] | None
+        self,
+        plan: Plan,
+        device: str,
+        say: Callable[[str], None],
+        names: Sequence[str] | None = None,
+        patterns: Sequence[str] = ("*",),
     ) -> None:
-        self.plan, self.device, self.say, self.names = plan, device, say, names
+        self.plan, self.device, self.say = plan, device, say
+        self.names, self.patterns = names, patterns
         self.where = rows.provenance(device)
         self.unavailable = {
             name: why for name in VARIANTS if (why := missing(name, device)) is not None
@@ -161,47 +202,65 @@ class Session:
         chosen = [n for n in names if self.names is None or n in self.names or n == "naive"]
         return [name for name in chosen if name not in self.unavailable]
 
-    def _cases(self, space: SearchSpace, task: str) -> list[Case]:
-        found = supernet_cases(space, list(self.plan.batches), [task])
-        return [
-            c for c in found if c.dtype in self.plan.dtypes and c.subnet_name in self.plan.subnets
-        ]
+    def cases(
+        self,
+        task: str,
+        workloads: Sequence[Workload],
+        batches: Sequence[int],
+        dtypes: Sequence[str] | None = None,
+    ) -> list[Case]:
+        """Every combination that the patterns let through, in the order of the workloads."""
+        found = (
+            Case(SearchSpace.preset(space), subnet, batch, dtype, task)
+            for space, subnet in workloads
+            for batch in batches
+            for dtype in (self.plan.dtypes if dtypes is None else dtypes)
+        )
+        return [c for c in found if any(fnmatch(c.label, p) for p in self.patterns)]
+
+    def _variants_at(self, batch: int) -> list[str]:
+        found = self._runnable(self.plan.variants if self.names is None else self.names)
+        found = list(dict.fromkeys(["naive", *found]))
+        if self.names is None and batch not in self.plan.compiled_batches:
+            found = [name for name in found if name not in COMPILED]
+        return found
 
     def steps(self, task: str) -> list[rows.Row]:
-        """Training or forward of every space, batch, dtype and subnet."""
+        """Training or forward of every workload, batch and dtype."""
         made = []
         effort = self.plan.forward_effort if task == "forward" else self.plan.effort
-        for name in self.plan.spaces:
-            cases = self._cases(SearchSpace.preset(name), task)
-            variants = self._build(self.plan.variants, cases[0])
-            for case in cases:
+        cases = self.cases(task, self.plan.workloads, self.plan.batches)
+        for space in dict.fromkeys(case.space.name for case in cases):
+            built: dict[str, Variant] = {}
+            for case in (c for c in cases if c.space.name == space):
+                for name in self._variants_at(case.batch):
+                    built.setdefault(name, build(name, case, self.device))
+                variants = {name: built[name] for name in self._variants_at(case.batch)}
                 found = run_case(variants, case, self.where, effort, self.device)
                 made += found
-                self.say(f"{task} {case.dtype} batch {case.batch} {case.subnet_name} of {name}")
+                self.say(case.label)
                 for row in found:
                     if row.metric == "wall_time":
                         self.say(f"    {row.variant:32s} {row.median * 1000:9.2f} ms")
         return made
 
-    def _build(self, names: Sequence[str], case: Case) -> dict[str, Variant]:
-        return {name: build(name, case, self.device) for name in self._runnable(names)}
-
     def switching(self) -> list[rows.Row]:
         plan = self.plan
-        space = SearchSpace.preset(plan.spaces[0])
         made = []
-        for dtype in plan.dtypes[:1]:
-            case = Case(
-                space, f"random{plan.switching_count}", plan.switching_batch, dtype, "train"
-            )
-            variants = self._build(plan.switching_variants, replace(case, subnet_name="smallest"))
+        workloads = [(plan.workloads[0][0], f"random{plan.switching_count}")]
+        for case in self.cases("switching", workloads, [plan.switching_batch], plan.dtypes[:1]):
+            sized = replace(case, subnet_name="smallest")
+            variants = {
+                name: build(name, sized, self.device)
+                for name in self._runnable(plan.switching_variants)
+            }
             found = switching.run_switching(
                 variants, case, self.where, plan.switching_count, self.device
             )
             made += found
             for row in found:
                 if row.metric == "random_over_fixed":
-                    self.say(f"switching {dtype} {row.variant}: {row.median:.3f}")
+                    self.say(f"{case.label} {row.variant}: {row.median:.3f}")
         return made
 
     def memory(self) -> list[rows.Row]:
@@ -210,18 +269,17 @@ class Session:
             self.say("left out: memory (needs Linux's /proc/self/clear_refs)")
             return []
         made: list[rows.Row] = []
-        for dtype in plan.memory_dtypes:
-            case = Case(
-                SearchSpace.preset(plan.spaces[0]), "smallest", plan.batches[0], dtype, "train"
-            )
-            table = Rows.of_case(self.where, case, self.device, task="memory")
+        for case in self.cases(
+            "memory", plan.memory_workloads, plan.memory_batches, plan.memory_dtypes
+        ):
+            table = Rows.of_case(self.where, case, self.device)
             used = {
                 name: memory.extra_memory(name, case, self.device)
                 for name in self._runnable(plan.memory_variants)
             }
             for name, size in used.items():
                 table.add(name, "extra_memory", "B", [size])
-                self.say(f"memory {dtype} {name}: {size / 1e6:.0f} MB")
+                self.say(f"{case.label} {name}: {size / 1e6:.0f} MB")
                 if name.startswith("growtas"):
                     ratio = [size / used["naive"]]
                     table.add(f"{name} / naive", "extra_memory_ratio", "1", ratio)
@@ -232,15 +290,23 @@ class Session:
         plan = self.plan
         backends = sorted({n.split("-")[1] for n in self._runnable(VARIANTS) if "growtas" in n})
         made = []
-        for subnet in plan.subnets:
-            for dtype in plan.dtypes:
-                space = SearchSpace.preset(plan.spaces[0])
-                case = Case(space, subnet, plan.operator_batch, dtype, "forward")
-                for name in operators.OPERATORS:
-                    made += operators.run_operator(
-                        name, case, backends, self.where, plan.operator_effort, self.device
-                    )
-                self.say(f"operators {dtype} {subnet}: done")
+        for case in self.cases("operators", plan.workloads, [plan.operator_batch]):
+            for name in operators.OPERATORS:
+                made += operators.run_operator(
+                    name, case, backends, self.where, plan.operator_effort, self.device
+                )
+            self.say(f"{case.label}: done")
+        return made
+
+    def products(self) -> list[rows.Row]:
+        """Rates of the native products against PyTorch's libraries; CPU only."""
+        plan = self.plan
+        made: list[rows.Row] = []
+        if products.OURS + "-dense" in self.unavailable:
+            return made
+        for case in self.cases("products", plan.product_workloads, plan.product_batches):
+            made += products.run_products(case, self.where, plan.operator_effort)
+            self.say(f"{case.label}: done")
         return made
 
     def run(self, parts: Sequence[str], store: Callable[[list[rows.Row]], None]) -> None:
@@ -251,6 +317,7 @@ class Session:
             "switching": self.switching,
             "memory": self.memory,
             "operators": self.operators,
+            "products": self.products,
         }
         for part in parts:
             start = time.perf_counter()
@@ -266,11 +333,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     effort = parser.add_mutually_exclusive_group()
     effort.add_argument("--quick", action="store_true", help="about a minute; small cases")
-    effort.add_argument("--full", action="store_true", help="batch 64 too, more subnets; an hour")
+    effort.add_argument("--full", action="store_true", help="all cases; under forty minutes")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument(
         "--variants", nargs="+", choices=list(VARIANTS), help="only these (naive always runs)"
+    )
+    parser.add_argument(
+        "--cases",
+        nargs="+",
+        default=["*"],
+        metavar="PATTERN",
+        help="only space/subnet/batch/dtype/part that match, as in '*tiny/smallest/16/*'",
     )
     parser.add_argument("--threads", type=int, help="default: PyTorch's")
     parser.add_argument("--out", type=Path, help="folder; default benchmarks/results, not --quick")
@@ -285,17 +359,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     def say(text: str) -> None:
         print(f"[{time.perf_counter() - start:6.1f} s] {text}", flush=True)
 
+    path = out / f"{rows.result_name(args.device)}.csv" if out is not None else None
     found: list[rows.Row] = []
+
+    def store(made: list[rows.Row]) -> None:
+        found.extend(made)
+        if path is not None:
+            rows.append(path, made)
+
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:
         # An empty compile cache, so that the stored warm-up times mean the same in every run.
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
-        Session(plan, args.device, say, args.variants).run(args.parts, found.extend)
+        Session(plan, args.device, say, args.variants, args.cases).run(args.parts, store)
+    if not found:
+        parser.error(f"no case of these parts matches {' '.join(args.cases)}")
     print("\n" + report.table(found))
-    if out is not None:
-        path = out / f"{rows.result_name(args.device)}.csv"
-        rows.append(path, found)
-        plot.chart(found, path.with_suffix(".png"))
-        path.with_suffix(".md").write_text(report.page(found))
+    if path is not None:
+        newest = rows.newest(rows.read(path))
+        plot.chart(newest, path.with_suffix(".png"))
+        path.with_suffix(".md").write_text(report.page(newest))
         say(f"{len(found)} rows appended to {path}")
 
 

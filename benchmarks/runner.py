@@ -173,27 +173,27 @@ def relative_error(got: dict[str, Tensor], expected: dict[str, Tensor]) -> float
     return (error / size) ** 0.5
 
 
-def errors(
-    variant: Variant,
-    case: Case,
-    batch: tuple[Tensor, Tensor],
-    reference: dict[str, dict[str, Tensor]],
-) -> dict[str, float]:
-    """Relative errors of the logits and, for training, of the whole gradient."""
-    found = results(variant, case, batch)
-    return {name: relative_error(found[name], reference[name]) for name in reference}
+Tensors = dict[str, Tensor]
 
 
 def results(
     variant: Variant, case: Case, batch: tuple[Tensor, Tensor]
-) -> dict[str, dict[str, Tensor]]:
-    """{"logit_error": logits, "gradient_error": gradients}: what a case's task computes."""
+) -> tuple[dict[str, Tensors], float]:
+    """({"logit_error": logits, "gradient_error": gradients}, seconds): what a case's task computes,
+    and how long it took."""
     images, labels = batch
+    device = images.device.type
+    found: list[Tensor] = []
     if case.task == "forward":
-        return {"logit_error": {"": variant.forward_step(case, images, case.subnet)}}
-    logits = variant.train_step(case, images, labels, case.subnet)
+        time = measure_once(
+            lambda: found.append(variant.forward_step(case, images, case.subnet)), device
+        )
+        return {"logit_error": {"": found[0]}}, time["wall_time"]
+    time = measure_once(
+        lambda: found.append(variant.train_step(case, images, labels, case.subnet)), device
+    )
     gradients = {name: grad.clone() for name, grad in variant.gradients().items()}
-    return {"logit_error": {"": logits}, "gradient_error": gradients}
+    return {"logit_error": {"": found[0]}, "gradient_error": gradients}, time["wall_time"]
 
 
 # In float32 summation order only. In bfloat16 the errors against the float32 naive supernet may
@@ -205,28 +205,38 @@ BFLOAT16_FACTOR = 2.0
 def check(
     variants: Mapping[str, Variant], case: Case, batch: tuple[Tensor, Tensor]
 ) -> dict[str, dict[str, float]]:
-    """Compare every variant with the naive supernet in float32 on the tensors to be timed.
+    """Call every variant once, and compare it with the naive supernet in float32 on the tensors to
+    be timed.
 
     Returns:
-        errors by variant and name ("logit_error", "gradient_error").
+        by variant: "warmup_time" in s, compilation included, and the relative errors "logit_error"
+        and, for training, "gradient_error"; no errors where the function is another.
 
     Raises:
         WrongResult: an error is over its budget, or not finite.
     """
-    naive = variants["naive"]
-    reference = results(naive, replace(case, dtype="float32"), batch)
+    reference, _ = results(variants["naive"], replace(case, dtype="float32"), batch)
+
+    def call(variant: Variant) -> tuple[dict[str, float], dict[str, float]]:
+        computed, seconds = results(variant, case, batch)
+        errors = {name: relative_error(computed[name], reference[name]) for name in reference}
+        return errors, {"warmup_time": seconds}
+
+    allowed, time = call(variants["naive"])
     budget = dict.fromkeys(reference, FLOAT32_TOLERANCE)
     if case.dtype != "float32":
-        budget = {
-            name: BFLOAT16_FACTOR * error + FLOAT32_TOLERANCE
-            for name, error in errors(naive, case, batch, reference).items()
-        }
-    found = {}
+        for what, error in allowed.items():
+            budget[what] += BFLOAT16_FACTOR * error
+    found = {"naive": time | allowed}
     for name, variant in variants.items():
-        if not variant.same_function:
+        if name == "naive":
             continue
-        found[name] = errors(variant, case, batch, reference)
-        for what, error in found[name].items():
+        if not variant.same_function:
+            found[name] = {"warmup_time": results(variant, case, batch)[1]}
+            continue
+        errors, time = call(variant)
+        found[name] = time | errors
+        for what, error in errors.items():
             if not error <= budget[what]:
                 raise WrongResult(
                     f"{name}: {what} {error:.3g} exceeds {budget[what]:.3g} "
@@ -273,11 +283,11 @@ def run_case(
     batch = make_batch(case, device)
     rows = Rows.of_case(where, case, device)
     steps = {name: step_of(variant, case, batch) for name, variant in variants.items()}
-    for name, seconds in warm_up(steps, device).items():
-        rows.add(name, "warmup_time", "s", [seconds])
     for name, found in check(variants, case, batch).items():
-        for what, error in found.items():
-            rows.add(name, what, "1", [error])
+        for what, value in found.items():
+            rows.add(name, what, "s" if what == "warmup_time" else "1", [value])
+    if case.task == "train_adamw":
+        warm_up(steps, device)  # the optimizer's state, which the check does not need
     rows.add_timings(interleave(steps, effort, device), BASELINES)
     for variant in variants.values():
         variant.model.zero_grad()

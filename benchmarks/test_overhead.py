@@ -58,7 +58,7 @@ def layer_norm_call() -> tuple[Callable[..., Tensor], list[Tensor]]:
 
 def linear_call() -> tuple[Callable[..., Tensor], list[Tensor]]:
     def call(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return kernels.linear(x, weight, bias, out_features=WIDTH, activation="gelu")
+        return kernels.linear(x, weight, bias, out_features=WIDTH, input_activation="gelu")
 
     return call, [leaf(1, TOKENS, WIDTH), leaf(2 * WIDTH, 2 * WIDTH), leaf(2 * WIDTH)]
 

@@ -12,7 +12,7 @@ import torch
 from benchmarks import memory, plot, report, rows, switching
 from benchmarks.cases import Case, make_batch
 from benchmarks.operators import OPERATORS, run_operator
-from benchmarks.run import CPU, choose_plan
+from benchmarks.run import CPU, CPU_FULL, Session, choose_plan
 from benchmarks.runner import (
     Effort,
     Rows,
@@ -57,8 +57,8 @@ def test_all_variants_compute_the_same(subnet: str, task: str, dtype: str) -> No
     case = replace(CASE, subnet_name=subnet, task=task, dtype=dtype)
     found = check(variants(case), case, make_batch(case, "cpu"))
     assert {"naive", "smart", "growtas-reference-dense"} <= found.keys()
-    assert "timm" not in found
-    expected = {"logit_error"} if task == "forward" else {"logit_error", "gradient_error"}
+    assert found.pop("timm").keys() == {"warmup_time"}
+    expected = {"warmup_time", "logit_error"} | ({"gradient_error"} if task == "train" else set())
     assert all(errors.keys() == expected for errors in found.values())
 
 
@@ -129,7 +129,7 @@ def test_rows_of_a_case(tmp_path: Path) -> None:
     rows.append(path, found)
     stored = rows.read(path)
     assert len(stored) == 2 * len(found)
-    newest = rows.latest_run(stored)
+    newest = rows.newest(stored)
     assert [(r.variant, r.metric, r.dirty) for r in newest] == [
         (r.variant, r.metric, r.dirty) for r in found
     ]
@@ -166,6 +166,46 @@ def test_report_judges_rows(value: float, expected: str) -> None:
     (line,) = report.table(made.rows).splitlines()[2:]
     assert "0.80" in line
     assert line.endswith("| must |")
+
+
+def test_a_case_measured_again_replaces_its_rows_only(tmp_path: Path) -> None:
+    def measured(timestamp: str, batch: int, *variants: str) -> list[rows.Row]:
+        where = replace(rows.provenance("cpu"), timestamp=timestamp)
+        made = Rows.of_case(where, replace(CASE, batch=batch), "cpu")
+        for name in variants:
+            made.add(name, "wall_time", "s", [1.0])
+        return made.rows
+
+    first, second = "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"
+    old = measured(first, 1, "naive", "timm") + measured(first, 2, "naive", "timm")
+    found = rows.newest(old + measured(second, 2, "naive"))
+    assert [(r.timestamp, r.batch, r.variant) for r in found] == [
+        (first, 1, "naive"),
+        (first, 1, "timm"),
+        (second, 2, "naive"),
+    ]
+    assert [line[:20] for line in rows.runs(found)] == [second, first]
+
+
+def test_the_chart_shows_one_ratio_for_each_baseline() -> None:
+    made = Rows.of_case(rows.provenance("cpu"), CASE, "cpu")
+    for ours in ("growtas-native-dense", "growtas-native-accumulate"):
+        for baseline in ("naive", "timm"):
+            made.add(f"{baseline} / {ours}", "wall_time_ratio", "1", [2.0])
+    ((group, bars),) = plot.ratios(made.rows, "train", "float32").items()
+    assert group == (SPACE.name, "smallest", 2)
+    assert {name: row.variant for name, row in bars.items()} == {
+        "naive": "naive / growtas-native-accumulate",
+        "timm": "timm / growtas-native-accumulate",
+    }
+
+
+def test_compile_times_are_reported() -> None:
+    assert report.compile_times([]) == ""
+    made = Rows.of_case(rows.provenance("cpu"), CASE, "cpu")
+    for seconds in (30.0, 12.0):
+        made.add("compile-static", "warmup_time", "s", [seconds])
+    assert "| compile-static | 2 | 42 | 30 |" in report.compile_times(made.rows)
 
 
 def test_no_row_no_claim() -> None:
@@ -217,6 +257,18 @@ def test_memory_counts_the_relative_tables() -> None:
     case = Case(space, "smallest", 1, "float32", "train", num_classes=10)
     tables = 12 * 2 * 197 * 197 * 64 * 4
     assert tables < memory.extra_memory("naive", case, "cpu") < 2 * tables
+
+
+def test_cases_are_chosen_by_pattern() -> None:
+    patterns = ["*tiny/largest/16/float32/*", "*/random200/*"]
+    session = Session(CPU_FULL, "cpu", lambda text: None, patterns=patterns)
+    cases = session.cases("train", CPU_FULL.workloads, CPU_FULL.batches)
+    assert [case.label for case in cases] == ["autoformer-tiny/largest/16/float32/train"]
+    workloads = [("autoformer-tiny", "random200")]
+    assert len(session.cases("switching", workloads, [4], ["float32"])) == 1
+    everything = Session(CPU_FULL, "cpu", lambda text: None)
+    found = everything.cases("train", CPU_FULL.workloads, CPU_FULL.batches)
+    assert len({case.label for case in found}) == 12
 
 
 def test_plans() -> None:
