@@ -6,7 +6,11 @@ dynamic sizes and one module serves any number of threads or passes.
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -181,6 +185,31 @@ class MLP(nn.Module):
         )  # fmt: skip
 
 
+def computed_again(y: Tensor, again: Callable[[], Tensor]) -> contextlib.AbstractContextManager:
+    """Within the context, operators that save ``y`` for their backward pass save ``again`` instead,
+    which is called then: a LayerNorm's output costs less to compute than to keep.
+
+    ``again`` must return the bits of ``y``. torch.compile decides such things by itself, and
+    tensors without memory are left alone.
+    """
+    plain = type(y) is Tensor and not y.is_meta
+    if not y.requires_grad or not plain or torch.compiler.is_compiling():
+        return contextlib.nullcontext()
+    place, device, dtype = y.data_ptr(), y.device.type, y.dtype
+
+    def pack(saved: Tensor) -> Any:
+        return again if saved.data_ptr() == place else saved
+
+    def unpack(packed: Any) -> Tensor:
+        if packed is not again:
+            return packed
+        low = dtype in (torch.bfloat16, torch.float16)  # as under autocast
+        with torch.no_grad(), torch.autocast(device, dtype if low else None, enabled=low):
+            return again()
+
+    return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
+
+
 class Block(nn.Module):
     """Pre-norm transformer block; drop path drops a branch per sample (stochastic depth)."""
 
@@ -216,15 +245,17 @@ class Block(nn.Module):
     ) -> Tensor:
         embed_dim = x.shape[-1]
         y = self.norm1(x, gradients=gradients)
-        x = self.attn(
-            y, num_heads, grid, embed_dim=embed_dim, residual=x, sample_scale=self._survival(x),
-            gradients=gradients,
-        )  # fmt: skip
+        with computed_again(y, partial(self.norm1, x)):
+            x = self.attn(
+                y, num_heads, grid, embed_dim=embed_dim, residual=x,
+                sample_scale=self._survival(x), gradients=gradients,
+            )  # fmt: skip
         y = self.norm2(x, gradients=gradients)
-        return self.mlp(
-            y, hidden_dim, embed_dim=embed_dim, residual=x, sample_scale=self._survival(x),
-            gradients=gradients,
-        )  # fmt: skip
+        with computed_again(y, partial(self.norm2, x)):
+            return self.mlp(
+                y, hidden_dim, embed_dim=embed_dim, residual=x, sample_scale=self._survival(x),
+                gradients=gradients,
+            )  # fmt: skip
 
     def _survival(self, x: Tensor) -> Tensor | None:
         """Per sample: 1 / (1 - drop_path) with probability 1 - drop_path, else 0; None where no

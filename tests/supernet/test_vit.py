@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import weakref
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch import nn
 import growtas
 from growtas import kernels
 from growtas.kernels import native_library
+from growtas.supernet import layers
 
 from .conftest import SPACE, build
 
@@ -266,3 +269,32 @@ def test_works_inside_another_module_and_in_half_precision(model, images, subnet
     logits = wrapped(images.bfloat16(), subnets[0])
     want = model(images, subnets[0])
     assert (logits.float() - want).abs().max() < 0.05 * want.abs().max()
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_outputs_of_layer_norms_are_not_kept_but_computed_again_to_the_bit(autocast, monkeypatch):
+    """The same logits and gradients as when they are kept."""
+    model = build()
+    images = torch.randn(9, model.config["in_chans"], *model.image_size)
+    outputs: list[weakref.ref] = []
+    for block in model.blocks:
+        block.norm2.register_forward_hook(lambda _m, _i, y: outputs.append(weakref.ref(y)))
+
+    def run():
+        model.zero_grad()
+        outputs.clear()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            logits = model(images, SPACE.largest())
+        kept = sum(output() is not None for output in outputs)
+        logits.float().square().sum().backward()
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        return logits.detach(), grads, kept
+
+    logits, gradients, kept = run()
+    assert kept == 0
+    monkeypatch.setattr(layers, "computed_again", lambda y, again: contextlib.nullcontext())
+    plain_logits, plain_gradients, kept = run()
+    assert kept == SPACE.largest().depth
+    assert torch.equal(logits, plain_logits)
+    for found, wanted in zip(gradients, plain_gradients, strict=True):
+        assert torch.equal(found, wanted)
