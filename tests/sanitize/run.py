@@ -107,7 +107,9 @@ def run_tests(library: Path, level: str, file: str) -> bool:
         f"assert growtas.__file__.startswith({str(library)!r}), growtas.__file__; "
         "sys.exit(pytest.main(sys.argv[1:]))"
     )
-    done = python(library, level, "-c", code, "-x", "-k", "not reference", str(TESTS / file))
+    # The sanitizers write to the process's own stderr, which pytest would swallow.
+    options = ("--capture=sys", "-x", "-k", "not reference")
+    done = python(library, level, "-c", code, *options, str(TESTS / file))
     lines = done.stdout.strip().splitlines() or ["nothing was printed"]
     passed = done.returncode == 0
     text = lines[-1] if passed else done.stdout + done.stderr
