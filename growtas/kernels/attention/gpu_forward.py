@@ -1,0 +1,115 @@
+"""The attention forward: a query tile against all keys, softmax on the way (FlashAttention 2)."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from growtas.kernels.attention.gpu_common import (
+    load_sums_by_row,
+    load_tables,
+    one_hot_tile,
+    query_place,
+    terms_by_slot,
+)
+
+
+@triton.jit
+def attention_forward_kernel(
+    qkv,  # [B, N, 3, h, d] by strides
+    tables,  # [4, TABLE_ROWS, d] contiguous; not read without RELATIVE
+    out,  # [B, N, h, d] by strides
+    lse,  # [B, h, N] contiguous, float32: natural log-sum-exp of the logits
+    scratch,  # [B, h, N, SLOTS] float32, written with RELATIVE
+    extents,  # int32: heads of this subnet; read with DEVICE_EXTENTS
+    qkv_stride_b,
+    qkv_stride_n,
+    qkv_stride_part,
+    out_stride_b,
+    out_stride_n,
+    heads,
+    tokens,
+    scale,
+    GRID_H: tl.constexpr,
+    GRID_W: tl.constexpr,
+    CLS: tl.constexpr,
+    TABLE_ROWS: tl.constexpr,
+    ROWS: tl.constexpr,
+    SLOTS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    HEAD_PAD: tl.constexpr,
+    RELATIVE: tl.constexpr,
+    DEVICE_EXTENTS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    # Programs of one head follow each other: its keys and values stay in the L2 cache.
+    tiles = tl.cdiv(tokens, BLOCK_M)
+    head = (tl.program_id(0) // tiles) % heads
+    batch = (tl.program_id(0) // tiles // heads).to(tl.int64)
+    if DEVICE_EXTENTS:
+        if head >= tl.load(extents):
+            return
+    dtype: tl.constexpr = qkv.dtype.element_ty
+    i = (tl.program_id(0) % tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
+    d = tl.arange(0, HEAD_PAD)
+    in_head = d < HEAD_DIM
+    base = qkv + batch * qkv_stride_b + head * HEAD_DIM
+    q = tl.load(
+        base + i[:, None] * qkv_stride_n + d[None, :],
+        (i < tokens)[:, None] & in_head[None, :],
+        0.0,
+    )
+    scale2 = scale * 1.4426950408889634  # exponentials to base 2
+    if RELATIVE:
+        y, x, token = query_place(i, GRID_W, CLS)
+        keys = load_tables(tables, TABLE_ROWS, ROWS, HEAD_DIM, HEAD_PAD, dtype)
+        products = tl.dot(q, tl.trans(keys), input_precision=PRECISION)
+        terms = terms_by_slot(products, y, x, token, GRID_H, GRID_W, TABLE_ROWS, SLOTS).to(dtype)
+        sums = tl.zeros([BLOCK_M, SLOTS], tl.float32)
+
+    highest = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, HEAD_PAD], tl.float32)
+    for start in range(0, tokens, BLOCK_N):
+        j = start + tl.arange(0, BLOCK_N)
+        in_row = (j < tokens)[:, None] & in_head[None, :]
+        at = j[:, None] * qkv_stride_n + d[None, :]
+        k = tl.load(base + qkv_stride_part + at, in_row, 0.0)
+        v = tl.load(base + 2 * qkv_stride_part + at, in_row, 0.0)
+        s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        if RELATIVE:
+            slots = one_hot_tile(j, GRID_H, GRID_W, CLS, SLOTS, dtype)
+            s = tl.dot(terms, tl.trans(slots), s, input_precision=PRECISION)
+        s = tl.where((j < tokens)[None, :], s * scale2, float("-inf"))
+        new = tl.maximum(highest, tl.max(s, 1))
+        shrink = tl.exp2(highest - new)
+        p = tl.exp2(s - new[:, None])
+        total = total * shrink + tl.sum(p, 1)
+        acc = acc * shrink[:, None]
+        p = p.to(dtype)
+        acc = tl.dot(p, v, acc, input_precision=PRECISION)
+        if RELATIVE:
+            sums = tl.dot(p, slots, sums * shrink[:, None], input_precision=PRECISION)
+        highest = new
+    if RELATIVE:
+        values = load_tables(
+            tables + 2 * TABLE_ROWS * HEAD_DIM, TABLE_ROWS, ROWS, HEAD_DIM, HEAD_PAD, dtype
+        )
+        mine = scratch + (batch * heads + head) * tokens * SLOTS
+        slot = tl.arange(0, SLOTS)
+        tl.store(mine + i[:, None] * SLOTS + slot[None, :], sums, (i < tokens)[:, None])
+        tl.debug_barrier()  # other threads of this program read what was just written
+        by_row = load_sums_by_row(
+            mine, i, i < tokens, GRID_H, GRID_W, CLS, TABLE_ROWS, ROWS, SLOTS
+        )
+        acc = tl.dot(by_row.to(dtype), values, acc, input_precision=PRECISION)
+    acc = acc / total[:, None]
+    tl.store(
+        out + batch * out_stride_b + head * HEAD_DIM + i[:, None] * out_stride_n + d[None, :],
+        acc.to(dtype),
+        (i < tokens)[:, None] & in_head[None, :],
+    )
+    lse_row = (batch * heads + head) * tokens
+    tl.store(lse + lse_row + i, (highest + tl.log2(total)) * 0.6931471805599453, i < tokens)

@@ -1,0 +1,73 @@
+"""How Triton kernels are cut and compiled: one table per architecture, and what a build is.
+
+`python -m benchmarks.tune` writes rows of these tables; `python -m growtas.kernels.precompile`
+compiles every one of them. Nothing is tuned while a program runs: sums in another order would
+give other bits.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from growtas.kernels.triton_support import interpreted
+
+
+class Config(NamedTuple):
+    """Tile sizes (which, is the kernel's affair), warps per program and pipeline stages."""
+
+    blocks: tuple[int, ...]
+    warps: int
+    stages: int
+
+
+class Build(NamedTuple):
+    """One compilation of a kernel; every operator's ``gpu`` module lists its own in ``builds``.
+
+    ``builds(architecture: int) -> Iterator[Build]`` yields what the launchers ask Triton for with
+    the rows of ``TABLES[architecture]``, the most used first: a quick run compiles the first build
+    of every kernel.
+
+    Attributes:
+        label: what distinguishes it from other builds of the kernel, for people.
+        kernel: the ``triton.jit`` function.
+        types: Triton types of the arguments that are no constants; ``:16`` at the end says that
+            the pointer or integer is a multiple of 16 (``"*bf16:16"``, ``"i32"``).
+        constants: values of all ``tl.constexpr`` arguments.
+        config: of which warps and stages count; the blocks are among the constants.
+    """
+
+    label: str
+    kernel: Any
+    types: dict[str, str]
+    constants: dict[str, Any]
+    config: Config
+
+
+# Kernel, bits per stored value, sizes (which, is the kernel's affair).
+Key = tuple[str, int, tuple[int, ...]]
+
+TABLES: dict[int, dict[Key, Config]] = {80: {}, 90: {}}
+
+
+def architecture(device: torch.device) -> int:
+    """The table for a device: 90 from compute capability 9 on, else 80; 80 in the interpreter."""
+    if interpreted():
+        return 80
+    return 90 if torch.cuda.get_device_capability(device)[0] >= 9 else 80
+
+
+def choose(architecture: int, kernel: str, dtype: torch.dtype, sizes: tuple[int, ...]) -> Config:
+    """The first row of the kernel, for this width of dtype, whose sizes all suffice.
+
+    Raises:
+        ValueError: no row is large enough.
+    """
+    bits = torch.finfo(dtype).bits
+    for (name, row_bits, row_sizes), config in TABLES[architecture].items():
+        if (name, row_bits) == (kernel, bits) and all(
+            size <= row for size, row in zip(sizes, row_sizes, strict=True)
+        ):
+            return config
+    raise ValueError(f"{kernel} has no configuration for {dtype} and sizes {sizes}")
