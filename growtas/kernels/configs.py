@@ -48,7 +48,70 @@ class Build(NamedTuple):
 # Kernel, bits per stored value, sizes (which, is the kernel's affair).
 Key = tuple[str, int, tuple[int, ...]]
 
-TABLES: dict[int, dict[Key, Config]] = {80: {}, 90: {}}
+ANY = 2**31  # a size without a limit
+
+TABLES: dict[int, dict[Key, Config]] = {
+    80: {
+        ("adamw_kernel", 32, ()): Config((8, 256), 4, 1),
+        ("layer_norm_kernel", 32, (256,)): Config((16,), 4, 1),
+        ("layer_norm_kernel", 32, (512,)): Config((8,), 4, 1),
+        ("layer_norm_kernel", 32, (1024,)): Config((4,), 4, 1),
+        ("layer_norm_kernel", 32, (2048,)): Config((2,), 4, 1),
+        ("layer_norm_kernel", 32, (16384,)): Config((1,), 8, 1),
+        ("attention_forward_kernel", 16, (64, 64, 64)): Config((32, 64, 64), 4, 2),
+        ("attention_forward_kernel", 16, (128, 256, 256)): Config((32, 32, 64), 4, 2),
+        ("attention_forward_kernel", 32, (128, 256, 256)): Config((16, 16, 64), 8, 1),
+        ("attention_query_gradient_kernel", 16, (64, 64, 64)): Config((64, 32, 64), 8, 2),
+        ("attention_query_gradient_kernel", 16, (128, 256, 256)): Config((32, 32, 64), 4, 2),
+        ("attention_query_gradient_kernel", 32, (128, 256, 256)): Config((16, 16, 64), 8, 1),
+        ("attention_key_gradient_kernel", 16, (64, 64, 64)): Config((64, 64), 8, 2),
+        ("attention_key_gradient_kernel", 16, (128, 256, 256)): Config((32, 32), 4, 2),
+        ("attention_key_gradient_kernel", 32, (128, 256, 256)): Config((16, 16), 8, 1),
+        ("attention_table_partial_kernel", 16, (128, 256, 256)): Config((64, 64), 4, 2),
+        ("attention_table_partial_kernel", 32, (128, 256, 256)): Config((32, 64), 4, 1),
+        ("attention_table_gradient_kernel", 16, (128, 256, 256)): Config((32,), 4, 1),
+        ("attention_table_gradient_kernel", 32, (128, 256, 256)): Config((32,), 4, 1),
+        ("linear_forward_kernel", 16, (512, ANY)): Config((32, 64, 64), 4, 3),
+        ("linear_forward_kernel", 16, (ANY, ANY)): Config((128, 128, 32), 8, 3),
+        ("linear_forward_kernel", 32, (ANY, ANY)): Config((64, 64, 16), 8, 2),
+        ("linear_input_gradient_kernel", 16, (512, ANY)): Config((32, 64, 64), 4, 3),
+        ("linear_input_gradient_kernel", 16, (ANY, ANY)): Config((128, 128, 32), 8, 3),
+        ("linear_input_gradient_kernel", 32, (ANY, ANY)): Config((64, 64, 16), 8, 2),
+        ("linear_weight_gradient_kernel", 16, (ANY, ANY)): Config((128, 128, 32), 8, 3),
+        ("linear_weight_gradient_kernel", 32, (ANY, ANY)): Config((64, 64, 16), 8, 2),
+        ("linear_fold_kernel", 32, ()): Config((16, 128), 4, 1),
+    },
+    90: {
+        ("adamw_kernel", 32, ()): Config((8, 256), 4, 1),
+        ("layer_norm_kernel", 32, (256,)): Config((16,), 4, 1),
+        ("layer_norm_kernel", 32, (512,)): Config((8,), 4, 1),
+        ("layer_norm_kernel", 32, (1024,)): Config((4,), 4, 1),
+        ("layer_norm_kernel", 32, (2048,)): Config((2,), 4, 1),
+        ("layer_norm_kernel", 32, (16384,)): Config((1,), 8, 1),
+        ("attention_forward_kernel", 16, (64, 64, 64)): Config((64, 64, 64), 4, 2),
+        ("attention_forward_kernel", 16, (128, 256, 256)): Config((64, 32, 64), 4, 2),
+        ("attention_forward_kernel", 32, (128, 256, 256)): Config((16, 16, 64), 8, 1),
+        ("attention_query_gradient_kernel", 16, (64, 64, 64)): Config((64, 64, 64), 4, 2),
+        ("attention_query_gradient_kernel", 16, (128, 256, 256)): Config((64, 32, 64), 4, 2),
+        ("attention_query_gradient_kernel", 32, (128, 256, 256)): Config((16, 16, 64), 8, 1),
+        ("attention_key_gradient_kernel", 16, (64, 64, 64)): Config((64, 64), 4, 2),
+        ("attention_key_gradient_kernel", 16, (128, 256, 256)): Config((32, 64), 4, 2),
+        ("attention_key_gradient_kernel", 32, (128, 256, 256)): Config((16, 16), 8, 1),
+        ("attention_table_partial_kernel", 16, (128, 256, 256)): Config((64, 64), 4, 2),
+        ("attention_table_partial_kernel", 32, (128, 256, 256)): Config((32, 64), 4, 1),
+        ("attention_table_gradient_kernel", 16, (128, 256, 256)): Config((32,), 4, 1),
+        ("attention_table_gradient_kernel", 32, (128, 256, 256)): Config((32,), 4, 1),
+        ("linear_forward_kernel", 16, (512, ANY)): Config((32, 64, 64), 4, 3),
+        ("linear_forward_kernel", 16, (ANY, ANY)): Config((128, 128, 64), 8, 3),
+        ("linear_forward_kernel", 32, (ANY, ANY)): Config((64, 64, 16), 8, 2),
+        ("linear_input_gradient_kernel", 16, (512, ANY)): Config((32, 64, 64), 4, 3),
+        ("linear_input_gradient_kernel", 16, (ANY, ANY)): Config((128, 128, 64), 8, 3),
+        ("linear_input_gradient_kernel", 32, (ANY, ANY)): Config((64, 64, 16), 8, 2),
+        ("linear_weight_gradient_kernel", 16, (ANY, ANY)): Config((128, 128, 64), 8, 3),
+        ("linear_weight_gradient_kernel", 32, (ANY, ANY)): Config((64, 64, 16), 8, 2),
+        ("linear_fold_kernel", 32, ()): Config((16, 128), 4, 1),
+    },
+}
 
 
 def architecture(device: torch.device) -> int:

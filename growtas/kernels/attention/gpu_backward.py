@@ -11,12 +11,12 @@ import triton
 import triton.language as tl
 
 from growtas.kernels.attention.gpu_common import (
+    add_tables_by_sums,
     load_sums_by_row,
-    load_tables,
     one_hot_tile,
-    query_place,
     terms_by_slot,
 )
+from growtas.kernels.triton_functions import dot
 
 
 @triton.jit
@@ -54,11 +54,12 @@ def attention_query_gradient_kernel(
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    BLOCK_T: tl.constexpr,
 ):
     tiles = tl.cdiv(tokens, BLOCK_M)
     head = (tl.program_id(0) // tiles) % heads
     batch = (tl.program_id(0) // tiles // heads).to(tl.int64)
-    if DEVICE_EXTENTS:
+    if DEVICE_EXTENTS:  # noqa: SIM102  decided while compiling, the other while running
         if head >= tl.load(extents):
             return
     dtype: tl.constexpr = qkv.dtype.element_ty
@@ -77,17 +78,14 @@ def attention_query_gradient_kernel(
     lse2 = tl.load(lse + row_base + i, i < tokens, 0.0) * 1.4426950408889634
     scale2 = scale * 1.4426950408889634
     if RELATIVE:
-        y, x, token = query_place(i, GRID_W, CLS)
-        keys = load_tables(tables, TABLE_ROWS, ROWS, HEAD_DIM, HEAD_PAD, dtype)
-        of_keys = tl.dot(q, tl.trans(keys), input_precision=PRECISION)
-        of_keys = terms_by_slot(of_keys, y, x, token, GRID_H, GRID_W, TABLE_ROWS, SLOTS)
-        of_keys = of_keys.to(dtype)
-        values = load_tables(
-            tables + 2 * TABLE_ROWS * HEAD_DIM, TABLE_ROWS, ROWS, HEAD_DIM, HEAD_PAD, dtype
-        )
-        of_values = tl.dot(do, tl.trans(values), input_precision=PRECISION)
-        of_values = terms_by_slot(of_values, y, x, token, GRID_H, GRID_W, TABLE_ROWS, SLOTS)
-        of_values = of_values.to(dtype)
+        of_keys = terms_by_slot(
+            q, tables, i, GRID_H, GRID_W, CLS, TABLE_ROWS, ROWS, SLOTS, HEAD_DIM, HEAD_PAD,
+            PRECISION, BLOCK_T,
+        )  # fmt: skip
+        of_values = terms_by_slot(
+            do, tables + 2 * TABLE_ROWS * HEAD_DIM, i, GRID_H, GRID_W, CLS, TABLE_ROWS, ROWS,
+            SLOTS, HEAD_DIM, HEAD_PAD, PRECISION, BLOCK_T,
+        )  # fmt: skip
         slot = tl.arange(0, SLOTS)
         in_slots = (row_base + i)[:, None] * SLOTS + slot[None, :]
         tl.store(key_terms + in_slots, of_keys, (i < tokens)[:, None])
@@ -101,29 +99,28 @@ def attention_query_gradient_kernel(
         key_at = j[:, None] * qkv_stride_n + d[None, :]
         k = tl.load(base + qkv_stride_part + key_at, in_row, 0.0)
         v = tl.load(base + 2 * qkv_stride_part + key_at, in_row, 0.0)
-        s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
+        zeros = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        s = dot(q, tl.trans(k), zeros, PRECISION)
+        dp = dot(do, tl.trans(v), zeros, PRECISION)
         if RELATIVE:
             slots = one_hot_tile(j, GRID_H, GRID_W, CLS, SLOTS, dtype)
-            s = tl.dot(of_keys, tl.trans(slots), s, input_precision=PRECISION)
-            dp = tl.dot(of_values, tl.trans(slots), dp, input_precision=PRECISION)
+            s = dot(of_keys, tl.trans(slots), s, PRECISION)
+            dp = dot(of_values, tl.trans(slots), dp, PRECISION)
         p = tl.exp2(s * scale2 - lse2[:, None])
         p = tl.where((j < tokens)[None, :], p, 0.0)
         ds = (p * (dp - mean[:, None])).to(dtype)
-        dq = tl.dot(ds, k, dq, input_precision=PRECISION)
+        dq = dot(ds, k, dq, PRECISION)
         if RELATIVE:
-            ds_sums = tl.dot(ds, slots, ds_sums, input_precision=PRECISION)
-            p_sums = tl.dot(p.to(dtype), slots, p_sums, input_precision=PRECISION)
+            ds_sums = dot(ds, slots, ds_sums, PRECISION)
+            p_sums = dot(p.to(dtype), slots, p_sums, PRECISION)
     if RELATIVE:
         tl.store(ds_slots + in_slots, ds_sums, (i < tokens)[:, None])
         tl.store(p_slots + in_slots, p_sums, (i < tokens)[:, None])
         tl.debug_barrier()  # other threads of this program read what was just written
-        rows = load_sums_by_row(
-            ds_slots + row_base * SLOTS, i, i < tokens,
-            GRID_H, GRID_W, CLS, TABLE_ROWS, ROWS, SLOTS,
+        dq = add_tables_by_sums(
+            dq, ds_slots + row_base * SLOTS, tables, i, i < tokens, GRID_H, GRID_W, CLS,
+            TABLE_ROWS, ROWS, SLOTS, HEAD_DIM, HEAD_PAD, PRECISION, dtype, BLOCK_T,
         )  # fmt: skip
-        keys = load_tables(tables, TABLE_ROWS, ROWS, HEAD_DIM, HEAD_PAD, dtype)
-        dq = tl.dot(rows.to(dtype), keys, dq, input_precision=PRECISION)
     tl.store(
         dqkv + batch * qkv_stride_b + head * HEAD_DIM + i[:, None] * qkv_stride_n + d[None, :],
         (dq * scale).to(dtype),
@@ -164,7 +161,7 @@ def attention_key_gradient_kernel(
     tiles = tl.cdiv(tokens, BLOCK_N)
     head = (tl.program_id(0) // tiles) % heads
     batch = (tl.program_id(0) // tiles // heads).to(tl.int64)
-    if DEVICE_EXTENTS:
+    if DEVICE_EXTENTS:  # noqa: SIM102  decided while compiling, the other while running
         if head >= tl.load(extents):
             return
     dtype: tl.constexpr = qkv.dtype.element_ty
@@ -192,19 +189,20 @@ def attention_key_gradient_kernel(
         do = tl.load(out_base + i[:, None] * out_stride_n + d[None, :], in_row, 0.0)
         lse2 = tl.load(lse + row_base + i, i < tokens, 0.0) * 1.4426950408889634
         mean = tl.load(delta + row_base + i, i < tokens, 0.0)
-        s = tl.dot(k, tl.trans(q), input_precision=PRECISION)
-        dp = tl.dot(v, tl.trans(do), input_precision=PRECISION)
+        zeros = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+        s = dot(k, tl.trans(q), zeros, PRECISION)
+        dp = dot(v, tl.trans(do), zeros, PRECISION)
         if RELATIVE:
             in_terms = (row_base + i)[:, None] * SLOTS + slot[None, :]
             of_keys = tl.load(key_terms + in_terms, (i < tokens)[:, None], 0.0)
             of_values = tl.load(value_terms + in_terms, (i < tokens)[:, None], 0.0)
-            s = tl.dot(slots, tl.trans(of_keys), s, input_precision=PRECISION)
-            dp = tl.dot(slots, tl.trans(of_values), dp, input_precision=PRECISION)
+            s = dot(slots, tl.trans(of_keys), s, PRECISION)
+            dp = dot(slots, tl.trans(of_values), dp, PRECISION)
         p = tl.exp2(s * scale2 - lse2[None, :])
         p = tl.where((i < tokens)[None, :], p, 0.0)
         ds = p * (dp - mean[None, :])
-        dv = tl.dot(p.to(dtype), do, dv, input_precision=PRECISION)
-        dk = tl.dot(ds.to(dtype), q, dk, input_precision=PRECISION)
+        dv = dot(p.to(dtype), do, dv, PRECISION)
+        dk = dot(ds.to(dtype), q, dk, PRECISION)
     target = dqkv + batch * qkv_stride_b + head * HEAD_DIM + at
     tl.store(target + qkv_stride_part, (dk * scale).to(dtype), inside)
     tl.store(target + 2 * qkv_stride_part, dv.to(dtype), inside)
@@ -216,7 +214,7 @@ def attention_table_partial_kernel(
     dout,
     ds_slots,
     p_slots,  # [B, h, N, SLOTS] float32, read
-    partials,  # [programs, 2, ROWS, HEAD_PAD] float32, written
+    partials,  # [shares, 2, ROWS, HEAD_PAD] float32, written
     extents,
     qkv_stride_b,
     qkv_stride_n,
@@ -225,6 +223,7 @@ def attention_table_partial_kernel(
     heads,
     tokens,
     sequences,  # B * h
+    each,  # sequences (image and head) of one program, in order
     scale,
     GRID_H: tl.constexpr,
     GRID_W: tl.constexpr,
@@ -236,16 +235,20 @@ def attention_table_partial_kernel(
     HEAD_PAD: tl.constexpr,
     DEVICE_EXTENTS: tl.constexpr,
     PRECISION: tl.constexpr,
-    EACH: tl.constexpr,  # sequences (image and head) of one program, in order
     BLOCK_M: tl.constexpr,
+    BLOCK_T: tl.constexpr,
 ):
-    """One side of the tables per program: sums over queries of slot sums times q, or times dout."""
+    """Some rows of one side of the tables per program: sums over the queries of some sequences of
+    slot sums times q, or times dout."""
+    parts: tl.constexpr = ROWS // BLOCK_T
     side = tl.program_id(0) % 2
+    row = tl.program_id(0) // 2 % parts * BLOCK_T + tl.arange(0, BLOCK_T)
+    share = tl.program_id(0) // (2 * parts)
     dtype: tl.constexpr = qkv.dtype.element_ty
     d = tl.arange(0, HEAD_PAD)
-    total = tl.zeros([ROWS, HEAD_PAD], tl.float32)
-    for n in range(0, EACH):
-        sequence = (tl.program_id(0) // 2) * EACH + n
+    total = tl.zeros([BLOCK_T, HEAD_PAD], tl.float32)
+    for n in range(each):
+        sequence = share * each + n
         head = sequence % heads
         batch = (sequence // heads).to(tl.int64)
         active = sequence < sequences
@@ -269,33 +272,34 @@ def attention_table_partial_kernel(
                     0.0,
                 )
             rows = load_sums_by_row(
-                sums, i, i < tokens, GRID_H, GRID_W, CLS, TABLE_ROWS, ROWS, SLOTS
+                sums, i, i < tokens, row, GRID_H, GRID_W, CLS, TABLE_ROWS, SLOTS
             )
-            total = tl.dot(tl.trans(rows.to(dtype)), x, total, input_precision=PRECISION)
-    at = tl.arange(0, ROWS)[:, None] * HEAD_PAD + d[None, :]
-    mine = partials + tl.program_id(0).to(tl.int64) * ROWS * HEAD_PAD
+            total = dot(tl.trans(rows.to(dtype)), x, total, PRECISION)
+    at = row[:, None] * HEAD_PAD + d[None, :]
+    mine = partials + (share * 2 + side).to(tl.int64) * ROWS * HEAD_PAD
     tl.store(mine + at, total * tl.where(side == 0, scale, 1.0))
 
 
 @triton.jit
 def attention_table_gradient_kernel(
-    partials,  # [programs, 2, ROWS, HEAD_PAD] float32
+    partials,  # [shares, 2, ROWS, HEAD_PAD] float32
     grad,  # [4, TABLE_ROWS, d] contiguous, added to
-    programs,
+    shares,
     TABLE_ROWS: tl.constexpr,
     ROWS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     HEAD_PAD: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BLOCK_M: tl.constexpr,
 ):
+    """Adds one row of one table's partial sums, in the order of the shares."""
     side = tl.program_id(0) // (2 * TABLE_ROWS)
     row = tl.program_id(0) % (2 * TABLE_ROWS)
     d = tl.arange(0, HEAD_PAD)
-    total = tl.zeros([BLOCK, HEAD_PAD], tl.float32)
-    for start in range(0, programs, BLOCK):
-        program = start + tl.arange(0, BLOCK)
-        at = ((program.to(tl.int64) * 2 + side) * ROWS + row)[:, None] * HEAD_PAD + d[None, :]
-        total += tl.load(partials + at, (program < programs)[:, None], 0.0)
+    total = tl.zeros([BLOCK_M, HEAD_PAD], tl.float32)
+    for start in range(0, shares, BLOCK_M):
+        share = start + tl.arange(0, BLOCK_M)
+        at = ((share.to(tl.int64) * 2 + side) * ROWS + row)[:, None] * HEAD_PAD + d[None, :]
+        total += tl.load(partials + at, (share < shares)[:, None], 0.0)
     target = grad + tl.program_id(0) * HEAD_DIM + d
     before = tl.load(target, d < HEAD_DIM, 0.0).to(tl.float32)
     tl.store(target, (before + tl.sum(total, 0)).to(grad.dtype.element_ty), d < HEAD_DIM)

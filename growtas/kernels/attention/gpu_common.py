@@ -13,6 +13,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from growtas.kernels.triton_functions import dot
+
 
 @triton.jit
 def one_hot_tile(
@@ -40,34 +42,39 @@ def query_place(i, GRID_W: tl.constexpr, CLS: tl.constexpr):
 
 
 @triton.jit
-def load_tables(
+def load_rows(
     tables,  # the two tables of a side, [2 * TABLE_ROWS, HEAD_DIM] contiguous
+    row,  # [T]
     TABLE_ROWS: tl.constexpr,
-    ROWS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     HEAD_PAD: tl.constexpr,
     dtype: tl.constexpr,
 ):
-    """[ROWS, HEAD_PAD], zeros beyond."""
-    row = tl.arange(0, ROWS)[:, None]
+    """[T, HEAD_PAD], zeros beyond."""
     column = tl.arange(0, HEAD_PAD)[None, :]
-    inside = (row < 2 * TABLE_ROWS) & (column < HEAD_DIM)
-    return tl.load(tables + row * HEAD_DIM + column, inside, 0.0).to(dtype)
+    inside = (row < 2 * TABLE_ROWS)[:, None] & (column < HEAD_DIM)
+    return tl.load(tables + row[:, None] * HEAD_DIM + column, inside, 0.0).to(dtype)
 
 
 @triton.jit
 def terms_by_slot(
-    products,  # [M, ROWS]: each query with all rows of the two tables of a side
-    y,
-    x,
-    token,  # [M] each: `query_place`
+    vectors,  # [M, HEAD_PAD]: of the queries
+    tables,  # the two of a side
+    i,  # [M] query tokens
     GRID_H: tl.constexpr,
     GRID_W: tl.constexpr,
+    CLS: tl.constexpr,
     TABLE_ROWS: tl.constexpr,
+    ROWS: tl.constexpr,
     SLOTS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    HEAD_PAD: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_T: tl.constexpr,  # table rows of one product
 ):
-    """[M, SLOTS]: the product that the keys of each slot are met with."""
+    """[M, SLOTS] in the vectors' dtype: what the keys of each slot add to the query's product."""
     REACH: tl.constexpr = TABLE_ROWS // 2 - 1
+    y, x, token = query_place(i, GRID_W, CLS)
     slot = tl.arange(0, SLOTS)[None, :]
     is_row = slot <= GRID_H
     place = tl.where(is_row, y[:, None], x[:, None])
@@ -75,7 +82,47 @@ def terms_by_slot(
     of_token = token[:, None] | (local == tl.where(is_row, GRID_H, GRID_W))
     offset = tl.minimum(tl.maximum(local - place, -REACH), REACH)
     row = tl.where(of_token, 0, offset + REACH + 1) + tl.where(is_row, 0, TABLE_ROWS)
-    return tl.gather(products, tl.where(slot < GRID_H + GRID_W + 2, row, 0), 1)
+    row = tl.where(slot < GRID_H + GRID_W + 2, row, 0)
+    terms = tl.zeros([i.shape[0], SLOTS], tl.float32)
+    for first in range(0, ROWS, BLOCK_T):
+        rows = load_rows(
+            tables, first + tl.arange(0, BLOCK_T), TABLE_ROWS, HEAD_DIM, HEAD_PAD, vectors.dtype
+        )
+        zeros = tl.zeros([i.shape[0], BLOCK_T], tl.float32)
+        products = dot(vectors, tl.trans(rows), zeros, PRECISION)
+        here = (row >= first) & (row < first + BLOCK_T)
+        terms = tl.where(here, tl.gather(products, tl.where(here, row - first, 0), 1), terms)
+    return terms.to(vectors.dtype)
+
+
+@triton.jit
+def add_tables_by_sums(
+    acc,  # [M, HEAD_PAD]
+    sums,
+    tables,  # the two of a side
+    i,
+    inside,
+    GRID_H: tl.constexpr,
+    GRID_W: tl.constexpr,
+    CLS: tl.constexpr,
+    TABLE_ROWS: tl.constexpr,
+    ROWS: tl.constexpr,
+    SLOTS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    HEAD_PAD: tl.constexpr,
+    PRECISION: tl.constexpr,
+    dtype: tl.constexpr,  # of the product
+    BLOCK_T: tl.constexpr,
+):
+    """acc plus every table row times its sum over the keys: see `load_sums_by_row`."""
+    for first in range(0, ROWS, BLOCK_T):
+        row = first + tl.arange(0, BLOCK_T)
+        by_row = load_sums_by_row(
+            sums, i, inside, row, GRID_H, GRID_W, CLS, TABLE_ROWS, SLOTS
+        )  # fmt: skip
+        rows = load_rows(tables, row, TABLE_ROWS, HEAD_DIM, HEAD_PAD, dtype)
+        acc = dot(by_row.to(dtype), rows, acc, PRECISION)
+    return acc
 
 
 @triton.jit
@@ -83,17 +130,17 @@ def load_sums_by_row(
     sums,  # pointer to [tokens, SLOTS] float32: of every query, sums over the keys of each slot
     i,  # [M] query tokens
     inside,  # [M] queries that exist
+    row,  # [T] rows of the two tables of a side
     GRID_H: tl.constexpr,
     GRID_W: tl.constexpr,
     CLS: tl.constexpr,
     TABLE_ROWS: tl.constexpr,
-    ROWS: tl.constexpr,
     SLOTS: tl.constexpr,
 ):
-    """[M, ROWS]: the same sums by table row. Keys beyond the reach share the outermost rows."""
+    """[M, T]: the same sums by table row. Keys beyond the reach share the outermost rows."""
     REACH: tl.constexpr = TABLE_ROWS // 2 - 1
     y, x, token = query_place(i, GRID_W, CLS)
-    row = tl.arange(0, ROWS)[None, :]
+    row = row[None, :]
     of_y = row < TABLE_ROWS
     local = tl.where(of_y, row, row - TABLE_ROWS)
     extent = tl.where(of_y, GRID_H, GRID_W)
@@ -109,16 +156,17 @@ def load_sums_by_row(
     if (GRID_H - 1 > REACH) | (GRID_W - 1 > REACH) | (CLS == 1):
         slot = tl.arange(0, SLOTS)[None, :]
         each = tl.load(at + slot, inside[:, None] & (slot < GRID_H + GRID_W + 2), 0.0)
-        by_row = add_shared(by_row, each, y, token, 0, GRID_H, 0, REACH, CLS, ROWS, SLOTS)
+        by_row = add_shared(by_row, row, each, y, token, 0, GRID_H, 0, REACH, CLS, SLOTS)
         by_row = add_shared(
-            by_row, each, x, token, GRID_H + 1, GRID_W, TABLE_ROWS, REACH, CLS, ROWS, SLOTS
+            by_row, row, each, x, token, GRID_H + 1, GRID_W, TABLE_ROWS, REACH, CLS, SLOTS
         )
     return by_row
 
 
 @triton.jit
 def add_shared(
-    by_row,
+    by_row,  # [M, T]
+    row,  # [1, T]
     sums,  # [M, SLOTS]
     place,  # [M]: of the query on this axis
     token,
@@ -127,12 +175,10 @@ def add_shared(
     BASE: tl.constexpr,  # first row of the axis's table
     REACH: tl.constexpr,
     CLS: tl.constexpr,
-    ROWS: tl.constexpr,
     SLOTS: tl.constexpr,
 ):
     """Adds what more than one slot brings to a row of one axis's table: beyond the reach, and all
     patches for the class token as query."""
-    row = tl.arange(0, ROWS)[None, :]
     slot = tl.arange(0, SLOTS)[None, :] - START
     patch = (slot >= 0) & (slot < EXTENT)
     if CLS == 1:

@@ -6,12 +6,11 @@ import triton
 import triton.language as tl
 
 from growtas.kernels.attention.gpu_common import (
-    load_sums_by_row,
-    load_tables,
+    add_tables_by_sums,
     one_hot_tile,
-    query_place,
     terms_by_slot,
 )
+from growtas.kernels.triton_functions import dot
 
 
 @triton.jit
@@ -43,12 +42,13 @@ def attention_forward_kernel(
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    BLOCK_T: tl.constexpr,
 ):
     # Programs of one head follow each other: its keys and values stay in the L2 cache.
     tiles = tl.cdiv(tokens, BLOCK_M)
     head = (tl.program_id(0) // tiles) % heads
     batch = (tl.program_id(0) // tiles // heads).to(tl.int64)
-    if DEVICE_EXTENTS:
+    if DEVICE_EXTENTS:  # noqa: SIM102  decided while compiling, the other while running
         if head >= tl.load(extents):
             return
     dtype: tl.constexpr = qkv.dtype.element_ty
@@ -63,10 +63,10 @@ def attention_forward_kernel(
     )
     scale2 = scale * 1.4426950408889634  # exponentials to base 2
     if RELATIVE:
-        y, x, token = query_place(i, GRID_W, CLS)
-        keys = load_tables(tables, TABLE_ROWS, ROWS, HEAD_DIM, HEAD_PAD, dtype)
-        products = tl.dot(q, tl.trans(keys), input_precision=PRECISION)
-        terms = terms_by_slot(products, y, x, token, GRID_H, GRID_W, TABLE_ROWS, SLOTS).to(dtype)
+        terms = terms_by_slot(
+            q, tables, i, GRID_H, GRID_W, CLS, TABLE_ROWS, ROWS, SLOTS, HEAD_DIM, HEAD_PAD,
+            PRECISION, BLOCK_T,
+        )  # fmt: skip
         sums = tl.zeros([BLOCK_M, SLOTS], tl.float32)
 
     highest = tl.full([BLOCK_M], float("-inf"), tl.float32)
@@ -78,10 +78,10 @@ def attention_forward_kernel(
         at = j[:, None] * qkv_stride_n + d[None, :]
         k = tl.load(base + qkv_stride_part + at, in_row, 0.0)
         v = tl.load(base + 2 * qkv_stride_part + at, in_row, 0.0)
-        s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        s = dot(q, tl.trans(k), tl.zeros([BLOCK_M, BLOCK_N], tl.float32), PRECISION)
         if RELATIVE:
             slots = one_hot_tile(j, GRID_H, GRID_W, CLS, SLOTS, dtype)
-            s = tl.dot(terms, tl.trans(slots), s, input_precision=PRECISION)
+            s = dot(terms, tl.trans(slots), s, PRECISION)
         s = tl.where((j < tokens)[None, :], s * scale2, float("-inf"))
         new = tl.maximum(highest, tl.max(s, 1))
         shrink = tl.exp2(highest - new)
@@ -89,22 +89,19 @@ def attention_forward_kernel(
         total = total * shrink + tl.sum(p, 1)
         acc = acc * shrink[:, None]
         p = p.to(dtype)
-        acc = tl.dot(p, v, acc, input_precision=PRECISION)
+        acc = dot(p, v, acc, PRECISION)
         if RELATIVE:
-            sums = tl.dot(p, slots, sums * shrink[:, None], input_precision=PRECISION)
+            sums = dot(p, slots, sums * shrink[:, None], PRECISION)
         highest = new
     if RELATIVE:
-        values = load_tables(
-            tables + 2 * TABLE_ROWS * HEAD_DIM, TABLE_ROWS, ROWS, HEAD_DIM, HEAD_PAD, dtype
-        )
         mine = scratch + (batch * heads + head) * tokens * SLOTS
         slot = tl.arange(0, SLOTS)
         tl.store(mine + i[:, None] * SLOTS + slot[None, :], sums, (i < tokens)[:, None])
         tl.debug_barrier()  # other threads of this program read what was just written
-        by_row = load_sums_by_row(
-            mine, i, i < tokens, GRID_H, GRID_W, CLS, TABLE_ROWS, ROWS, SLOTS
-        )
-        acc = tl.dot(by_row.to(dtype), values, acc, input_precision=PRECISION)
+        acc = add_tables_by_sums(
+            acc, mine, tables + 2 * TABLE_ROWS * HEAD_DIM, i, i < tokens, GRID_H, GRID_W, CLS,
+            TABLE_ROWS, ROWS, SLOTS, HEAD_DIM, HEAD_PAD, PRECISION, dtype, BLOCK_T,
+        )  # fmt: skip
     acc = acc / total[:, None]
     tl.store(
         out + batch * out_stride_b + head * HEAD_DIM + i[:, None] * out_stride_n + d[None, :],

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from growtas.kernels.configs import Build, Config, architecture, choose
+from growtas.kernels.triton_functions import aligned, extent
 from growtas.kernels.triton_support import power_of_two, unavailable, unsupported
 
-__all__ = ["available", "backward_", "forward", "unsupported"]
+__all__ = ["available", "backward_", "builds", "forward", "unsupported"]
 
 available = unavailable
 
-PROGRAMS = 264  # of the backward: two for each of a large GPU's processors
+PROGRAMS = 264  # of the backward: two for each of an H100's processors
+FOLD = Config((32, 64), 4, 1)  # programs and columns per tile, where their sums are added
 
 
 @triton.jit
@@ -24,9 +31,8 @@ def layer_norm_forward_kernel(
     y,  # [rows, width] by row stride
     mean,
     rstd,  # [rows] float32
-    extents,  # int32: width of this subnet; read with DEVICE_EXTENTS
     rows,
-    width,
+    width,  # int or, with DEVICE_EXTENTS, pointer to int32; like the strides, times ALIGNMENT
     x_stride,
     y_stride,
     eps,
@@ -35,8 +41,8 @@ def layer_norm_forward_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_E: tl.constexpr,
 ):
-    if DEVICE_EXTENTS:
-        width = tl.multiple_of(tl.load(extents), ALIGNMENT)
+    width = extent(width, DEVICE_EXTENTS, ALIGNMENT)
+    x_stride, y_stride = aligned(x_stride, ALIGNMENT), aligned(y_stride, ALIGNMENT)
     r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     e = tl.arange(0, BLOCK_E)
     inside = (r < rows)[:, None] & (e < width)[None, :]
@@ -62,9 +68,8 @@ def layer_norm_backward_kernel(
     rstd,
     dx,  # [rows, width] by row stride
     partials,  # [programs, 2, BLOCK_E] float32: weight and bias gradient of a program's rows
-    extents,
     rows,
-    width,
+    width,  # as above
     dy_stride,
     x_stride,
     dx_stride,
@@ -73,8 +78,9 @@ def layer_norm_backward_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_E: tl.constexpr,
 ):
-    if DEVICE_EXTENTS:
-        width = tl.multiple_of(tl.load(extents), ALIGNMENT)
+    width = extent(width, DEVICE_EXTENTS, ALIGNMENT)
+    dy_stride, x_stride = aligned(dy_stride, ALIGNMENT), aligned(x_stride, ALIGNMENT)
+    dx_stride = aligned(dx_stride, ALIGNMENT)
     e = tl.arange(0, BLOCK_E)
     w = tl.load(weight + e, e < width, 0.0).to(tl.float32)
     dweight = tl.zeros([BLOCK_E], tl.float32)
@@ -108,9 +114,8 @@ def layer_norm_parameter_gradient_kernel(
     partials,  # [programs, 2, BLOCK_E] float32
     dweight,
     dbias,  # [width_max], the first `width` added to
-    extents,
     programs,
-    width,
+    width,  # as above
     WEIGHT: tl.constexpr,
     BIAS: tl.constexpr,
     DEVICE_EXTENTS: tl.constexpr,
@@ -118,8 +123,7 @@ def layer_norm_parameter_gradient_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    if DEVICE_EXTENTS:
-        width = tl.load(extents)
+    width = extent(width, DEVICE_EXTENTS, 1)
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     for which in tl.static_range(2):
         total = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
@@ -141,26 +145,47 @@ def _rows(x: Tensor) -> Tensor:
     return rows if rows.stride(-1) == 1 else rows.contiguous()
 
 
-def _block_rows(width: int) -> int:
-    """Rows per tile: some four thousand values."""
-    return max(1, min(16, 4096 // power_of_two(width)))
+class _Call:
+    """How the kernels are launched for some width."""
+
+    def __init__(self, x: Tensor, strides: tuple[int, ...], extents: Tensor | None) -> None:
+        width = x.shape[-1]
+        self.block_e = power_of_two(width)
+        self.width: Any = width if extents is None else extents
+        self.config = _config(architecture(x.device), self.block_e)
+        self.device_extents = extents is not None
+        self.tiles = {
+            **_tiles(self.config, self.block_e),
+            "DEVICE_EXTENTS": self.device_extents,
+            "ALIGNMENT": math.gcd(*strides, 16 if extents is None else 8),
+            "num_warps": self.config.warps,
+        }
 
 
 def forward(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float, out_dtype: torch.dtype
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    out_dtype: torch.dtype,
+    extents: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See :func:`growtas.kernels.layer_norm.reference.forward`."""
+    """See :func:`growtas.kernels.layer_norm.reference.forward`.
+
+    Args:
+        extents: int32 ``[1]`` on the device: the width of this subnet, a multiple of 8 and at most
+            x's last size, which then only is the pitch; beyond it nothing is read or written.
+    """
     rows = _rows(x)
     y = x.new_empty(x.shape, dtype=out_dtype)
     mean = x.new_empty(x.shape[:-1], dtype=torch.float32)
     rstd = torch.empty_like(mean)
-    count, width = rows.shape
+    count, pitch = rows.shape
     if count:
-        block = _block_rows(width)
-        layer_norm_forward_kernel[(triton.cdiv(count, block),)](
-            rows, weight, bias, y, mean, rstd, mean, count, width, rows.stride(0), width, eps,
-            DEVICE_EXTENTS=False, ALIGNMENT=1, BLOCK_R=block, BLOCK_E=power_of_two(width),
-            num_warps=4,
+        call = _Call(x, (rows.stride(0), pitch), extents)
+        layer_norm_forward_kernel[(triton.cdiv(count, call.config.blocks[0]),)](
+            rows, weight, bias, y, mean, rstd, count, call.width, rows.stride(0), pitch, eps,
+            **call.tiles,
         )  # fmt: skip
     return y, mean, rstd
 
@@ -173,27 +198,72 @@ def backward_(
     rstd: Tensor,
     grad_weight: Tensor | None,
     grad_bias: Tensor | None,
+    extents: Tensor | None = None,
 ) -> Tensor:
-    """See :func:`growtas.kernels.layer_norm.reference.backward_`. Deterministic."""
+    """See :func:`growtas.kernels.layer_norm.reference.backward_`. Deterministic.
+
+    Args:
+        extents: as in :func:`forward`.
+    """
     dy_rows, rows = _rows(dy), _rows(x)
     dx = x.new_empty(x.shape)
-    count, width = rows.shape
+    count, pitch = rows.shape
     if count == 0:
         return dx
-    block, block_e = _block_rows(width), power_of_two(width)
-    programs = min(PROGRAMS, triton.cdiv(count, block))
-    partials = mean.new_empty(programs, 2, block_e)
+    call = _Call(x, (dy_rows.stride(0), rows.stride(0), pitch), extents)
+    programs = min(PROGRAMS, triton.cdiv(count, call.config.blocks[0]))
+    partials = mean.new_empty(programs, 2, call.block_e)
     layer_norm_backward_kernel[(programs,)](
-        dy_rows, rows, weight, mean, rstd, dx, partials, mean, count, width,
-        dy_rows.stride(0), rows.stride(0), width,
-        DEVICE_EXTENTS=False, ALIGNMENT=1, BLOCK_R=block, BLOCK_E=block_e, num_warps=4,
+        dy_rows, rows, weight, mean, rstd, dx, partials, count, call.width,
+        dy_rows.stride(0), rows.stride(0), pitch, **call.tiles,
     )  # fmt: skip
     if grad_weight is not None or grad_bias is not None:
-        columns = min(64, block_e)
-        layer_norm_parameter_gradient_kernel[(triton.cdiv(width, columns),)](
+        layer_norm_parameter_gradient_kernel[(triton.cdiv(pitch, FOLD.blocks[1]),)](
             partials, partials if grad_weight is None else grad_weight,
-            partials if grad_bias is None else grad_bias, mean, programs, width,
-            WEIGHT=grad_weight is not None, BIAS=grad_bias is not None, DEVICE_EXTENTS=False,
-            BLOCK_E=block_e, BLOCK_P=32, BLOCK_C=columns, num_warps=4,
+            partials if grad_bias is None else grad_bias, programs, call.width,
+            WEIGHT=grad_weight is not None, BIAS=grad_bias is not None,
+            DEVICE_EXTENTS=call.device_extents, BLOCK_E=call.block_e,
+            BLOCK_P=FOLD.blocks[0], BLOCK_C=FOLD.blocks[1], num_warps=FOLD.warps,
         )  # fmt: skip
     return dx
+
+
+def _config(architecture: int, block_e: int) -> Config:
+    return choose(architecture, "layer_norm_kernel", torch.float32, (block_e,))
+
+
+def _tiles(config: Config, block_e: int) -> dict[str, int]:
+    return {"BLOCK_R": config.blocks[0], "BLOCK_E": block_e}
+
+
+def builds(architecture: int) -> Iterator[Build]:
+    """Widths of AutoFormer-S, -T, -B and beyond; the two alignments that their widths have; float32
+    parameters with every dtype of activations; the width as a number and on the device."""
+    for block_e in (512, 256, 1024, 4096):
+        config = _config(architecture, block_e)
+        for dtype in ("bf16", "fp16", "fp32"):
+            for alignment, on_device in ((16, False), (8, False), (8, True)):
+                how = f"{dtype} {block_e} aligned {alignment}" + " device" * on_device
+                constants = {
+                    "DEVICE_EXTENTS": on_device, "ALIGNMENT": alignment, **_tiles(config, block_e),
+                }  # fmt: skip
+                for kernel in (layer_norm_forward_kernel, layer_norm_backward_kernel):
+                    types = _types(kernel, dtype, constants)
+                    yield Build(how, kernel, types, constants, config)
+        kernel = layer_norm_parameter_gradient_kernel
+        for on_device in (False, True):
+            constants = {
+                "WEIGHT": True, "BIAS": True, "DEVICE_EXTENTS": on_device, "BLOCK_E": block_e,
+                "BLOCK_P": FOLD.blocks[0], "BLOCK_C": FOLD.blocks[1],
+            }  # fmt: skip
+            how = f"{block_e}" + " device" * on_device
+            yield Build(how, kernel, _types(kernel, "bf16", constants), constants, FOLD)
+
+
+def _types(kernel: Any, dtype: str, constants: dict[str, Any]) -> dict[str, str]:
+    types = dict.fromkeys(kernel.arg_names, "*fp32:16")
+    types |= dict.fromkeys(("x", "y", "dy", "dx"), f"*{dtype}:16")
+    types |= dict.fromkeys(("rows", "programs", "x_stride", "y_stride"), "i32")
+    types |= dict.fromkeys(("dy_stride", "dx_stride"), "i32")
+    types |= {"eps": "fp32", "width": "*i32:16" if constants["DEVICE_EXTENTS"] else "i32"}
+    return {name: types[name] for name in kernel.arg_names if name not in constants}
