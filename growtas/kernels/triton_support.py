@@ -43,7 +43,7 @@ def unsupported(*tensors: Tensor) -> str | None:
 
 def dot_precision(dtype: torch.dtype) -> str:
     """tl.dot's input_precision: full float32 unless torch was allowed to use TF32."""
-    if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32:
+    if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32":
         return "tf32"
     return "ieee"
 
@@ -51,3 +51,9 @@ def dot_precision(dtype: torch.dtype) -> str:
 def power_of_two(n: int, least: int = 16) -> int:
     """The next power of two, at least what tl.dot takes."""
     return max(least, 1 << (n - 1).bit_length())
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """``[..., width]`` as ``[rows, width]`` with contiguous rows; a copy only if it must be."""
+    rows = x.reshape(-1, x.shape[-1])
+    return rows if rows.stride(-1) == 1 else rows.contiguous()

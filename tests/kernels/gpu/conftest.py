@@ -17,7 +17,7 @@ def device() -> str:
 
 @pytest.fixture(autouse=True)
 def _triton(monkeypatch, device):
-    """Every operator runs on Triton; for the interpreter `tests/conftest.py` has prepared Triton."""
+    """Every operator runs on Triton; `tests/conftest.py` has prepared the interpreter."""
     pytest.importorskip("triton")
     if device == "cpu":
         monkeypatch.setenv("TRITON_INTERPRET", "1")
