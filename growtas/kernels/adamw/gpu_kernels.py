@@ -177,7 +177,7 @@ def gradient_norm_partial_kernel(
         tl.store(partials + tl.program_id(0), square_sum(entry, task, 1, BLOCK_R, BLOCK_C))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def gradient_norm_kernel(
     partials,
     norm,  # [1] float32, written

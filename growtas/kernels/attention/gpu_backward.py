@@ -11,15 +11,16 @@ import triton
 import triton.language as tl
 
 from growtas.kernels.attention.gpu_common import (
+    SIZES,
     add_tables_by_sums,
     load_sums_by_row,
     one_hot_tile,
     terms_by_slot,
 )
-from growtas.kernels.triton_functions import dot
+from growtas.kernels.triton_functions import aligned, dot
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def attention_query_gradient_kernel(
     qkv,  # [B, N, 3, h, d] by strides
     tables,
@@ -62,6 +63,9 @@ def attention_query_gradient_kernel(
     if DEVICE_EXTENTS:  # noqa: SIM102  decided while compiling, the other while running
         if head >= tl.load(extents):
             return
+    qkv_stride_b, qkv_stride_n = aligned(qkv_stride_b, HEAD_DIM), aligned(qkv_stride_n, HEAD_DIM)
+    qkv_stride_part = aligned(qkv_stride_part, HEAD_DIM)
+    out_stride_b, out_stride_n = aligned(out_stride_b, HEAD_DIM), aligned(out_stride_n, HEAD_DIM)
     dtype: tl.constexpr = qkv.dtype.element_ty
     i = (tl.program_id(0) % tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
     d = tl.arange(0, HEAD_PAD)
@@ -128,7 +132,7 @@ def attention_query_gradient_kernel(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def attention_key_gradient_kernel(
     qkv,
     dout,
@@ -164,6 +168,9 @@ def attention_key_gradient_kernel(
     if DEVICE_EXTENTS:  # noqa: SIM102  decided while compiling, the other while running
         if head >= tl.load(extents):
             return
+    qkv_stride_b, qkv_stride_n = aligned(qkv_stride_b, HEAD_DIM), aligned(qkv_stride_n, HEAD_DIM)
+    qkv_stride_part = aligned(qkv_stride_part, HEAD_DIM)
+    out_stride_b, out_stride_n = aligned(out_stride_b, HEAD_DIM), aligned(out_stride_n, HEAD_DIM)
     dtype: tl.constexpr = qkv.dtype.element_ty
     j = (tl.program_id(0) % tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
     d = tl.arange(0, HEAD_PAD)
@@ -208,7 +215,7 @@ def attention_key_gradient_kernel(
     tl.store(target + 2 * qkv_stride_part, dv.to(dtype), inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=[*SIZES, "sequences", "each"])
 def attention_table_partial_kernel(
     qkv,
     dout,
@@ -241,6 +248,8 @@ def attention_table_partial_kernel(
     """Some rows of one side of the tables per program: sums over the queries of some sequences of
     slot sums times q, or times dout."""
     parts: tl.constexpr = ROWS // BLOCK_T
+    qkv_stride_b, qkv_stride_n = aligned(qkv_stride_b, HEAD_DIM), aligned(qkv_stride_n, HEAD_DIM)
+    out_stride_b, out_stride_n = aligned(out_stride_b, HEAD_DIM), aligned(out_stride_n, HEAD_DIM)
     side = tl.program_id(0) % 2
     row = tl.program_id(0) // 2 % parts * BLOCK_T + tl.arange(0, BLOCK_T)
     share = tl.program_id(0) // (2 * parts)
@@ -280,7 +289,7 @@ def attention_table_partial_kernel(
     tl.store(mine + at, total * tl.where(side == 0, scale, 1.0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["shares"])
 def attention_table_gradient_kernel(
     partials,  # [shares, 2, ROWS, HEAD_PAD] float32
     grad,  # [4, TABLE_ROWS, d] contiguous, added to

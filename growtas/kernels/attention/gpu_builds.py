@@ -12,6 +12,7 @@ from growtas.kernels.attention.gpu_backward import (
     attention_table_gradient_kernel,
     attention_table_partial_kernel,
 )
+from growtas.kernels.attention.gpu_common import SIZES
 from growtas.kernels.attention.gpu_forward import attention_forward_kernel
 from growtas.kernels.attention.gpu_shape import Shape
 from growtas.kernels.configs import Build
@@ -30,7 +31,6 @@ DTYPES = (
     ("fp32", torch.float32, "tf32"),
 )
 STORED = ("qkv", "out", "dout", "key_terms", "value_terms", "dqkv")  # in the activations' dtype
-STRIDES = ("qkv_stride_b", "qkv_stride_n", "qkv_stride_part", "out_stride_b", "out_stride_n")
 
 
 def builds(architecture: int) -> Iterator[Build]:
@@ -74,13 +74,11 @@ def _builds(
 
 
 def _type(argument: str, dtype: str) -> str:
-    """Tables and their gradient in float32, as the parameters are; widths multiples of 16."""
+    """Tables and their gradient in float32, as the parameters are."""
     if argument == "scale":
         return "fp32"
-    if argument in STRIDES:
-        return "i32:16"
-    if argument in ("heads", "tokens", "sequences", "each", "shares"):
+    if argument in (*SIZES, "sequences", "each", "shares"):
         return "i32"
     if argument == "extents":
-        return "*i32:16"
+        return "*i32"
     return f"*{dtype}:16" if argument in STORED else "*fp32:16"

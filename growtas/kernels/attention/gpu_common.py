@@ -15,6 +15,13 @@ import triton.language as tl
 
 from growtas.kernels.triton_functions import dot
 
+# Arguments that change from subnet to subnet: one compilation serves all their values. What the
+# compiler has to know of the strides, the head dim says.
+SIZES = [
+    "qkv_stride_b", "qkv_stride_n", "qkv_stride_part", "out_stride_b", "out_stride_n", "heads",
+    "tokens",
+]  # fmt: skip
+
 
 @triton.jit
 def one_hot_tile(
@@ -31,7 +38,7 @@ def one_hot_tile(
     row = tl.where(token, GRID_H, patch // GRID_W)
     column = tl.where(token, GRID_W, patch % GRID_W) + GRID_H + 1
     slot = tl.arange(0, SLOTS)[None, :]
-    return ((row[:, None] == slot) | (column[:, None] == slot)).to(dtype)
+    return tl.where((row[:, None] == slot) | (column[:, None] == slot), 1.0, 0.0).to(dtype)
 
 
 @triton.jit

@@ -6,14 +6,15 @@ import triton
 import triton.language as tl
 
 from growtas.kernels.attention.gpu_common import (
+    SIZES,
     add_tables_by_sums,
     one_hot_tile,
     terms_by_slot,
 )
-from growtas.kernels.triton_functions import dot
+from growtas.kernels.triton_functions import aligned, dot
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def attention_forward_kernel(
     qkv,  # [B, N, 3, h, d] by strides
     tables,  # [4, TABLE_ROWS, d] contiguous; not read without RELATIVE
@@ -51,6 +52,9 @@ def attention_forward_kernel(
     if DEVICE_EXTENTS:  # noqa: SIM102  decided while compiling, the other while running
         if head >= tl.load(extents):
             return
+    qkv_stride_b, qkv_stride_n = aligned(qkv_stride_b, HEAD_DIM), aligned(qkv_stride_n, HEAD_DIM)
+    qkv_stride_part = aligned(qkv_stride_part, HEAD_DIM)
+    out_stride_b, out_stride_n = aligned(out_stride_b, HEAD_DIM), aligned(out_stride_n, HEAD_DIM)
     dtype: tl.constexpr = qkv.dtype.element_ty
     i = (tl.program_id(0) % tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
     d = tl.arange(0, HEAD_PAD)

@@ -21,9 +21,11 @@ available = unavailable
 
 PROGRAMS = 264  # of the backward: two for each of an H100's processors
 FOLD = Config((32, 64), 4, 1)  # programs and columns per tile, where their sums are added
+# Arguments that change from subnet to subnet: one compilation serves all values of one ALIGNMENT.
+SIZES = ["rows", "width", "x_stride", "y_stride", "dy_stride", "dx_stride", "programs"]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def layer_norm_forward_kernel(
     x,  # [rows, width] by row stride
     weight,
@@ -59,7 +61,7 @@ def layer_norm_forward_kernel(
     tl.store(rstd + r, scale, r < rows)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def layer_norm_backward_kernel(
     dy,
     x,  # [rows, width] by row stride
@@ -109,7 +111,7 @@ def layer_norm_backward_kernel(
     tl.store(mine + BLOCK_E + e, dbias)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def layer_norm_parameter_gradient_kernel(
     partials,  # [programs, 2, BLOCK_E] float32
     dweight,
@@ -263,7 +265,7 @@ def builds(architecture: int) -> Iterator[Build]:
 def _types(kernel: Any, dtype: str, constants: dict[str, Any]) -> dict[str, str]:
     types = dict.fromkeys(kernel.arg_names, "*fp32:16")
     types |= dict.fromkeys(("x", "y", "dy", "dx"), f"*{dtype}:16")
-    types |= dict.fromkeys(("rows", "programs", "x_stride", "y_stride"), "i32")
-    types |= dict.fromkeys(("dy_stride", "dx_stride"), "i32")
-    types |= {"eps": "fp32", "width": "*i32:16" if constants["DEVICE_EXTENTS"] else "i32"}
+    types |= dict.fromkeys(SIZES, "i32") | {"eps": "fp32"}
+    if constants["DEVICE_EXTENTS"]:
+        types["width"] = "*i32"
     return {name: types[name] for name in kernel.arg_names if name not in constants}
