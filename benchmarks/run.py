@@ -8,6 +8,7 @@ and more subnets. With `--device cuda` the GPU set runs instead.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import tempfile
 import time
@@ -103,8 +104,16 @@ CUDA = Plan(
     batches=(32, 128),
     dtypes=("bfloat16",),
     subnets=("smallest", "largest"),
-    variants=("naive", "smart", "timm", "compile-static", "compile-dynamic", *OURS_CUDA),
-    switching_variants=("naive", "compile-static", "compile-dynamic", *OURS_CUDA),
+    variants=(
+        "naive",
+        "smart",
+        "timm",
+        "compile-static",
+        "compile-dynamic",
+        "extracted-graph",
+        *OURS_CUDA,
+    ),
+    switching_variants=("naive", "compile-dynamic", *OURS_CUDA),
     switching_batch=128,
     switching_count=200,
     memory_variants=("naive", "smart", "timm", *OURS_CUDA),
@@ -258,7 +267,8 @@ class Session:
             self.say(f"{part}: {time.perf_counter() - start:.0f} s")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def command_line() -> argparse.ArgumentParser:
+    """Everything that can be asked for."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.run",
         description=__doc__,
@@ -272,14 +282,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--variants", nargs="+", choices=list(VARIANTS), help="only these (naive always runs)"
     )
+    parser.add_argument("--spaces", nargs="+", help="instead of the plan's, the first for all")
+    parser.add_argument("--batches", nargs="+", type=int, help="instead of the plan's")
+    parser.add_argument("--subnets", nargs="+", choices=("smallest", "largest"))
     parser.add_argument("--threads", type=int, help="default: PyTorch's")
     parser.add_argument("--out", type=Path, help="folder; default benchmarks/results, not --quick")
-    args = parser.parse_args(arguments)
+    return parser
 
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = command_line().parse_args(arguments)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     out = args.out or (None if args.quick else Path(__file__).parent / "results")
     plan = choose_plan(args.device, quick=args.quick, full=args.full)
+    given = {name: getattr(args, name) for name in ("spaces", "batches", "subnets")}
+    plan = replace(plan, **{name: tuple(value) for name, value in given.items() if value})
     start = time.perf_counter()
 
     def say(text: str) -> None:
@@ -294,8 +312,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if out is not None:
         path = out / f"{rows.result_name(args.device)}.csv"
         rows.append(path, found)
-        plot.chart(found, path.with_suffix(".png"))
         path.with_suffix(".md").write_text(report.page(found))
+        if importlib.util.find_spec("matplotlib") is None:
+            say("no chart: matplotlib is not installed")
+        else:
+            plot.chart(found, path.with_suffix(".png"))
         say(f"{len(found)} rows appended to {path}")
 
 
