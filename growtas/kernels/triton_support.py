@@ -36,8 +36,6 @@ def unsupported(*tensors: Tensor) -> str | None:
             return f"it takes {where}, not {tensor.device.type}"
         if tensor.dtype not in DTYPES:
             return f"it takes float32, bfloat16 and float16, not {tensor.dtype}"
-        if interpreted() and tensor.dtype == torch.bfloat16:
-            return "Triton's interpreter computes bfloat16 products wrongly"
     return None
 
 

@@ -103,7 +103,7 @@ def backward_(
     z = as_rows(preactivation) if options.gelu else preactivation
     if need_dx:
         target = dx.view(-1, x.shape[-1])
-        if extents is None and left_to_cublas("input_gradient", options, x, weight, dy):
+        if extents is None and left_to_cublas("input_gradient", options, x, weight, rows):
             rows.mm(weight[:out_features, : x.shape[-1]], out=target)
         else:
             plan_input_gradient(

@@ -95,20 +95,22 @@ def linear_input_gradient_kernel(
     in_rows = (start + m < rows)[:, None]
     in_columns = (n < n_extent)[None, :]
     row = (start + m).to(tl.int64)[:, None]
+    dy_rows = row * aligned(dy_stride, ALIGNMENT)
+    dy_group = aligned(dy_stride_group, ALIGNMENT)
+    weight_group = aligned(weight_stride_group, ALIGNMENT)
+    weight_row = aligned(weight_stride, ALIGNMENT)
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     k_tiles = tl.cdiv(k_extent, BLOCK_K)
     for step in range(GROUPS * k_tiles):
         group = step // k_tiles
         at = (step % k_tiles) * BLOCK_K + k
-        column = group * aligned(dy_stride_group, ALIGNMENT) + at
+        column = group * dy_group + at
         in_k = at < k_extent
         dz = load_dz(
-            dy, preactivation, sample_scale, (start + m)[:, None],
-            row * aligned(dy_stride, ALIGNMENT) + column[None, :], in_rows, in_k[None, :],
-            rows_per_sample, GELU, SCALE, dtype,
+            dy, preactivation, sample_scale, (start + m)[:, None], dy_rows + column[None, :],
+            in_rows, in_k[None, :], rows_per_sample, GELU, SCALE, dtype,
         )  # fmt: skip
-        weight_rows = weight + group * aligned(weight_stride_group, ALIGNMENT)
-        weight_rows += at[:, None] * aligned(weight_stride, ALIGNMENT)
+        weight_rows = weight + group * weight_group + at[:, None] * weight_row
         w = tl.load(weight_rows + n[None, :], in_k[:, None] & in_columns, 0.0)
         acc = dot(dz, w.to(dtype), acc, PRECISION)
     inside = in_rows & in_columns
@@ -180,6 +182,8 @@ def linear_weight_gradient_kernel(
     in_m = m < m_extent
     in_n = n < n_extent
     column = group * aligned(dy_stride_group, ALIGNMENT) + m
+    dy_row = aligned(dy_stride, ALIGNMENT)
+    x_row = aligned(x_stride, ALIGNMENT)
     share = tl.cdiv(tl.cdiv(rows, BLOCK_K), splits) * BLOCK_K
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     bias_acc = tl.zeros([BLOCK_K, BLOCK_M], tl.float32)
@@ -187,15 +191,13 @@ def linear_weight_gradient_kernel(
         in_k = start + k < rows
         row = (start + k).to(tl.int64)[:, None]
         dz = load_dz(
-            dy, preactivation, sample_scale, (start + k)[:, None],
-            row * aligned(dy_stride, ALIGNMENT) + column[None, :], in_k[:, None], in_m[None, :],
-            rows_per_sample, GELU, SCALE, dtype,
+            dy, preactivation, sample_scale, (start + k)[:, None], row * dy_row + column[None, :],
+            in_k[:, None], in_m[None, :], rows_per_sample, GELU, SCALE, dtype,
         )  # fmt: skip
         if BIAS:
             bias_acc += dz.to(tl.float32)
         if WEIGHT:
-            of_x = row * aligned(x_stride, ALIGNMENT) + n[None, :]
-            a = tl.load(x + of_x, in_k[:, None] & in_n[None, :], 0.0)
+            a = tl.load(x + row * x_row + n[None, :], in_k[:, None] & in_n[None, :], 0.0)
             if INPUT_GELU:
                 a = gelu(a.to(tl.float32)).to(dtype)
             acc = dot(tl.trans(dz), a, acc, PRECISION)
@@ -256,9 +258,10 @@ def linear_fold_kernel(
     if WEIGHT:
         inside = in_m[:, None] & (n < n_extent)[None, :]
         acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        row_stride = aligned(launched_in, ALIGNMENT)
         for split in range(splits):
             row = ((split * GROUPS + group) * launched_out + m)[:, None]
-            acc += tl.load(partials + row * aligned(launched_in, ALIGNMENT) + n[None, :], inside)
+            acc += tl.load(partials + row * row_stride + n[None, :], inside, 0.0)
         at = grad_weight + group * aligned(weight_stride_group, ALIGNMENT)
         at += m[:, None] * aligned(weight_stride, ALIGNMENT) + n[None, :]
         acc += tl.load(at, inside, 0.0).to(tl.float32)
@@ -267,7 +270,9 @@ def linear_fold_kernel(
         by_me = m < tl.where(first_n == 0, m_extent, 0)
         total = tl.zeros([BLOCK_M], tl.float32)
         for split in range(splits):
-            total += tl.load(bias_partials + (split * GROUPS + group) * launched_out + m, by_me, 0.0)
+            total += tl.load(
+                bias_partials + (split * GROUPS + group) * launched_out + m, by_me, 0.0
+            )
         at = grad_bias + group * (bias_stride_group if bias_stride_group > 0 else m_extent) + m
         total += tl.load(at, by_me, 0.0).to(tl.float32)
         tl.store(at, total.to(grad_bias.dtype.element_ty), by_me)

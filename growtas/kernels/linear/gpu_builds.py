@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -19,11 +20,15 @@ from growtas.kernels.linear.gpu_plan import (
     plan_weight_gradient,
 )
 
+# Width, hidden width, heads, batch: of a small subnet, its hidden width no multiple of 8, of
+# AutoFormer's largest, and one image.
+SUBNETS = ((216, 756, 3, 128), (624, 2496, 10, 128), (192, 672, 3, 1))
+# And for how many of them.
 DTYPES = (
-    (torch.bfloat16, "ieee"),
-    (torch.float32, "ieee"),
-    (torch.float32, "tf32"),
-    (torch.float16, "ieee"),
+    (torch.bfloat16, "ieee", 3),
+    (torch.float32, "ieee", 2),
+    (torch.float32, "tf32", 1),
+    (torch.float16, "ieee", 1),
 )
 
 
@@ -40,35 +45,32 @@ class Layer(NamedTuple):
 
 
 def builds(architecture: int) -> Iterator[Build]:
-    """The layers of AutoFormer's smallest, a middling (a hidden width that is no multiple of 8) and
-    its largest subnet, for a batch of 128 and of 1, the parameters in float32 and in the
-    activations' dtype, the extents from the host and from the device; each build once."""
+    """The layers of subnets, the parameters in float32 and in the activations' dtype, the extents
+    from the host and, for float32 parameters, from the device. Each build once."""
     seen = set()
-    for dtype, precision in DTYPES:
-        target = Target(architecture, precision)
-        for embed, hidden, heads, samples in (
-            (624, 2496, 10, 128),
-            (216, 756, 3, 128),
-            (192, 672, 3, 1),
-        ):
-            for layer in (
-                Layer("fc2", hidden, embed, input_gelu=True, residual=True),
-                Layer("qkv", embed, 64 * heads, groups=3),
-                Layer("proj", 64 * heads, embed, residual=True),
-                Layer("fc1", embed, hidden),
-                Layer("fc1-gelu", embed, hidden, gelu=True),
-            ):
-                for stored in dict.fromkeys((torch.float32, dtype)):
-                    for on_device in (False, True):
-                        label = (
-                            f"{layer.name} {embed} x{samples} {dtype} {precision} weight {stored}"
-                        )
-                        label = label.replace("torch.", "") + (" device" if on_device else "")
-                        for launch in _launches(target, layer, samples, dtype, stored, on_device):
-                            build = launch.build(label)
-                            if (key := repr(build._replace(label=""))) not in seen:
-                                seen.add(key)
-                                yield build
+    for dtype, precision, subnet in (
+        (dtype, precision, subnet)
+        for dtype, precision, count in DTYPES
+        for subnet in SUBNETS[:count]
+    ):
+        embed, hidden, heads, samples = subnet
+        layers = (
+            Layer("fc2", hidden, embed, input_gelu=True, residual=True),
+            Layer("qkv", embed, 64 * heads, groups=3),
+            Layer("proj", 64 * heads, embed, residual=True),
+            Layer("fc1", embed, hidden),
+            Layer("fc1-gelu", embed, hidden, gelu=True),
+        )
+        parameters = dict.fromkeys(((torch.float32, False), (torch.float32, True), (dtype, False)))
+        for layer, (stored, on_device) in itertools.product(layers, parameters):
+            label = f"{layer.name} {embed} x{samples} {dtype} {precision} weight {stored}"
+            label = label.replace("torch.", "") + (" device" if on_device else "")
+            target = Target(architecture, precision)
+            for launch in _launches(target, layer, samples, dtype, stored, on_device):
+                build = launch.build(label)
+                if (key := repr(build._replace(label=""))) not in seen:
+                    seen.add(key)
+                    yield build
 
 
 def _launches(
