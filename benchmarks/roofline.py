@@ -10,10 +10,12 @@ counted. The floor is the larger of the two times, the share is the floor over t
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from benchmarks import rows
 from benchmarks.cases import Case
@@ -60,6 +62,12 @@ def attention_work(batch: int, heads: int, tokens: int, head_dim: int) -> tuple[
     return flops, 2.0 * 12 * batch * heads * tokens * head_dim
 
 
+def _step(call: Callable[..., Tensor], leaves: Sequence[Tensor], grad: Tensor) -> None:
+    for leaf in leaves:
+        leaf.grad = None
+    call(*leaves).backward(grad)
+
+
 def measure(batch: int, rounds: int) -> list[rows.Row]:
     """Rows of the ceilings, and of attention in the largest subnet of every space."""
     torch.manual_seed(0)
@@ -79,14 +87,11 @@ def measure(batch: int, rounds: int) -> list[rows.Row]:
         tokens, head_dim = x.shape[1], tables.shape[-1]
         grad = torch.randn(batch, tokens, heads * head_dim, device="cuda")
         check(operator, torch.bfloat16, grad, "cuda")
-
-        def step(call=operator.variants["growtas-triton"], leaves=(x, tables), grad=grad) -> None:
-            for leaf in leaves:
-                leaf.grad = None
-            call(*leaves).backward(grad.to(torch.bfloat16))
+        grad = grad.to(torch.bfloat16)
 
         with kernels.use_backend("triton"):
-            times = seconds(step, rounds)
+            call = partial(_step, operator.variants["growtas-triton"], (x, tables), grad)
+            times = seconds(call, rounds)
         flops, moved = attention_work(batch, heads, tokens, head_dim)
         middle = [rows.quantile(values, 0.5) for values in (rate, bandwidth)]
         floor = max(flops / middle[0], moved / middle[1])

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -297,7 +298,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     out = args.out or (None if args.quick else Path(__file__).parent / "results")
     plan = choose_plan(args.device, quick=args.quick, full=args.full)
     given = {name: getattr(args, name) for name in ("spaces", "batches", "subnets")}
-    plan = replace(plan, **{name: tuple(value) for name, value in given.items() if value})
+    chosen: dict[str, Any] = {name: tuple(value) for name, value in given.items() if value}
+    plan = replace(plan, **chosen)
     start = time.perf_counter()
 
     def say(text: str) -> None:

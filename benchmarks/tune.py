@@ -86,10 +86,10 @@ def adamw() -> Workload:
 
     def call() -> dict[str, Tensor]:
         arrays = [values.clone() for values in start]
-        rows = [
-            kernels.AdamWRow(*a, boxes=[tuple(slice(0, n * 3 // 4) for n in a.shape[1:])], step=3)
-            for a in arrays
-        ]
+        rows = []
+        for weight, gradient, first, second in (a.unbind() for a in arrays):
+            box = tuple(slice(0, n * 3 // 4) for n in weight.shape)
+            rows.append(kernels.AdamWRow(weight, gradient, first, second, boxes=[box], step=3))
         kernels.adamw_(rows, lr=1e-3, clip=(kernels.gradient_norm(rows), 1.0))
         return {str(n): values for n, values in enumerate(arrays)}
 
@@ -106,7 +106,8 @@ def _workload(name: str, inputs: dict[str, Tensor], function: Callable[..., Tens
             leaf.grad = None
         out = function(**leaves)
         out.backward(cotangent)
-        return {"": out.detach(), **{key: leaf.grad for key, leaf in leaves.items()}}
+        grads = {key: leaf.grad for key, leaf in leaves.items() if leaf.grad is not None}
+        return {"": out.detach(), **grads}
 
     return Workload(name, call)
 
