@@ -104,7 +104,7 @@ def backward_(
     if need_dx:
         target = dx.view(-1, x.shape[-1])
         if extents is None and left_to_cublas("input_gradient", options, x, weight, rows):
-            rows.mm(weight[:out_features, : x.shape[-1]], out=target)
+            torch.mm(rows, weight[:out_features, : x.shape[-1]], out=target)
         else:
             plan_input_gradient(
                 _target(x), rows, z, _matrices(weight), out_features, options, inputs, target,
