@@ -118,6 +118,7 @@ TABLES: dict[int, dict[Key, Config]] = {
         ("attention_key_gradient_kernel", 32, (128, 64, 64)): Config((32, 16), 8, 2),
         ("attention_key_gradient_kernel", 32, (128, 256, 256)): Config((16, 16), 8, 1),
         ("attention_table_partial_kernel", 16, (64, 64, 64)): Config((64, 32), 4, 2),
+        ("attention_table_partial_kernel", 16, (128, 32, 64)): Config((64, 32), 4, 2),
         ("attention_table_partial_kernel", 16, (128, 64, 64)): Config((64, 32), 8, 2),
         ("attention_table_partial_kernel", 16, (128, 256, 256)): Config((16, 32), 8, 2),
         ("attention_table_partial_kernel", 32, (128, 64, 64)): Config((64, 32), 8, 2),
