@@ -212,7 +212,7 @@ def plan_weight_gradient(
     config = _config(target, linear_fold_kernel, partials)
     block_m, block_n = config.blocks
     strides = (0, 0) if grad_weight is None else grad_weight.stride()[:2]
-    arguments = (
+    to_fold = (
         partials, bias_partials, _or(grad_weight, partials), _or(grad_bias, partials),
         *sizes, *launched, splits, *strides, _group_stride(grad_bias),
     )  # fmt: skip
@@ -224,7 +224,7 @@ def plan_weight_gradient(
         "BLOCK_N": block_n,
     }
     programs = groups * _tiles(out_features, block_m) * _tiles(columns, block_n)
-    return first, Launch(linear_fold_kernel, programs, arguments, constants, config)
+    return first, Launch(linear_fold_kernel, programs, to_fold, constants, config)
 
 
 def _tiles(size: int, block: int) -> int:
