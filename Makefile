@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/*/*)
 
-.PHONY: help demo test lint format sanitize bench bench-quick bench-full clean
+.PHONY: help demo test lint format sanitize bench bench-quick bench-full gpu gpu-compile clean
 
 help:
 	@echo "make demo         train, search and export on real handwritten digits (runs/digits)"
@@ -15,6 +15,9 @@ help:
 	@echo "make bench        the CPU benchmarks (under 10 minutes; rows in benchmarks/results)"
 	@echo "make bench-quick  one short case of them (about a minute)"
 	@echo "make bench-full   all of them, compiled baselines included (under 40 minutes)"
+	@echo "make gpu-compile  compiles every Triton kernel ahead, without a GPU; fails on a spill"
+	@echo "make gpu          on a machine with a GPU: tests and measurements (under 10 minutes;"
+	@echo "                  with QUICK=1 under 4), in $(PYTHON)'s own environment, without network"
 	@echo "make clean        remove build products and $(VENV)"
 
 # Build requirements first: the compiled core is then built against this very torch, without a
@@ -60,6 +63,14 @@ bench-quick: $(VENV)/.dev
 
 bench-full: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.run --full
+
+gpu-compile: $(VENV)/.dev
+	$(BIN)/python -W ignore -m growtas.kernels.precompile
+
+# Nothing is downloaded: torch, triton, timm, pytest and the build requirements have to be there.
+gpu:
+	$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps -e .
+	$(PYTHON) -m benchmarks.gpu $(if $(QUICK),--quick)
 
 clean:
 	rm -rf build dist *.egg-info growtas/*.so growtas/_build.json $(VENV)

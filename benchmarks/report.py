@@ -78,6 +78,15 @@ TARGETS = (
         for name in ("smart", "compile-static", "compile-dynamic")
     ),
     Target(
+        "attention forward and backward, share of the roofline",
+        "cuda", ("attention-roofline",), _BF16, "", "roofline_share", 0.4, 0.65, True,
+        spaces=("autoformer-tiny", *_LARGER),
+    ),
+    Target(
+        "bf16 train step, extracted subnet, compiled and graphed / ours",
+        "cuda", _STEP, _BF16, "extracted-graph", _TIME, 0.8, 1.1, True,
+    ),
+    Target(
         "extra memory of a train step, ours / naive",
         "cuda", ("memory",), _BF16, "", "extra_memory_ratio", 0.50, 0.35, False,
     ),
@@ -93,6 +102,8 @@ def _variants(target: Target) -> dict[str, str]:
         if target.metric == "extra_memory_ratio":
             name = f"{ours} / naive"
         found[name] = ours
+    if target.metric == "roofline_share":
+        found = {"growtas-triton": "growtas-triton"}
     return found
 
 

@@ -10,6 +10,7 @@ ones in the chart and the tables.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import tempfile
 import time
@@ -129,9 +130,9 @@ CUDA = Plan(
     ),
     batches=(32, 128),
     dtypes=("bfloat16",),
-    variants=("naive", "smart", "timm", *COMPILED, *OURS_CUDA),
+    variants=("naive", "smart", "timm", *COMPILED, "extracted-graph", *OURS_CUDA),
     compiled_batches=(32, 128),
-    switching_variants=("naive", *COMPILED, *OURS_CUDA),
+    switching_variants=("naive", "compile-dynamic", *OURS_CUDA),
     switching_batch=128,
     switching_count=200,
     memory_workloads=(TINY,),
@@ -325,7 +326,8 @@ class Session:
             self.say(f"{part}: {time.perf_counter() - start:.0f} s")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def command_line() -> argparse.ArgumentParser:
+    """Everything that can be asked for."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.run",
         description=__doc__,
@@ -348,8 +350,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--threads", type=int, help="default: PyTorch's")
     parser.add_argument("--out", type=Path, help="folder; default benchmarks/results, not --quick")
-    args = parser.parse_args(arguments)
+    return parser
 
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = command_line()
+    args = parser.parse_args(arguments)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     out = args.out or (None if args.quick else Path(__file__).parent / "results")
@@ -376,8 +382,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("\n" + report.table(found))
     if path is not None:
         newest = rows.newest(rows.read(path))
-        plot.chart(newest, path.with_suffix(".png"))
         path.with_suffix(".md").write_text(report.page(newest))
+        if importlib.util.find_spec("matplotlib") is None:
+            say("no chart: matplotlib is not installed")
+        else:
+            plot.chart(newest, path.with_suffix(".png"))
         say(f"{len(found)} rows appended to {path}")
 
 

@@ -17,6 +17,7 @@ from benchmarks.baselines.smart import SmartSupernet
 from benchmarks.baselines.timm_vit import timm_vit
 from benchmarks.cases import Case, naive_to_growtas, random_weights, supernet_sizes
 from growtas.space import Subnet
+from growtas.training.optimizer import AdamW
 
 
 class Variant(ABC):
@@ -39,6 +40,12 @@ class Variant(ABC):
     def context(self) -> contextlib.AbstractContextManager[None]:
         """Active around forward and backward."""
         return contextlib.nullcontext()
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """AdamW at a rate of zero: the state is updated in full, the weights that were checked
+        stay."""
+        parameters = list(self.model.parameters())
+        return torch.optim.AdamW(parameters, lr=0.0, fused=parameters[0].is_cuda)
 
     def gradients(self) -> dict[str, Tensor]:
         """Gradient of every parameter under growtas's names and shapes; zeros where None."""
@@ -129,6 +136,39 @@ class Timm(Variant):
         return self.model(images)
 
 
+class ExtractedGraph(Variant):
+    """The subnet on its own, compiled and replayed from CUDA graphs: it cannot be retrained as
+    another subnet without building it anew. Its weights have other shapes, so only its logits are
+    compared, before it is compiled."""
+
+    name = "extracted-graph"
+    same_function = False
+
+    def __init__(self, case: Case, weights: dict[str, Tensor], device: str) -> None:
+        self.image_size = case.image_size
+        self.supernet = growtas.Supernet(case.space, **case.model_sizes).to(device)
+        self.supernet.load_state_dict(naive_to_growtas(weights, case.space))
+        self.prepare(case.subnet)
+
+    def prepare(self, subnet: Subnet) -> None:
+        self.subnet = subnet
+        self.model = self.supernet.extract(subnet)
+        device = next(self.model.parameters()).device
+        images = torch.randn(2, 3, self.image_size, self.image_size, device=device)
+        with torch.no_grad(), growtas.kernels.use_backend("reference"):
+            torch.testing.assert_close(
+                self.model.eval()(images), self.supernet.eval()(images, subnet),
+                rtol=1e-3, atol=1e-3,
+            )  # fmt: skip
+        self.compiled = torch.compile(self.model, mode="reduce-overhead")
+
+    def logits(self, images: Tensor, subnet: Subnet) -> Tensor:
+        if subnet != self.subnet:
+            raise ValueError(f"built for {self.subnet}, asked to run {subnet}")
+        torch.compiler.cudagraph_mark_step_begin()
+        return self.compiled(images)
+
+
 class Growtas(Variant):
     def __init__(
         self,
@@ -155,6 +195,9 @@ class Growtas(Variant):
         else:
             self.accumulator.zero_()
 
+    def optimizer(self) -> torch.optim.Optimizer:
+        return AdamW(self.model.parameters(), lr=0.0)
+
     def context(self) -> contextlib.AbstractContextManager[None]:
         return growtas.kernels.use_backend(self.backend)
 
@@ -172,6 +215,7 @@ VARIANTS: dict[str, Builder] = {
     "timm": Timm,
     "compile-static": StaticCompile,
     "compile-dynamic": DynamicCompile,
+    "extracted-graph": ExtractedGraph,
     **{
         f"growtas-{backend}-{mode}": _growtas(backend, mode == "accumulate")
         for backend in ("reference", "native", "triton")
@@ -200,6 +244,8 @@ def build(name: str, case: Case, device: str) -> Variant:
 
 def missing(name: str, device: str) -> str | None:
     """Why a variant cannot run here, or None."""
+    if name == "extracted-graph" and device != "cuda":
+        return "it needs CUDA graphs"
     if not name.startswith("growtas-"):
         return None
     backend = name.split("-")[1]

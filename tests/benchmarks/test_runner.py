@@ -21,6 +21,7 @@ from benchmarks.runner import (
     interleave,
     paired_ratios,
     run_case,
+    step_of,
 )
 from benchmarks.variants import VARIANTS, Variant, build, missing
 from growtas.space import SearchSpace, SupernetSize
@@ -48,6 +49,18 @@ def one_thread() -> Iterator[None]:
 
 def variants(case: Case, names: list[str] = EAGER) -> dict[str, Variant]:
     return {name: build(name, case, "cpu") for name in names}
+
+
+@pytest.mark.parametrize("name", ["naive", "growtas-reference-accumulate"])
+def test_a_step_with_the_optimizer_leaves_the_checked_weights(name: str) -> None:
+    case = replace(CASE, task="train_adamw")
+    variant = build(name, case, "cpu")
+    before = {key: value.clone() for key, value in variant.model.state_dict().items()}
+    step = step_of(variant, case, make_batch(case, "cpu"))
+    step()
+    step()
+    after = variant.model.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
 
 
 @pytest.mark.parametrize("subnet", ["smallest", "largest"])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -95,3 +98,40 @@ def test_explain_covers_every_operator():
         assert row.backend in dispatch.BACKENDS
         assert set(row.rejected) == set(dispatch.BACKENDS) - {row.backend}
         assert all(row.rejected.values())
+
+
+WITHOUT_TRITON = """
+import sys, growtas
+from growtas import kernels
+for _ in range(2):
+    for row in kernels.explain(("cpu",)):
+        assert row.backend != "triton" and row.rejected["triton"]
+        print(row.rejected["triton"])
+    assert sys.modules.setdefault("triton", None) is None  # not imported, and now as if missing
+"""
+
+
+def test_triton_is_refused_without_importing_it():
+    """And nothing else needs it."""
+    run = [sys.executable, "-c", WITHOUT_TRITON]
+    lines = subprocess.run(run, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert set(lines[: len(lines) // 2]) <= {
+        "triton is not installed",
+        "there is no CUDA device",
+        "it takes CUDA tensors, not cpu",
+    }
+    assert set(lines[len(lines) // 2 :]) == {"triton is not installed"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are compiled, not interpreted")
+def test_interpreter_runs_only_by_name(monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    tensor = torch.zeros(1)
+    assert not dispatch.select("linear", tensor).__name__.endswith("gpu")
+    for row in kernels.explain(("cpu",)):
+        assert "only when asked for by name" in row.rejected["triton"]
+    with kernels.use_backend("triton"):
+        assert dispatch.select("linear", tensor).__name__.endswith("linear.gpu")
+        with pytest.raises(kernels.BackendUnavailable, match=r"not torch\.float64"):
+            dispatch.select("linear", tensor.double())

@@ -1,0 +1,24 @@
+"""Where there is no CUDA device, Triton and the kernels are imported for its interpreter, which is
+decided once: `tests/kernels/gpu` runs them there. Nothing changes for the other tests."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+
+import torch
+
+if not torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:
+    before = os.environ.get("TRITON_INTERPRET")
+    os.environ["TRITON_INTERPRET"] = "1"
+    try:
+        from growtas.kernels.dispatch import OPERATORS
+
+        for operator in OPERATORS:
+            importlib.import_module(f"growtas.kernels.{operator}.gpu")
+    finally:
+        if before is None:
+            del os.environ["TRITON_INTERPRET"]
+        else:
+            os.environ["TRITON_INTERPRET"] = before

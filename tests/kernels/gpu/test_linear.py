@@ -1,0 +1,358 @@
+"""linear on Triton: every width class and fusion, sizes from the host and from the device."""
+
+from __future__ import annotations
+
+import oracles
+import pytest
+import torch
+from oracles import DTYPES, assert_within_budget, bits_equal
+
+from growtas import kernels
+from growtas.kernels import configs
+from growtas.kernels.linear import gpu, gpu_plan
+
+EVERYTHING = {"input_activation": "gelu", "activation": "gelu"}
+OPERANDS = ("x", "weight", "bias", "residual")
+
+
+@pytest.fixture(autouse=True)
+def _several_splits(monkeypatch):
+    """The tests' few rows would be summed by one program."""
+    monkeypatch.setattr(gpu_plan, "MIN_SPLIT", 16)
+
+
+@pytest.fixture
+def _large_tiles(monkeypatch, device):
+    """In the interpreter it is programs that take time, not products."""
+    if device == "cpu":
+        for name, bits, sizes in list(configs.TABLES[80]):
+            blocks = (256, 256, 16) if "weight" in name else (16, 256, 256)
+            if name.startswith("linear"):
+                blocks = (256, 256) if "fold" in name else blocks
+                monkeypatch.setitem(
+                    configs.TABLES[80], (name, bits, sizes), configs.Config(blocks, 4, 1)
+                )
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """The names of the kernels launched, in order."""
+    names = []
+    run = gpu_plan.Launch.run
+
+    def counted(self):
+        names.append(self.kernel.__name__)
+        run(self)
+
+    monkeypatch.setattr(gpu_plan.Launch, "run", counted)
+    return names
+
+
+def case(device, in_features, out_features, *, rows=(3, 7), in_max=None, shape=None,
+         flat_bias=False, residual=False, seed=0):  # fmt: skip
+    """Random operands; parameters are NaN outside the slice, so reading there shows."""
+    g = torch.Generator().manual_seed(seed)
+    shape = (*(shape or (out_features + 3,)), in_max or in_features + 5)
+    weight = torch.full(shape, float("nan"))
+    groups = 1 if len(shape) == 2 else shape[0]
+    values = torch.randn(groups, out_features, in_features, generator=g) * in_features**-0.5
+    weight.view(groups, -1, shape[-1])[:, :out_features, :in_features] = values
+    bias = torch.full(shape[:-1], float("nan"))
+    if flat_bias:
+        bias = bias.flatten()
+        bias[: groups * out_features] = torch.randn(groups * out_features, generator=g)
+    else:
+        bias.view(groups, -1)[:, :out_features] = torch.randn(groups, out_features, generator=g)
+    y = (*rows, groups * out_features)
+    inputs = {
+        "x": torch.randn(*rows, in_features, generator=g),
+        "weight": weight,
+        "bias": bias,
+        "residual": torch.randn(y, generator=g) if residual else None,
+    }
+    on_device = {k: None if v is None else v.to(device) for k, v in inputs.items()}
+    return on_device, torch.randn(y, generator=g).to(device)
+
+
+def check(inputs, cotangent, dtype, **arguments):
+    """Outputs and all gradients against float64, within plain PyTorch's budget."""
+    stored = {k: None if v is None else v.to(dtype) for k, v in inputs.items()}
+    golden, plain, actual = (
+        oracles.outputs_and_gradients(function, stored, cotangent.to(dtype), to, **arguments)
+        for function, to in (
+            (oracles.linear, torch.float64), (oracles.linear, dtype), (kernels.linear, dtype)
+        )
+    )  # fmt: skip
+    assert_within_budget(actual, golden, plain, dtype)
+    return actual
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("in_features", "out_features"), [(1, 1), (15, 33), (16, 32), (129, 70)])
+def test_plain(device, dtype, in_features, out_features):
+    inputs, cotangent = case(device, in_features, out_features)
+    check(inputs, cotangent, dtype, out_features=out_features)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("fused", ["input_activation", "activation", "scale", "residual", "all"])
+def test_fused(device, dtype, fused):
+    """Each alone and all at once, on the slices of stacked matrices."""
+    arguments = {k: v for k, v in EVERYTHING.items() if fused in (k, "all")}
+    if fused in ("scale", "all"):
+        arguments["sample_scale"] = torch.tensor([0.0, 1.25, 1.0], device=device)
+    residual = fused in ("residual", "all")
+    inputs, cotangent = case(device, 35, 18, shape=(2, 3, 7), residual=residual)
+    check(inputs, cotangent, dtype, out_features=18, **arguments)
+
+
+@pytest.mark.usefixtures("_large_tiles")
+@pytest.mark.parametrize("width", oracles.EMBED_WIDTHS)
+def test_autoformer_embed_widths(device, width):
+    """q, k and v of every embed dim, in the buffers of its space; the bias read as a prefix."""
+    in_max = next(m for m in (256, 448, 640) if m >= width)
+    inputs, cotangent = case(
+        device, width, 3 * 64, rows=(1, 5), in_max=in_max, shape=(3, 4, 64), flat_bias=True
+    )
+    actual = check(inputs, cotangent, torch.float16, out_features=3 * 64)
+    assert torch.all(actual["bias"][3 * 3 * 64 :] == 0)
+
+
+@pytest.mark.usefixtures("_large_tiles")
+@pytest.mark.parametrize("hidden", oracles.HIDDEN_WIDTHS)
+def test_autoformer_hidden_widths(device, hidden):
+    """fc1, then fc2 with its input's GELU, a factor and a residual, at every hidden width."""
+    inputs, cotangent = case(device, 216, hidden, rows=(1, 5), in_max=256, shape=(2560,))
+    check(inputs, cotangent, torch.float16, out_features=hidden)
+    inputs, cotangent = case(
+        device, hidden, 216, rows=(1, 5), in_max=2560, shape=(256,), residual=True
+    )
+    check(
+        inputs, cotangent, torch.float16, out_features=216, input_activation="gelu",
+        sample_scale=torch.tensor([1.25], device=device),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_float32_parameters_and_stream(device, dtype):
+    """As under autocast: low-precision activations, float32 parameters and residual stream."""
+    inputs, cotangent = case(device, 24, 40, residual=True)
+    inputs["x"] = inputs["x"].to(dtype)
+    leaves = [inputs[name].requires_grad_() for name in OPERANDS]
+    y = kernels.linear(*leaves[:3], out_features=40, residual=leaves[3])
+    assert y.dtype == torch.float32
+    gradients = torch.autograd.grad(y, leaves, cotangent)
+    assert [g.dtype for g in gradients] == [dtype, *[torch.float32] * 3]
+    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    want = oracles.linear(*exact[:3], out_features=40, residual=exact[3])
+    tolerance = {"rtol": 0, "atol": 8 * torch.finfo(dtype).eps}
+    torch.testing.assert_close(y.double(), want, **tolerance)
+    for actual, golden in zip(
+        gradients, torch.autograd.grad(want, exact, cotangent.double()), strict=True
+    ):
+        torch.testing.assert_close(actual.double(), golden, **tolerance)
+
+
+@pytest.mark.parametrize("shape", [(10,), (3, 2, 5)], ids=["matrix", "stacked"])
+def test_accumulates_inside_and_keeps_every_bit_outside(device, shape):
+    inputs, cotangent = case(device, 9, 6, rows=(3, 21), shape=shape)
+    weight, bias = (torch.nn.Parameter(inputs[name]) for name in ("weight", "bias"))
+    accumulator = kernels.GradientAccumulator([weight, bias])
+    sentinels = {}
+    for parameter in (weight, bias):
+        parameter.grad.copy_(torch.randn(parameter.shape))
+        sentinels[parameter] = parameter.grad.clone()
+    x = inputs["x"].requires_grad_()
+    kernels.linear(x, weight, bias, out_features=6, gradients=accumulator).backward(cotangent)
+    dense = oracles.outputs_and_gradients(kernels.linear, inputs, cotangent, out_features=6)
+    for parameter, name in ((weight, "weight"), (bias, "bias")):
+        outside = dense[name] == 0
+        assert outside.any()
+        assert bits_equal(parameter.grad[outside], sentinels[parameter][outside])
+        torch.testing.assert_close(parameter.grad, sentinels[parameter] + dense[name])
+    torch.testing.assert_close(x.grad, dense["x"])
+
+
+@pytest.mark.parametrize("trained", ["weight", "bias"])
+def test_one_gradient_only(device, trained):
+    inputs, cotangent = case(device, 20, 70)
+    both = oracles.outputs_and_gradients(kernels.linear, inputs, cotangent, out_features=70)
+    inputs[trained].requires_grad_()
+    y = kernels.linear(*(inputs[name] for name in OPERANDS[:3]), out_features=70)
+    assert bits_equal(torch.autograd.grad(y, inputs[trained], cotangent)[0], both[trained])
+
+
+def test_rows_are_summed_in_splits_of_fixed_order(device, launched):
+    """Repetition gives the same bits; one launch forward, two backward and a fold of the splits."""
+    inputs, cotangent = case(device, 40, 70, rows=(5, 26), residual=True)
+    arguments = {**EVERYTHING, "sample_scale": torch.rand(5, device=device)}
+    first, second = (
+        oracles.outputs_and_gradients(
+            kernels.linear, inputs, cotangent, out_features=70, **arguments
+        )
+        for _ in range(2)
+    )
+    assert all(bits_equal(first[name], second[name]) for name in first)
+    assert launched[:4] == [
+        "linear_forward_kernel",
+        "linear_input_gradient_kernel",
+        "linear_weight_gradient_kernel",
+        "linear_fold_kernel",
+    ]
+    assert launched[4:] == launched[:4]
+    launch, _ = gpu_plan.plan_weight_gradient(
+        gpu_plan.Target(80, "ieee"), cotangent.flatten(0, 1), cotangent, inputs["x"].flatten(0, 1),
+        1, 70, gpu_plan.Options(False, False, None), inputs["weight"][None], None,
+    )  # fmt: skip
+    assert launch.arguments[4].shape == (9, 1, 70, 40)  # 130 rows in splits of 16 or more
+
+
+def test_rows_by_strides(device):
+    """Rows of a wider tensor and an expanded gradient are read by their strides."""
+    inputs, _ = case(device, 40, 18, shape=(2, 3, 7))
+    wide = torch.full((3, 7, 64), float("nan"), device=device)
+    wide[..., :40] = inputs["x"]
+    results = []
+    for x in (inputs["x"], wide[..., :40]):
+        x = x.detach().requires_grad_()
+        y = kernels.linear(x, inputs["weight"], inputs["bias"], out_features=18)
+        results.append((y.detach(), torch.autograd.grad(y.sum(), x)[0]))
+    assert all(bits_equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_weight_in_another_memory_format(device):
+    """channels_last re-strides 4-D weights."""
+    inputs, cotangent = case(device, 6, 7, shape=(3, 2, 5))
+    twin = inputs | {"weight": inputs["weight"].to(memory_format=torch.channels_last)}
+    assert not twin["weight"].is_contiguous()
+    results = [
+        oracles.outputs_and_gradients(kernels.linear, given, cotangent, out_features=7)
+        for given in (inputs, twin)
+    ]
+    assert all(bits_equal(results[0][name], results[1][name]) for name in results[0])
+
+
+@pytest.mark.parametrize("shape", [(6,), (0, 6), (2, 0, 6)], ids=str)
+def test_one_dimension_and_no_rows(device, shape):
+    x = torch.randn(shape, device=device, requires_grad=True)
+    weight = torch.randn(8, 6, device=device, requires_grad=True)
+    y = kernels.linear(x, weight, out_features=5)
+    torch.testing.assert_close(y, x @ weight[:5].T)
+    y.sum().backward()
+    torch.testing.assert_close(x.grad, weight[:5].sum(0).expand(shape))
+    torch.testing.assert_close(weight.grad[:5], x.detach().reshape(-1, 6).sum(0).expand(5, 6))
+
+
+# The largest subnet, whose sizes the launches and the activations have where the device knows the
+# sizes: rows taken of each of two matrices, columns taken.
+LARGEST = (36, 60)
+
+
+def sizes(device, out, in_):
+    return gpu.Extents(*torch.tensor([[out], [in_]], dtype=torch.int32, device=device), 4)
+
+
+@pytest.mark.parametrize(
+    ("out", "in_", "dtype", "flat_bias"),
+    [
+        (4, 16, torch.float32, True),
+        (20, 36, torch.float32, False),
+        (20, 36, torch.bfloat16, True),
+        (20, 36, torch.float16, False),
+        (*LARGEST, torch.float32, True),
+        (*LARGEST, torch.float32, False),
+    ],
+)
+def test_device_extents(device, out, in_, dtype, flat_bias):
+    """The results of the ordinary path inside the extents; beyond them nothing is read (it is NaN)
+    or written."""
+    given, cotangent = case(
+        device, in_, out, in_max=64, shape=(2, 4, 10), flat_bias=flat_bias, residual=True
+    )
+    given = {name: value.to(dtype) for name, value in given.items()}
+    weight, bias = given["weight"], given["bias"]
+    before = [torch.randn(parameter.shape, device=device) for parameter in (weight, bias)]
+    scale = torch.tensor([0.5, 0.0, 2.0], device=device)
+
+    def step(x, residual, dy, out, extents):
+        fused = ("gelu", "gelu", scale)
+        y, z = gpu.forward(x, weight, bias, out, *fused, residual, True, extents)
+        gradients = [gradient.clone() for gradient in before]
+        dx = gpu.backward_(dy, x, weight, z, out, *fused, True, *gradients, extents)
+        return y, z, dx, *gradients
+
+    def widened(value, width, largest):
+        wide = torch.full((3, 7, value.shape[-1] // width, largest), float("nan"))
+        wide = wide.to(value)
+        wide[..., :width] = value.view(3, 7, -1, width)
+        return wide.flatten(2)
+
+    dy = cotangent.to(dtype)
+    want = step(given["x"], given["residual"], dy, out, None)
+    actual = step(
+        widened(given["x"], in_, LARGEST[1]),
+        *(widened(value, out, LARGEST[0]) for value in (given["residual"], dy)),
+        LARGEST[0], sizes(device, out, in_),
+    )  # fmt: skip
+    for a, b, groups in zip(actual, want, (2, 2, 1), strict=False):
+        a, b = a.view(3, 7, groups, -1), b.view(3, 7, groups, -1)
+        assert bits_equal(a[..., : b.shape[-1]], b)
+        assert a[..., b.shape[-1] :].isnan().all()
+    for a, b, untouched in zip(actual[3:], want[3:], before, strict=True):
+        torch.testing.assert_close(a, b)  # the splits of the rows may be others
+        outside = b == untouched
+        assert outside.any()
+        assert bits_equal(a[outside], untouched[outside])
+
+
+def test_launches_with_device_extents_serve_every_subnet(device):
+    """Nothing about a launch but the extents' values depends on the subnet: a graph can replay."""
+    x = torch.zeros(21, LARGEST[1], device=device)
+    dy = torch.zeros(21, 2 * LARGEST[0], device=device)
+    weight = torch.zeros(2, 40, 64, device=device)
+    options = gpu_plan.Options(True, False, None)
+
+    def plans(extents):
+        target, out = gpu_plan.Target(80, "ieee"), LARGEST[0]
+        yield gpu_plan.plan_forward(target, x, weight, None, out, options, None, dy, None, extents)
+        yield gpu_plan.plan_input_gradient(target, dy, dy, weight, out, options, x, x, extents)
+        yield from gpu_plan.plan_weight_gradient(
+            target, dy, dy, x, 2, out, options, weight, None, extents
+        )
+
+    def facts(launch):
+        shapes = [
+            (tuple(a.shape), a.stride()) if isinstance(a, torch.Tensor) else a
+            for a in launch.arguments
+        ]
+        return launch._replace(arguments=tuple(shapes))
+
+    small, large = (
+        [facts(launch) for launch in plans(sizes(device, *subnet))] for subnet in ((4, 16), LARGEST)
+    )
+    assert small == large
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_products_left_to_cublas(monkeypatch, device, launched, dtype):
+    """Plain products by torch on views of the slices agree with the kernels; the rest stays."""
+    monkeypatch.setattr(gpu, "interpreted", lambda: False)
+    monkeypatch.setattr(gpu, "architecture", lambda device: 80)
+    inputs, cotangent = case(device, 24, 40)
+    check(inputs, cotangent, dtype, out_features=40)
+    gradient = ["linear_weight_gradient_kernel", "linear_fold_kernel"]
+    assert launched == ([] if dtype == torch.float32 else gradient)
+    launched.clear()
+    check(inputs, cotangent, dtype, out_features=40, input_activation="gelu")
+    inputs, cotangent = case(device, 24, 30, shape=(2, 4, 10))
+    check(inputs, cotangent, dtype, out_features=30)
+    assert launched == 2 * ["linear_forward_kernel", "linear_input_gradient_kernel", *gradient]
+
+
+def test_parameters_of_another_dtype_are_not_left_to_cublas(monkeypatch, device, launched):
+    """cuBLAS would need a copy of the weight."""
+    monkeypatch.setattr(gpu, "interpreted", lambda: False)
+    monkeypatch.setattr(gpu, "architecture", lambda device: 80)
+    inputs, _ = case(device, 24, 40)
+    kernels.linear(inputs["x"].half(), inputs["weight"], inputs["bias"], out_features=40)
+    assert launched == ["linear_forward_kernel"]
