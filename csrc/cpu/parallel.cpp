@@ -9,6 +9,14 @@
 
 namespace growtas {
 
+#if defined(__SANITIZE_ADDRESS__)
+// Exactly what is asked for, so that a step beyond it is seen.
+AlignedMemory::AlignedMemory(size_t bytes)
+    : block_(::operator new(bytes, std::align_val_t(64))), bytes_(bytes),
+      aligned_(static_cast<char*>(block_)) {}
+
+AlignedMemory::~AlignedMemory() { ::operator delete(block_, std::align_val_t(64)); }
+#else
 namespace {
 
 struct Block {
@@ -52,6 +60,7 @@ AlignedMemory::~AlignedMemory() {
   }
   ::operator delete(block_);
 }
+#endif
 
 int64_t thread_count() { return torch::stable::get_num_threads(); }
 

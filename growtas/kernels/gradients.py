@@ -109,11 +109,13 @@ class GradientAccumulator:
     def zero_(self) -> None:
         """Zero what may be non-zero: the dirty boxes, and whole gradients that autograd itself
         wrote (parameters used outside the operators, regularisers, passes without this object)."""
-        for parameter, extents in self._dirty.items():
-            if parameter.grad is not None and parameter not in self._whole:
-                leading_box(parameter.grad, extents).zero_()
-        for parameter in self._whole:
-            if parameter.grad is not None:
-                parameter.grad.zero_()
+        written = [
+            leading_box(parameter.grad, extents)
+            for parameter, extents in self._dirty.items()
+            if parameter.grad is not None and parameter not in self._whole
+        ]
+        written += [p.grad for p in self._whole if p.grad is not None]
+        if written:
+            torch._foreach_zero_(written)
         self._dirty.clear()
         self._whole.clear()
