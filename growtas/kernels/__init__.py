@@ -6,7 +6,7 @@ specification) and ``native.py`` (the CPU's own path, through the C++ core where
 Gradients are of first order only.
 """
 
-from growtas.kernels.adamw.api import adamw_
+from growtas.kernels.adamw.api import adamw_, gradient_norm
 from growtas.kernels.adamw.row import Row as AdamWRow
 from growtas.kernels.attention.api import attention
 from growtas.kernels.dispatch import BackendUnavailable, explain, use_backend
@@ -21,6 +21,7 @@ __all__ = [
     "adamw_",
     "attention",
     "explain",
+    "gradient_norm",
     "layer_norm",
     "linear",
     "use_backend",

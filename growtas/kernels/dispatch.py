@@ -4,6 +4,7 @@ An operator's folder holds one module per backend. A backend module exposes its 
 ``unsupported(*tensors) -> str | None``: the reason it cannot take such tensors, which may depend
 on their devices and dtypes only (the answer is cached by them). A request is either ``auto``
 (the first backend that can) or a backend's name, and a named one that cannot run raises.
+``gpu`` modules import Triton, so what `triton_support` can refuse is refused without them.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from growtas.kernels import triton_support
 
 OPERATORS = ("linear", "layer_norm", "attention", "adamw")
 # In the order "auto" tries them. Triton code lives in gpu.py: a triton.py would shadow the package.
@@ -91,12 +94,18 @@ def _missing(operator: str, backend: str) -> str | None:
     module_name = f"growtas.kernels.{operator}.{BACKENDS[backend]}"
     if importlib.util.find_spec(module_name) is None:
         return f"there is no {backend} implementation of {operator} in this version"
+    if backend == "triton":
+        return triton_support.unavailable()
     available = getattr(importlib.import_module(module_name), "available", None)
     return available() if available is not None else None
 
 
-def _rejection(operator: str, backend: str, tensors: tuple[Tensor, ...]) -> str | None:
+def _rejection(operator: str, backend: str, tensors: tuple[Tensor, ...], named: bool) -> str | None:
     reason = _missing(operator, backend)
+    if reason is None and backend == "triton":
+        reason = triton_support.unsupported(*tensors)
+        if reason is None and triton_support.interpreted() and not named:
+            reason = "Triton's interpreter is for tests: it runs only when asked for by name"
     if reason is None:
         module = importlib.import_module(f"growtas.kernels.{operator}.{BACKENDS[backend]}")
         reason = module.unsupported(*tensors)
@@ -115,7 +124,7 @@ def select(operator: str, *tensors: Tensor) -> ModuleType:
     if module is None:
         rejected = {}
         for backend in BACKENDS if request == "auto" else (request,):
-            reason = _rejection(operator, backend, tensors)
+            reason = _rejection(operator, backend, tensors, request == backend)
             if reason is None:
                 module = importlib.import_module(f"growtas.kernels.{operator}.{BACKENDS[backend]}")
                 break
@@ -148,7 +157,7 @@ def explain(devices: tuple[str, ...] | None = None) -> list[Choice]:
                         rejected[backend] = f"{request} was asked for"
                     elif chosen:
                         rejected[backend] = f"{chosen} comes first"
-                    elif (reason := _rejection(operator, backend, sample)) is not None:
+                    elif reason := _rejection(operator, backend, sample, request == backend):
                         rejected[backend] = reason
                     else:
                         chosen = backend

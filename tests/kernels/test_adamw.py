@@ -4,48 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from adamw_cases import SETTINGS, SHAPES, arrays, assert_close, box
 from oracles import bits_equal
 
-from growtas.kernels import AdamWRow, adamw_
-
-SHAPES = [(40, 24), (3, 4, 8, 12), (77,), (1, 1, 5), (130, 200)]
-SETTINGS = {"lr": 1e-2, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.05}
-
-
-def box(shape, low=3, high=4):
-    """The middle of a tensor: starts above 0 where there is room."""
-    return tuple(slice(n // low, n - n // high) for n in shape)
-
-
-def arrays(shape, dtype=torch.float32, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    draws = [torch.randn(shape, generator=g, dtype=torch.float64) for _ in range(4)]
-    draws[3] = draws[3].square() * 1e-2
-    return [draw.to(dtype) for draw in draws]
-
-
-def oracle(values, count, dtype, settings):
-    """One step of torch's optimizer on the values given, after `count` steps before it."""
-    weight, gradient, first, second = (v.to(dtype, copy=True) for v in values)
-    weight = torch.nn.Parameter(weight)
-    weight.grad = gradient
-    optimizer = torch.optim.AdamW([weight], foreach=False, **settings)
-    optimizer.state[weight] = {
-        "step": torch.tensor(float(count)), "exp_avg": first.clone(), "exp_avg_sq": second.clone(),
-    }  # fmt: skip
-    optimizer.step()
-    state = optimizer.state[weight]
-    return weight.detach(), state["exp_avg"], state["exp_avg_sq"]
-
-
-def assert_close(got, values, count, settings):
-    golden = oracle(values, count, torch.float64, settings)
-    plain = oracle(values, count, values[0].dtype, settings)
-    for actual, want, other in zip(got, golden, plain, strict=True):
-        error = (actual.double() - want).abs().max()
-        # torch's own bias correction cancels: its float64 is right to some 1e-13
-        eps = max(torch.finfo(actual.dtype).eps, 1e-12)
-        assert error <= 2 * (other.double() - want).abs().max() + 2 * eps * want.abs().max()
+from growtas.kernels import AdamWRow, adamw_, gradient_norm
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -143,6 +105,50 @@ def test_tensors_that_are_not_contiguous(backend):
     assert_close([t.t() for t in (row.parameter, row.exp_avg, row.exp_avg_sq)], values, 0, SETTINGS)
 
 
+@pytest.mark.parametrize("largest", [0.5, 1e6])
+def test_clipping_by_the_norm_of_what_moves(backend, largest):
+    """As torch.nn.utils.clip_grad_norm_ on the cut-out boxes, then AdamW; gradients stay."""
+    rows = [AdamWRow(*arrays(shape, seed=i), boxes=[box(shape)], step=4)
+            for i, shape in enumerate(SHAPES)]  # fmt: skip
+    saved = [[t[box(t.shape)].clone() for t in row.arrays[:4]] for row in rows]
+    clipped = [torch.nn.Parameter(values[0].clone()) for values in saved]
+    for parameter, values in zip(clipped, saved, strict=True):
+        parameter.grad = values[1].clone()
+    want = torch.nn.utils.clip_grad_norm_(clipped, largest)
+    norm = gradient_norm(rows)
+    torch.testing.assert_close(norm, want)
+    assert bits_equal(norm.view(1), gradient_norm(rows).view(1))
+    adamw_(rows, **SETTINGS, clip=(norm, largest))
+    for row, values, parameter in zip(rows, saved, clipped, strict=True):
+        got = [t[box(t.shape)] for t in (row.parameter, row.exp_avg, row.exp_avg_sq)]
+        assert_close(got, [values[0], parameter.grad, *values[2:]], 3, SETTINGS)
+        assert bits_equal(row.gradient[box(row.gradient.shape)], values[1])
+
+
+def test_norm_of_no_boxes_is_zero_and_nan_is_not_hidden(backend):
+    values = arrays((4, 3))
+    assert gradient_norm([AdamWRow(*values, boxes=[], step=1)]) == 0
+    values[1][0, 0] = float("nan")
+    row = AdamWRow(*values, boxes=[(slice(0, 4), slice(0, 3))], step=1)
+    norm = gradient_norm([row])
+    assert norm.isnan()
+    adamw_([row], **SETTINGS, clip=(norm, 1.0))
+    assert row.parameter.isnan().all()
+
+
+def test_learning_rate_and_step_as_tensors(backend):
+    values = arrays((9, 7))
+    boxes = [(slice(0, 9), slice(0, 7))]
+    settings = {key: value for key, value in SETTINGS.items() if key != "lr"}
+    numbers, tensors = (
+        AdamWRow(*(v.clone() for v in values), boxes=boxes, step=step)
+        for step in (3, torch.tensor(3.0))
+    )
+    adamw_([numbers], lr=0.25, **settings)
+    adamw_([tensors], lr=torch.tensor(0.25), **settings)
+    assert bits_equal(numbers.parameter, tensors.parameter)
+
+
 def test_bad_input_is_named():
     values = arrays((4, 3))
     whole = (slice(0, 4), slice(0, 3))
@@ -152,3 +158,7 @@ def test_bad_input_is_named():
         adamw_([AdamWRow(*values, boxes=[whole])], lr=0.1)
     with pytest.raises(ValueError, match=r"state of shape \(3, 4\)"):
         adamw_([AdamWRow(*values[:3], values[3].t(), boxes=[whole], step=1)], lr=0.1)
+    with pytest.raises(ValueError, match="the largest norm must be above 0, got 0"):
+        adamw_([AdamWRow(*values, boxes=[whole], step=1)], lr=0.1, clip=(torch.ones(()), 0.0))
+    with pytest.raises(ValueError, match="at least one row"):
+        gradient_norm([])

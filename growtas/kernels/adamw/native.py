@@ -9,7 +9,10 @@ from torch import Tensor
 
 from growtas.kernels import native_library
 from growtas.kernels.adamw import reference
-from growtas.kernels.adamw.row import Row
+from growtas.kernels.adamw.reference import gradient_norm
+from growtas.kernels.adamw.row import Clip, Row, clipped, packed
+
+__all__ = ["available", "gradient_norm", "step_", "unsupported"]
 
 available = native_library.unavailable
 MAX_DIMS = 4
@@ -25,13 +28,19 @@ def unsupported(*tensors: Tensor) -> str | None:
 
 
 def step_(
-    rows: Sequence[Row], lr: float, betas: tuple[float, float], eps: float, weight_decay: float
+    rows: Sequence[Row],
+    lr: float | Tensor,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    clip: Clip | None,
 ) -> None:
     """See :func:`growtas.kernels.adamw.api.adamw_`. Rows that are not contiguous, or have more
     dimensions than the core takes, go the plain way."""
+    rows, lr = clipped(rows, clip), float(lr)
     plain = [row for row in rows if not _packed(row)]
     if plain:
-        reference.step_(plain, lr, betas, eps, weight_decay)
+        reference.step_(plain, lr, betas, eps, weight_decay, None)
     kinds: dict[tuple[bool, bool], list[Row]] = {}
     for row in rows:
         if _packed(row):
@@ -63,5 +72,4 @@ def _launch(
 
 
 def _packed(row: Row) -> bool:
-    arrays = [array for array in row.arrays if array is not None]
-    return row.parameter.dim() <= MAX_DIMS and all(array.is_contiguous() for array in arrays)
+    return row.parameter.dim() <= MAX_DIMS and packed(row)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from growtas.kernels.adamw.row import Row
+from growtas.kernels.adamw.row import Clip, Row, clipped, packed
 
 _Views = tuple[Tensor, ...]
 
@@ -24,9 +24,15 @@ def unsupported(*tensors: Tensor) -> str | None:
 
 
 def step_(
-    rows: Sequence[Row], lr: float, betas: tuple[float, float], eps: float, weight_decay: float
+    rows: Sequence[Row],
+    lr: float | Tensor,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    clip: Clip | None,
 ) -> None:
     """See :func:`growtas.kernels.adamw.api.adamw_`."""
+    rows, lr = clipped(rows, clip), float(lr)
     whole: list[Row] = []
     parts: list[tuple[_Views, float]] = []
     counted: list[_Views] = []
@@ -37,13 +43,13 @@ def step_(
         arrays = (row.parameter, row.gradient, row.exp_avg, row.exp_avg_sq)
         for box in row.boxes:
             if row.counts is None:
-                parts.append((tuple(array[box] for array in arrays), row.step))
+                parts.append((tuple(array[box] for array in arrays), float(row.step)))
             else:
                 counted.append(tuple(array[box] for array in (*arrays, row.counts)))
     arguments = (lr, betas, eps, weight_decay)
     if whole:
         views: list[_Views] = [(r.parameter, r.gradient, r.exp_avg, r.exp_avg_sq) for r in whole]
-        _torch(views, [r.step for r in whole], *arguments, fused=True)
+        _torch(views, [float(r.step) for r in whole], *arguments, fused=True)
     if parts:
         _torch([views for views, _ in parts], [step for _, step in parts], *arguments, fused=False)
     if counted:
@@ -54,6 +60,13 @@ def step_(
                 row.shadow[box] = row.parameter[box].to(row.shadow.dtype)
 
 
+def gradient_norm(rows: Sequence[Row]) -> Tensor:
+    """See :func:`growtas.kernels.adamw.api.gradient_norm`."""
+    parts = [row.gradient[box] for row in rows for box in row.boxes]
+    norms = torch._foreach_norm(parts) if parts else [rows[0].gradient.new_zeros(())]
+    return torch.linalg.vector_norm(torch.stack(list(norms)))
+
+
 def _fusible(row: Row) -> bool:
     """Whether torch's one-kernel AdamW takes the row (it ignores strides)."""
     shape = tuple(row.parameter.shape)
@@ -61,7 +74,7 @@ def _fusible(row: Row) -> bool:
     return (
         covers == [tuple((0, size) for size in shape)]
         and row.parameter.device.type in ("cpu", "cuda")
-        and all(array is None or array.is_contiguous() for array in row.arrays)
+        and packed(row)
     )
 
 

@@ -1,0 +1,84 @@
+"""What of attention is compiled ahead: see `growtas.kernels.configs.Build`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from growtas.kernels.attention.gpu_backward import (
+    attention_key_gradient_kernel,
+    attention_query_gradient_kernel,
+    attention_table_gradient_kernel,
+    attention_table_partial_kernel,
+)
+from growtas.kernels.attention.gpu_common import SIZES
+from growtas.kernels.attention.gpu_forward import attention_forward_kernel
+from growtas.kernels.attention.gpu_shape import Shape
+from growtas.kernels.configs import Build
+
+KERNELS = (
+    attention_forward_kernel,
+    attention_query_gradient_kernel,
+    attention_key_gradient_kernel,
+    attention_table_partial_kernel,
+    attention_table_gradient_kernel,
+)
+DTYPES = (
+    ("bf16", torch.bfloat16, "ieee"),
+    ("fp16", torch.float16, "ieee"),
+    ("fp32", torch.float32, "ieee"),
+    ("fp32", torch.float32, "tf32"),
+)
+STORED = ("qkv", "out", "dout", "key_terms", "value_terms", "dqkv")  # in the activations' dtype
+
+
+def builds(architecture: int) -> Iterator[Build]:
+    """AutoFormer's 14 x 14 patches, and 32 x 32 (512 pixels), with a class token; head dims 32 to
+    128; without tables, in float16 and with the number of heads on the device for head dim 64."""
+    for dtype in DTYPES:
+        for head_dim in (64, 32, 96, 128):
+            yield from _builds(architecture, dtype, head_dim)
+        yield from _builds(architecture, dtype, 64, side=32)
+        yield from _builds(architecture, dtype, 64, table_rows=None)
+        yield from _builds(architecture, dtype, 64, device_extents=True)
+
+
+def _builds(
+    architecture: int,
+    dtype: tuple[str, torch.dtype, str],
+    head_dim: int,
+    *,
+    side: int = 14,
+    table_rows: int | None = 30,
+    device_extents: bool = False,
+) -> Iterator[Build]:
+    name, torch_dtype, precision = dtype
+    shape = Shape(
+        head_dim=head_dim,
+        grid=(side, side),
+        class_token=1,
+        table_rows=table_rows,
+        dtype=torch_dtype,
+        precision=precision,
+        device_extents=device_extents,
+    )
+    options = [f"{name}-{precision}", f"d{head_dim}", f"{side}x{side}"]
+    options += [] if table_rows else ["plain"]
+    options += ["device"] if device_extents else []
+    for kernel in KERNELS:
+        config = shape.config(kernel, architecture)
+        constants = shape.of(kernel, config.blocks)
+        types = {n: _type(n, name) for n in kernel.arg_names if n not in constants}
+        yield Build(" ".join(options), kernel, types, constants, config)
+
+
+def _type(argument: str, dtype: str) -> str:
+    """Tables and their gradient in float32, as the parameters are."""
+    if argument == "scale":
+        return "fp32"
+    if argument in (*SIZES, "sequences", "each", "shares"):
+        return "i32"
+    if argument == "extents":
+        return "*i32"
+    return f"*{dtype}:16" if argument in STORED else "*fp32:16"

@@ -1,0 +1,71 @@
+"""Everything about an attention call that its Triton kernels take as constants."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from growtas.kernels.configs import Config, choose
+from growtas.kernels.triton_support import power_of_two
+
+
+class Shape:
+    """The constants of a call, and with them the rows of the configuration tables.
+
+    Args:
+        head_dim: features per head.
+        grid: rows and columns of patches.
+        class_token: 1 with a class token, else 0.
+        table_rows: rows of each of the four tables; None without relative position.
+        dtype: of activations.
+        precision: of products, as `tl.dot` names it.
+        device_extents: whether the number of heads is read on the device.
+    """
+
+    def __init__(
+        self,
+        *,
+        head_dim: int,
+        grid: tuple[int, int],
+        class_token: int,
+        table_rows: int | None,
+        dtype: torch.dtype,
+        precision: str,
+        device_extents: bool,
+    ) -> None:
+        height, width = grid
+        rows = 2 if table_rows is None else table_rows
+        self.dtype = dtype
+        self.slots = power_of_two(height + width + 2)
+        self.constants: dict[str, Any] = {
+            "GRID_H": height,
+            "GRID_W": width,
+            "CLS": class_token,
+            "SLOTS": self.slots,
+            "HEAD_DIM": head_dim,
+            "HEAD_PAD": power_of_two(head_dim),
+            "TABLE_ROWS": rows,
+            "ROWS": power_of_two(2 * rows),
+            "RELATIVE": table_rows is not None,
+            "DEVICE_EXTENTS": device_extents,
+            "PRECISION": precision,
+        }
+
+    def config(self, kernel: Any, architecture: int) -> Config:
+        """The kernel's row of the architecture's table, by padded head dim, slots and rows.
+
+        Raises:
+            ValueError: no row is large enough.
+        """
+        sizes = tuple(self.constants[name] for name in ("HEAD_PAD", "SLOTS", "ROWS"))
+        return choose(architecture, kernel.__name__, self.dtype, sizes)
+
+    def of(self, kernel: Any, blocks: tuple[int, ...]) -> dict[str, Any]:
+        """The constants that a kernel takes, with the blocks of its configuration: queries, keys
+        and table rows per tile, as far as its arguments have them."""
+        names = [name for name in kernel.arg_names if name.startswith("BLOCK_")]
+        values = {**self.constants, **dict(zip(names, blocks, strict=True))}
+        if "BLOCK_T" in values:
+            values["BLOCK_T"] = min(values["BLOCK_T"], values["ROWS"])
+        return {name: value for name, value in values.items() if name in kernel.arg_names}

@@ -1,0 +1,152 @@
+"""linear on the GPU: Triton where something is fused with the product, else cuBLAS on views.
+
+The Triton kernels read slices of whole parameters, whatever their layout or dtype, and take GELU,
+factor, residual and derivatives along. A plain product of one matrix in its own dtype is left to
+cuBLAS, which takes a slice as a view.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from growtas.kernels.configs import architecture
+from growtas.kernels.linear.gpu_builds import builds
+from growtas.kernels.linear.gpu_plan import (
+    Extents,
+    Options,
+    Target,
+    plan_forward,
+    plan_input_gradient,
+    plan_weight_gradient,
+)
+from growtas.kernels.triton_support import as_rows, dot_precision, interpreted, unsupported
+
+__all__ = ["Extents", "backward_", "builds", "forward", "unsupported"]
+
+# Products that cuBLAS computes when nothing is fused with them, by architecture and bytes of a
+# value. Not measured yet. Gradients of two-byte weights are summed in float32 buffers, which
+# cuBLAS cannot add to.
+CUBLAS = {
+    80: {"forward": (2, 4), "input_gradient": (2, 4), "weight_gradient": (4,)},
+    90: {"forward": (2, 4), "input_gradient": (2, 4), "weight_gradient": (4,)},
+}
+
+
+def left_to_cublas(product: str, options: Options, x: Tensor, *operands: Tensor | None) -> bool:
+    """Whether a product of these operands, all that are not None, is one for cuBLAS."""
+    plain = not (options.input_gelu or options.gelu or options.scale is not None)
+    alike = all(t is None or (t.dtype == x.dtype and t.dim() <= 2) for t in operands)
+    if interpreted() or not plain or not alike:
+        return False
+    return x.element_size() in CUBLAS[architecture(x.device)][product]
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    out_features: int,
+    input_activation: str,
+    activation: str,
+    sample_scale: Tensor | None,
+    residual: Tensor | None,
+    save: bool,
+    extents: Extents | None = None,
+) -> tuple[Tensor, Tensor]:
+    """See :func:`growtas.kernels.linear.reference.forward`.
+
+    Args:
+        extents: sizes on the device: then ``out_features`` and the width of x are the largest
+            that can occur, and what lies beyond the extents is neither read nor written.
+    """
+    options = Options(input_activation == "gelu", activation == "gelu", sample_scale)
+    if residual is None and extents is None and left_to_cublas("forward", options, x, weight, bias):
+        matrix = weight[:out_features, : x.shape[-1]]
+        y = F.linear(x, matrix, None if bias is None else bias[:out_features])
+        return y, x.new_empty(0)
+    rows, matrices = as_rows(x), _matrices(weight)
+    shape = (*x.shape[:-1], matrices.shape[0] * out_features)
+    y = x.new_empty(shape, dtype=_promoted(x, residual))
+    z = x.new_empty(shape if save and options.gelu else (0,))
+    if rows.shape[0]:
+        plan_forward(
+            _target(x), rows, matrices, _vectors(bias), out_features, options,
+            None if residual is None else as_rows(residual), y.view(-1, shape[-1]),
+            z.view(-1, shape[-1]) if z.numel() else None, extents,
+        ).run()  # fmt: skip
+    return y, z
+
+
+def backward_(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    preactivation: Tensor,
+    out_features: int,
+    input_activation: str,
+    activation: str,
+    sample_scale: Tensor | None,
+    need_dx: bool,
+    grad_weight: Tensor | None,
+    grad_bias: Tensor | None,
+    extents: Extents | None = None,
+) -> Tensor:
+    """See :func:`growtas.kernels.linear.reference.backward_`; `extents` as for `forward`.
+    Deterministic."""
+    options = Options(input_activation == "gelu", activation == "gelu", sample_scale)
+    dx = x.new_empty(x.shape if need_dx else (0,))
+    inputs, rows = as_rows(x), as_rows(dy)
+    if not inputs.shape[0]:
+        return dx
+    z = as_rows(preactivation) if options.gelu else preactivation
+    if need_dx:
+        target = dx.view(-1, x.shape[-1])
+        if extents is None and left_to_cublas("input_gradient", options, x, weight, dy):
+            rows.mm(weight[:out_features, : x.shape[-1]], out=target)
+        else:
+            plan_input_gradient(
+                _target(x), rows, z, _matrices(weight), out_features, options, inputs, target,
+                extents,
+            ).run()  # fmt: skip
+    if grad_weight is None and grad_bias is None:
+        return dx
+    if extents is None and left_to_cublas(
+        "weight_gradient", options, inputs, rows, grad_weight, grad_bias
+    ):
+        if grad_weight is not None:
+            grad_weight[:out_features, : x.shape[-1]].addmm_(rows.t(), inputs)
+        if grad_bias is not None:
+            grad_bias[:out_features] += rows.sum(0)
+        return dx
+    groups = 1 if weight.dim() == 2 else weight.shape[0]
+    for launch in plan_weight_gradient(
+        _target(x), rows, z, inputs, groups, out_features, options,
+        None if grad_weight is None else grad_weight.view(groups, -1, weight.shape[-1]),
+        grad_bias if grad_bias is None or grad_bias.dim() == 1 else grad_bias.view(groups, -1),
+        extents,
+    ):  # fmt: skip
+        launch.run()
+    return dx
+
+
+def _target(x: Tensor) -> Target:
+    return Target(architecture(x.device), dot_precision(x.dtype))
+
+
+def _promoted(x: Tensor, residual: Tensor | None) -> torch.dtype:
+    return x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
+
+
+def _matrices(weight: Tensor) -> Tensor:
+    """A weight as ``[G, out_max, in_max]`` with contiguous rows; a copy only if it must be."""
+    stacked = weight.unsqueeze(0) if weight.dim() == 2 else weight.flatten(1, -2)
+    return stacked if stacked.stride(-1) == 1 else stacked.contiguous()
+
+
+def _vectors(bias: Tensor | None) -> Tensor | None:
+    """A bias as ``[entries]`` or ``[G, out_max]``."""
+    if bias is None:
+        return None
+    return (bias if bias.dim() == 1 else bias.flatten(1)).contiguous()

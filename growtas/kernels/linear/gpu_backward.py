@@ -1,0 +1,273 @@
+"""linear backward: the gradient of the input, and that of weight and bias.
+
+The second is a sum over all rows. It is cut into parts, each summed in order by a program of its
+own, and a third kernel adds them up in order: bits do not depend on which program comes first.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from growtas.kernels.triton_functions import aligned, dot, extent, gelu, gelu_slope
+
+
+@triton.jit
+def load_dz(
+    dy,
+    preactivation,
+    sample_scale,
+    row,  # [M, 1]
+    at,  # [M, N]: of these rows and columns in dy
+    in_rows,  # [M, 1]
+    in_columns,  # [1, N]
+    rows_per_sample,
+    GELU: tl.constexpr,
+    SCALE: tl.constexpr,
+    dtype: tl.constexpr,
+):
+    """The gradient of product plus bias."""
+    dz = tl.load(dy + at, in_rows & in_columns, 0.0)
+    if SCALE or GELU:
+        dz = dz.to(tl.float32)
+    if SCALE:
+        dz *= tl.load(sample_scale + row // rows_per_sample, in_rows, 0.0)
+    if GELU:
+        z = tl.load(preactivation + at, in_rows & in_columns, 0.0)
+        dz *= gelu_slope(z.to(tl.float32))
+    return dz.to(dtype)
+
+
+@triton.jit(
+    do_not_specialize=[
+        "rows",
+        "out_features",
+        "in_features",
+        "dy_stride",
+        "dy_stride_group",
+        "weight_stride_group",
+        "weight_stride",
+        "x_stride",
+        "dx_stride",
+        "column_tiles",
+        "rows_per_sample",
+    ]
+)
+def linear_input_gradient_kernel(
+    dy,  # [rows, GROUPS, out] by strides
+    preactivation,  # the same strides, read with GELU
+    weight,  # [GROUPS, out_max, in_max] by strides, rows contiguous
+    sample_scale,  # [rows / rows_per_sample] float32: read with SCALE
+    x,  # [rows, in] by row stride, read with INPUT_GELU
+    dx,  # [rows, in] by row stride, written
+    rows,
+    out_features,
+    in_features,
+    dy_stride,
+    dy_stride_group,
+    weight_stride_group,
+    weight_stride,
+    x_stride,
+    dx_stride,
+    column_tiles,  # launched
+    rows_per_sample,
+    GROUPS: tl.constexpr,
+    INPUT_GELU: tl.constexpr,
+    GELU: tl.constexpr,
+    SCALE: tl.constexpr,
+    DEVICE_EXTENTS: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    k_extent = extent(out_features, DEVICE_EXTENTS, ALIGNMENT)
+    n_extent = extent(in_features, DEVICE_EXTENTS, ALIGNMENT)
+    first = (tl.program_id(0) % column_tiles) * BLOCK_N
+    if first >= n_extent:
+        return
+    dtype: tl.constexpr = dx.dtype.element_ty
+    start = (tl.program_id(0) // column_tiles) * BLOCK_M
+    m = tl.arange(0, BLOCK_M)
+    n = first + tl.arange(0, BLOCK_N)
+    k = tl.arange(0, BLOCK_K)
+    in_rows = (start + m < rows)[:, None]
+    in_columns = (n < n_extent)[None, :]
+    row = (start + m).to(tl.int64)[:, None]
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    k_tiles = tl.cdiv(k_extent, BLOCK_K)
+    for step in range(GROUPS * k_tiles):
+        group = step // k_tiles
+        at = (step % k_tiles) * BLOCK_K + k
+        column = group * aligned(dy_stride_group, ALIGNMENT) + at
+        in_k = at < k_extent
+        dz = load_dz(
+            dy, preactivation, sample_scale, (start + m)[:, None],
+            row * aligned(dy_stride, ALIGNMENT) + column[None, :], in_rows, in_k[None, :],
+            rows_per_sample, GELU, SCALE, dtype,
+        )  # fmt: skip
+        weight_rows = weight + group * aligned(weight_stride_group, ALIGNMENT)
+        weight_rows += at[:, None] * aligned(weight_stride, ALIGNMENT)
+        w = tl.load(weight_rows + n[None, :], in_k[:, None] & in_columns, 0.0)
+        acc = dot(dz, w.to(dtype), acc, PRECISION)
+    inside = in_rows & in_columns
+    if INPUT_GELU:
+        of_x = tl.load(x + row * aligned(x_stride, ALIGNMENT) + n[None, :], inside, 0.0)
+        acc *= gelu_slope(of_x.to(tl.float32))
+    tl.store(dx + row * aligned(dx_stride, ALIGNMENT) + n[None, :], acc.to(dtype), inside)
+
+
+@triton.jit(
+    do_not_specialize=[
+        "rows",
+        "out_features",
+        "in_features",
+        "dy_stride",
+        "dy_stride_group",
+        "x_stride",
+        "launched_out",
+        "launched_in",
+        "rows_per_sample",
+        "splits",
+    ]
+)
+def linear_weight_gradient_kernel(
+    dy,  # [rows, GROUPS, out] by strides
+    preactivation,  # the same strides, read with GELU
+    x,  # [rows, in] by row stride
+    sample_scale,  # [rows / rows_per_sample] float32: read with SCALE
+    partials,  # [splits, GROUPS, launched_out, launched_in] float32, written with WEIGHT
+    bias_partials,  # [splits, GROUPS, launched_out] float32, written with BIAS
+    rows,
+    out_features,
+    in_features,
+    dy_stride,
+    dy_stride_group,
+    x_stride,
+    launched_out,
+    launched_in,
+    rows_per_sample,
+    splits,
+    GROUPS: tl.constexpr,
+    WEIGHT: tl.constexpr,
+    BIAS: tl.constexpr,
+    INPUT_GELU: tl.constexpr,
+    GELU: tl.constexpr,
+    SCALE: tl.constexpr,
+    DEVICE_EXTENTS: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    m_extent = extent(out_features, DEVICE_EXTENTS, ALIGNMENT)
+    n_extent = extent(in_features, DEVICE_EXTENTS, ALIGNMENT)
+    row_tiles = tl.cdiv(launched_out, BLOCK_M)
+    column_tiles = tl.cdiv(launched_in, BLOCK_N) if WEIGHT else 1
+    tile = tl.program_id(0) % (GROUPS * row_tiles * column_tiles)
+    split = tl.program_id(0) // (GROUPS * row_tiles * column_tiles)
+    group = tile // (row_tiles * column_tiles)
+    first_m = (tile // column_tiles % row_tiles) * BLOCK_M
+    first_n = (tile % column_tiles) * BLOCK_N
+    if (first_m >= m_extent) | (first_n >= n_extent):
+        return
+    dtype: tl.constexpr = x.dtype.element_ty
+    m = first_m + tl.arange(0, BLOCK_M)
+    n = first_n + tl.arange(0, BLOCK_N)
+    k = tl.arange(0, BLOCK_K)
+    in_m = m < m_extent
+    in_n = n < n_extent
+    column = group * aligned(dy_stride_group, ALIGNMENT) + m
+    share = tl.cdiv(tl.cdiv(rows, BLOCK_K), splits) * BLOCK_K
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    bias_acc = tl.zeros([BLOCK_K, BLOCK_M], tl.float32)
+    for start in range(split * share, tl.minimum((split + 1) * share, rows), BLOCK_K):
+        in_k = start + k < rows
+        row = (start + k).to(tl.int64)[:, None]
+        dz = load_dz(
+            dy, preactivation, sample_scale, (start + k)[:, None],
+            row * aligned(dy_stride, ALIGNMENT) + column[None, :], in_k[:, None], in_m[None, :],
+            rows_per_sample, GELU, SCALE, dtype,
+        )  # fmt: skip
+        if BIAS:
+            bias_acc += dz.to(tl.float32)
+        if WEIGHT:
+            of_x = row * aligned(x_stride, ALIGNMENT) + n[None, :]
+            a = tl.load(x + of_x, in_k[:, None] & in_n[None, :], 0.0)
+            if INPUT_GELU:
+                a = gelu(a.to(tl.float32)).to(dtype)
+            acc = dot(tl.trans(dz), a, acc, PRECISION)
+    target = (split * GROUPS + group) * launched_out + m
+    if WEIGHT:
+        at = target[:, None] * aligned(launched_in, ALIGNMENT) + n[None, :]
+        tl.store(partials + at, acc, in_m[:, None] & in_n[None, :])
+    if BIAS:
+        by_me = m < tl.where(first_n == 0, m_extent, 0)
+        tl.store(bias_partials + target, tl.sum(bias_acc, 0), by_me)
+
+
+@triton.jit(
+    do_not_specialize=[
+        "out_features",
+        "in_features",
+        "launched_out",
+        "launched_in",
+        "splits",
+        "weight_stride_group",
+        "weight_stride",
+        "bias_stride_group",
+    ]
+)
+def linear_fold_kernel(
+    partials,
+    bias_partials,  # see `linear_weight_gradient_kernel`
+    grad_weight,  # [GROUPS, out_max, in_max] by strides, added to with WEIGHT
+    grad_bias,  # [GROUPS, out_max], or a vector added to up to GROUPS * out: with BIAS
+    out_features,
+    in_features,
+    launched_out,
+    launched_in,
+    splits,
+    weight_stride_group,
+    weight_stride,
+    bias_stride_group,  # 0: group follows group in the vector
+    GROUPS: tl.constexpr,
+    WEIGHT: tl.constexpr,
+    BIAS: tl.constexpr,
+    DEVICE_EXTENTS: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    m_extent = extent(out_features, DEVICE_EXTENTS, ALIGNMENT)
+    n_extent = extent(in_features, DEVICE_EXTENTS, ALIGNMENT)
+    row_tiles = tl.cdiv(launched_out, BLOCK_M)
+    column_tiles = tl.cdiv(launched_in, BLOCK_N) if WEIGHT else 1
+    group = tl.program_id(0) // (row_tiles * column_tiles)
+    first_m = (tl.program_id(0) // column_tiles % row_tiles) * BLOCK_M
+    first_n = (tl.program_id(0) % column_tiles) * BLOCK_N
+    if (first_m >= m_extent) | (first_n >= n_extent):
+        return
+    m = first_m + tl.arange(0, BLOCK_M)
+    n = first_n + tl.arange(0, BLOCK_N)
+    in_m = m < m_extent
+    if WEIGHT:
+        inside = in_m[:, None] & (n < n_extent)[None, :]
+        acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        for split in range(splits):
+            row = ((split * GROUPS + group) * launched_out + m)[:, None]
+            acc += tl.load(partials + row * aligned(launched_in, ALIGNMENT) + n[None, :], inside)
+        at = grad_weight + group * aligned(weight_stride_group, ALIGNMENT)
+        at += m[:, None] * aligned(weight_stride, ALIGNMENT) + n[None, :]
+        acc += tl.load(at, inside, 0.0).to(tl.float32)
+        tl.store(at, acc.to(grad_weight.dtype.element_ty), inside)
+    if BIAS:
+        by_me = m < tl.where(first_n == 0, m_extent, 0)
+        total = tl.zeros([BLOCK_M], tl.float32)
+        for split in range(splits):
+            total += tl.load(bias_partials + (split * GROUPS + group) * launched_out + m, by_me, 0.0)
+        at = grad_bias + group * (bias_stride_group if bias_stride_group > 0 else m_extent) + m
+        total += tl.load(at, by_me, 0.0).to(tl.float32)
+        tl.store(at, total.to(grad_bias.dtype.element_ty), by_me)

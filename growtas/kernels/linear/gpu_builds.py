@@ -1,0 +1,103 @@
+"""What of linear is compiled ahead: see `growtas.kernels.configs.Build`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from growtas.kernels.configs import Build
+from growtas.kernels.linear.gpu_plan import (
+    Extents,
+    Launch,
+    Options,
+    Target,
+    plan_forward,
+    plan_input_gradient,
+    plan_weight_gradient,
+)
+
+DTYPES = (
+    (torch.bfloat16, "ieee"),
+    (torch.float32, "ieee"),
+    (torch.float32, "tf32"),
+    (torch.float16, "ieee"),
+)
+
+
+class Layer(NamedTuple):
+    """A layer of the supernet, on a slice of a weight that is as large as AutoFormer's."""
+
+    name: str
+    in_features: int
+    out_features: int
+    groups: int = 1
+    input_gelu: bool = False
+    gelu: bool = False
+    residual: bool = False  # and a factor for each sample
+
+
+def builds(architecture: int) -> Iterator[Build]:
+    """The layers of AutoFormer's smallest, a middling (a hidden width that is no multiple of 8) and
+    its largest subnet, for a batch of 128 and of 1, the parameters in float32 and in the
+    activations' dtype, the extents from the host and from the device; each build once."""
+    seen = set()
+    for dtype, precision in DTYPES:
+        target = Target(architecture, precision)
+        for embed, hidden, heads, samples in (
+            (624, 2496, 10, 128),
+            (216, 756, 3, 128),
+            (192, 672, 3, 1),
+        ):
+            for layer in (
+                Layer("fc2", hidden, embed, input_gelu=True, residual=True),
+                Layer("qkv", embed, 64 * heads, groups=3),
+                Layer("proj", 64 * heads, embed, residual=True),
+                Layer("fc1", embed, hidden),
+                Layer("fc1-gelu", embed, hidden, gelu=True),
+            ):
+                for stored in dict.fromkeys((torch.float32, dtype)):
+                    for on_device in (False, True):
+                        label = (
+                            f"{layer.name} {embed} x{samples} {dtype} {precision} weight {stored}"
+                        )
+                        label = label.replace("torch.", "") + (" device" if on_device else "")
+                        for launch in _launches(target, layer, samples, dtype, stored, on_device):
+                            build = launch.build(label)
+                            if (key := repr(build._replace(label=""))) not in seen:
+                                seen.add(key)
+                                yield build
+
+
+def _launches(
+    target: Target, layer: Layer, samples: int, dtype: torch.dtype, stored: torch.dtype,
+    on_device: bool,
+) -> Iterator[Launch]:  # fmt: skip
+    """Forward and backward of a layer; with a residual, the stream is in float32."""
+
+    def empty(*shape: int, dtype: torch.dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    _, in_features, out_features, groups, input_gelu, gelu, residual = layer
+    rows, width = 197 * samples, groups * out_features
+    x = empty(rows, in_features, dtype=dtype)
+    y = empty(rows, width, dtype=torch.float32 if residual else dtype)
+    z = empty(rows, width, dtype=dtype)
+    weight = empty(groups, out_features, 2560, dtype=stored)
+    bias = empty(groups * out_features, dtype=stored)
+    scale = empty(samples, dtype=torch.float32) if residual else None
+    options = Options(input_gelu, gelu, scale)
+    extents = None
+    if on_device:
+        size = empty(1, dtype=torch.int32)
+        extents = Extents(size, size, 8 if in_features % 8 == 0 and out_features % 8 == 0 else 4)
+    yield plan_forward(
+        target, x, weight, bias, out_features, options, y if residual else None, y,
+        z if gelu else None, extents,
+    )  # fmt: skip
+    yield plan_input_gradient(target, y, z, weight, out_features, options, x, x, extents)
+    yield from plan_weight_gradient(
+        target, y, z, x, groups, out_features, options, weight, bias, extents
+    )

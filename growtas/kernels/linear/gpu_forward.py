@@ -1,0 +1,105 @@
+"""linear forward in one kernel: product, bias, GELU, factor per sample, residual."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from growtas.kernels.triton_functions import aligned, dot, extent, gelu
+
+
+@triton.jit(
+    do_not_specialize=[
+        "rows",
+        "out_features",
+        "in_features",
+        "x_stride",
+        "weight_stride_group",
+        "weight_stride",
+        "bias_stride_group",
+        "residual_stride",
+        "y_stride",
+        "y_stride_group",
+        "column_tiles",
+        "rows_per_sample",
+    ]
+)
+def linear_forward_kernel(
+    x,  # [rows, in] by row stride
+    weight,  # [GROUPS, out_max, in_max] by strides, rows contiguous
+    bias,  # [GROUPS, out_max], or a vector read up to GROUPS * out: read with BIAS
+    sample_scale,  # [rows / rows_per_sample] float32: read with SCALE
+    residual,  # like y by row stride, read with RESIDUAL
+    y,  # [rows, GROUPS, out] by strides, written
+    preactivation,  # like y, written with SAVE
+    rows,
+    out_features,
+    in_features,
+    x_stride,
+    weight_stride_group,
+    weight_stride,
+    bias_stride_group,  # 0: group follows group in the vector
+    residual_stride,
+    y_stride,
+    y_stride_group,
+    column_tiles,  # launched of each group
+    rows_per_sample,
+    GROUPS: tl.constexpr,
+    BIAS: tl.constexpr,
+    INPUT_GELU: tl.constexpr,
+    GELU: tl.constexpr,
+    SAVE: tl.constexpr,
+    SCALE: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    DEVICE_EXTENTS: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    n_extent = extent(out_features, DEVICE_EXTENTS, ALIGNMENT)
+    k_extent = extent(in_features, DEVICE_EXTENTS, ALIGNMENT)
+    # Neighbours share rows of x; the weight stays in the L2 cache.
+    tile = tl.program_id(0) % (GROUPS * column_tiles)
+    group = tile // column_tiles
+    first = (tile % column_tiles) * BLOCK_N
+    if first >= n_extent:
+        return
+    dtype: tl.constexpr = x.dtype.element_ty
+    start = (tl.program_id(0) // (GROUPS * column_tiles)) * BLOCK_M
+    m = tl.arange(0, BLOCK_M)
+    n = first + tl.arange(0, BLOCK_N)
+    k = tl.arange(0, BLOCK_K)
+    x_rows = x + start.to(tl.int64) * x_stride
+    x_rows += m[:, None] * aligned(x_stride, ALIGNMENT)
+    weight_rows = weight + group * aligned(weight_stride_group, ALIGNMENT)
+    weight_rows += n[:, None] * aligned(weight_stride, ALIGNMENT)
+    in_rows = (start + m < rows)[:, None]
+    in_columns = (n < n_extent)[None, :]
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for k_start in range(0, k_extent, BLOCK_K):
+        in_k = (k_start + k < k_extent)[None, :]
+        a = tl.load(x_rows + (k_start + k)[None, :], in_rows & in_k, 0.0)
+        b = tl.load(weight_rows + (k_start + k)[None, :], (n < n_extent)[:, None] & in_k, 0.0)
+        if INPUT_GELU:
+            a = gelu(a.to(tl.float32)).to(dtype)
+        acc = dot(a, tl.trans(b.to(dtype)), acc, PRECISION)
+    if BIAS:
+        first_bias = group * (bias_stride_group if bias_stride_group > 0 else n_extent)
+        acc += tl.load(bias + first_bias + n, n < n_extent, 0.0).to(tl.float32)[None, :]
+    inside = in_rows & in_columns
+    column = group * aligned(y_stride_group, ALIGNMENT) + n
+    row = (start + m).to(tl.int64)
+    at = row[:, None] * aligned(y_stride, ALIGNMENT) + column[None, :]
+    if SAVE:
+        tl.store(preactivation + at, acc.to(dtype), inside)
+    if GELU:
+        acc = gelu(acc)
+    if SCALE:
+        factor = tl.load(sample_scale + (start + m) // rows_per_sample, start + m < rows, 0.0)
+        acc *= factor[:, None]
+    if RESIDUAL:
+        from_residual = row[:, None] * aligned(residual_stride, ALIGNMENT) + column[None, :]
+        acc += tl.load(residual + from_residual, inside, 0.0).to(tl.float32)
+    tl.store(y + at, acc.to(y.dtype.element_ty), inside)

@@ -1,0 +1,263 @@
+"""linear's launches: which kernel on which tensors, with which constants, cut how.
+
+A plan looks at sizes, strides and dtypes only, never at values, so plans can be made of tensors
+without storage: that is how `gpu_builds` knows what has to be compiled.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from growtas.kernels.configs import Build, Config, choose
+from growtas.kernels.linear.gpu_backward import (
+    linear_fold_kernel,
+    linear_input_gradient_kernel,
+    linear_weight_gradient_kernel,
+)
+from growtas.kernels.linear.gpu_forward import linear_forward_kernel
+
+PROGRAMS = 264  # that the weight gradient is cut into: two for each of a large GPU's processors
+MIN_SPLIT = 256  # rows of x: fewer are not worth a partial sum of their own
+TYPES = {
+    torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32"
+}  # fmt: skip
+
+
+class Target(NamedTuple):
+    """The row of ``configs.TABLES`` and `tl.dot`'s precision for float32."""
+
+    architecture: int
+    precision: str
+
+
+class Extents(NamedTuple):
+    """Sizes that only the device knows; what is launched, and the activations, are as large as the
+    largest of them.
+
+    Attributes:
+        out_features: int32, one element: rows taken of each matrix.
+        in_features: int32, one element: columns taken.
+        alignment: divides both, and the width of every tensor.
+    """
+
+    out_features: Tensor
+    in_features: Tensor
+    alignment: int
+
+
+class Options(NamedTuple):
+    """What is fused around the product; a scale is one factor for every so many rows."""
+
+    input_gelu: bool
+    gelu: bool
+    scale: Tensor | None
+
+
+class Launch(NamedTuple):
+    """One kernel launch: arguments in the order of the kernel's, constants by name."""
+
+    kernel: Any
+    programs: int
+    arguments: tuple[Tensor | int, ...]
+    constants: dict[str, Any]
+    config: Config
+
+    def run(self) -> None:
+        self.kernel[(self.programs,)](
+            *self.arguments, **self.constants,
+            num_warps=self.config.warps, num_stages=self.config.stages,
+        )  # fmt: skip
+
+    def build(self, label: str) -> Build:
+        """What Triton compiles for it, its arrays starting at multiples of 16 bytes."""
+        names = self.kernel.arg_names[: len(self.arguments)]
+        types = dict(zip(names, map(_type, self.arguments), strict=True))
+        return Build(label, self.kernel, types, self.constants, self.config)
+
+
+def _type(argument: Tensor | int) -> str:
+    """An extent is an entry of a table, anywhere in it; the kernels' ints are not specialised."""
+    if isinstance(argument, int):
+        return "i32"
+    return f"*{TYPES[argument.dtype]}" + ("" if argument.dtype == torch.int32 else ":16")
+
+
+def plan_forward(
+    target: Target,
+    x: Tensor,  # [rows, in]
+    weight: Tensor,  # [G, out_max, in_max]
+    bias: Tensor | None,  # [entries] or [G, out_max]
+    out_features: int,
+    options: Options,
+    residual: Tensor | None,  # [rows, G * out]
+    y: Tensor,  # [rows, G * out]
+    preactivation: Tensor | None,  # [rows, G * out]
+    extents: Extents | None = None,
+) -> Launch:
+    """`linear_forward_kernel`."""
+    (rows, in_features), groups = x.shape, weight.shape[0]
+    config = _config(target, linear_forward_kernel, x, rows, out_features)
+    block_m, block_n, block_k = config.blocks
+    column_tiles = _tiles(out_features, block_n)
+    strides = (x.stride(0), *weight.stride()[:2])
+    of_residual = 0 if residual is None else residual.stride(0)
+    out, in_ = _sizes(out_features, in_features, extents)
+    arguments = (
+        x, weight, x if bias is None else bias, _or(options.scale, x), _or(residual, x),
+        y, _or(preactivation, y), rows, out, in_, *strides, _group_stride(bias),
+        of_residual, y.stride(0), out_features, column_tiles, _rows_per_sample(rows, options),
+    )  # fmt: skip
+    constants = {
+        "GROUPS": groups,
+        "BIAS": bias is not None,
+        "INPUT_GELU": options.input_gelu,
+        "GELU": options.gelu,
+        "SAVE": preactivation is not None,
+        "SCALE": options.scale is not None,
+        "RESIDUAL": residual is not None,
+        **_extent_constants(extents, in_features, out_features, *strides, of_residual, y.stride(0)),
+        "PRECISION": target.precision,
+        "BLOCK_M": block_m,
+        "BLOCK_N": block_n,
+        "BLOCK_K": block_k,
+    }
+    programs = groups * column_tiles * _tiles(rows, block_m)
+    return Launch(linear_forward_kernel, programs, arguments, constants, config)
+
+
+def plan_input_gradient(
+    target: Target,
+    dy: Tensor,  # [rows, G * out]
+    preactivation: Tensor,  # the same, read with options.gelu
+    weight: Tensor,  # [G, out_max, in_max]
+    out_features: int,
+    options: Options,
+    x: Tensor,  # [rows, in]
+    dx: Tensor,  # [rows, in]
+    extents: Extents | None = None,
+) -> Launch:
+    """`linear_input_gradient_kernel`."""
+    (rows, in_features), groups = x.shape, weight.shape[0]
+    config = _config(target, linear_input_gradient_kernel, x, rows, in_features)
+    block_m, block_n, block_k = config.blocks
+    column_tiles = _tiles(in_features, block_n)
+    strides = (*weight.stride()[:2], x.stride(0), dx.stride(0))
+    out, in_ = _sizes(out_features, in_features, extents)
+    arguments = (
+        dy, preactivation if options.gelu else dy, weight, _or(options.scale, x), x, dx,
+        rows, out, in_, dy.stride(0), out_features, *strides, column_tiles,
+        _rows_per_sample(rows, options),
+    )  # fmt: skip
+    constants = {
+        "GROUPS": groups,
+        "INPUT_GELU": options.input_gelu,
+        "GELU": options.gelu,
+        "SCALE": options.scale is not None,
+        **_extent_constants(extents, in_features, out_features, dy.stride(0), *strides),
+        "PRECISION": target.precision,
+        "BLOCK_M": block_m,
+        "BLOCK_N": block_n,
+        "BLOCK_K": block_k,
+    }
+    programs = column_tiles * _tiles(rows, block_m)
+    return Launch(linear_input_gradient_kernel, programs, arguments, constants, config)
+
+
+def plan_weight_gradient(
+    target: Target,
+    dy: Tensor,  # [rows, G * out]
+    preactivation: Tensor,  # the same, read with options.gelu
+    x: Tensor,  # [rows, in]
+    groups: int,
+    out_features: int,
+    options: Options,
+    grad_weight: Tensor | None,  # [G, out_max, in_max], added to
+    grad_bias: Tensor | None,  # [entries] or [G, out_max], added to
+    extents: Extents | None = None,
+) -> tuple[Launch, Launch]:
+    """`linear_weight_gradient_kernel` and `linear_fold_kernel`; one gradient at least is wanted."""
+    rows, in_features = x.shape
+    config = _config(target, linear_weight_gradient_kernel, x, out_features, in_features)
+    block_m, block_n, block_k = config.blocks
+    wanted = {"WEIGHT": grad_weight is not None, "BIAS": grad_bias is not None}
+    columns = in_features if grad_weight is not None else 1
+    tiles = groups * _tiles(out_features, block_m) * _tiles(columns, block_n)
+    splits = max(1, min(PROGRAMS // tiles, _tiles(rows, MIN_SPLIT)))
+    partials = x.new_empty(splits, groups, out_features, columns, dtype=torch.float32)
+    bias_partials = x.new_empty(splits, groups, out_features, dtype=torch.float32)
+    sizes = _sizes(out_features, in_features, extents)
+    launched = (out_features, in_features)
+    arguments = (
+        dy, preactivation if options.gelu else dy, x, _or(options.scale, x), partials,
+        bias_partials, rows, *sizes, dy.stride(0), out_features, x.stride(0), *launched,
+        _rows_per_sample(rows, options), splits,
+    )  # fmt: skip
+    constants = {
+        "GROUPS": groups,
+        **wanted,
+        "INPUT_GELU": options.input_gelu,
+        "GELU": options.gelu,
+        "SCALE": options.scale is not None,
+        **_extent_constants(extents, *launched, dy.stride(0), x.stride(0)),
+        "PRECISION": target.precision,
+        "BLOCK_M": block_m,
+        "BLOCK_N": block_n,
+        "BLOCK_K": block_k,
+    }
+    first = Launch(linear_weight_gradient_kernel, splits * tiles, arguments, constants, config)
+
+    config = _config(target, linear_fold_kernel, partials)
+    block_m, block_n = config.blocks
+    strides = (0, 0) if grad_weight is None else grad_weight.stride()[:2]
+    arguments = (
+        partials, bias_partials, _or(grad_weight, partials), _or(grad_bias, partials),
+        *sizes, *launched, splits, *strides, _group_stride(grad_bias),
+    )  # fmt: skip
+    constants = {
+        "GROUPS": groups,
+        **wanted,
+        **_extent_constants(extents, *launched, *strides),
+        "BLOCK_M": block_m,
+        "BLOCK_N": block_n,
+    }
+    programs = groups * _tiles(out_features, block_m) * _tiles(columns, block_n)
+    return first, Launch(linear_fold_kernel, programs, arguments, constants, config)
+
+
+def _tiles(size: int, block: int) -> int:
+    return -(-size // block)
+
+
+def _or(tensor: Tensor | None, stand_in: Tensor) -> Tensor:
+    """A kernel wants a pointer even for what its constants tell it not to read."""
+    return stand_in if tensor is None else tensor
+
+
+def _config(target: Target, kernel: Any, stored: Tensor, *sizes: int) -> Config:
+    return choose(target.architecture, kernel.__name__, stored.dtype, sizes)
+
+
+def _sizes(
+    out_features: int, in_features: int, extents: Extents | None
+) -> tuple[Tensor | int, Tensor | int]:
+    return (out_features, in_features) if extents is None else extents[:2]
+
+
+def _rows_per_sample(rows: int, options: Options) -> int:
+    return 1 if options.scale is None else rows // options.scale.numel()
+
+
+def _group_stride(bias: Tensor | None) -> int:
+    """0 for a vector, whose groups follow each other."""
+    return 0 if bias is None or bias.dim() == 1 else bias.stride(0)
+
+
+def _extent_constants(extents: Extents | None, *sizes: int) -> dict[str, Any]:
+    """With how the sizes are given, the largest of 8, 4 and 1 that divides all of them: 16 bytes of
+    two-byte values are what one copy moves."""
+    limit = 8 if extents is None else extents.alignment
+    alignment = next(a for a in (8, 4, 1) if all(size % a == 0 for size in (*sizes, limit)))
+    return {"DEVICE_EXTENTS": extents is not None, "ALIGNMENT": alignment}

@@ -1,0 +1,50 @@
+"""What kernels of several operators compute alike."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from growtas.kernels.triton_support import interpreted
+
+# The interpreter multiplies bfloat16 as if its bits were integers: there products are widened
+# first, which changes nothing, since a product of two bfloat16 numbers is exact in float32.
+WIDEN = tl.constexpr(interpreted())
+
+
+@triton.jit
+def dot(a, b, acc, PRECISION: tl.constexpr):
+    """acc + a b, summed in float32; PRECISION counts for float32 operands only."""
+    if WIDEN:
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, acc, input_precision=PRECISION)
+
+
+@triton.jit
+def gelu(x):
+    """x Phi(x) with the exact normal distribution (erf), float32."""
+    return x * (0.5 + 0.5 * tl.erf(x * 0.7071067811865476))
+
+
+@triton.jit
+def gelu_slope(x):
+    """The derivative of `gelu`: Phi(x) + x phi(x)."""
+    density = 0.3989422804014327 * tl.exp2(x * x * -0.7213475204444817)
+    return 0.5 + 0.5 * tl.erf(x * 0.7071067811865476) + x * density
+
+
+@triton.jit
+def extent(value, DEVICE_EXTENTS: tl.constexpr, ALIGNMENT: tl.constexpr):
+    """A size given as an int or, with DEVICE_EXTENTS, as a pointer to an int32; known to the
+    compiler as a multiple of ALIGNMENT."""
+    if DEVICE_EXTENTS:
+        value = tl.load(value)
+    return aligned(value, ALIGNMENT)
+
+
+@triton.jit
+def aligned(value, ALIGNMENT: tl.constexpr):
+    """value, known to the compiler as a multiple of ALIGNMENT. (`tl.multiple_of` says nothing about
+    an argument of the kernel, and Triton itself looks for multiples of 16 only.)"""
+    return value // ALIGNMENT * ALIGNMENT

@@ -1,0 +1,201 @@
+"""The attention kernels against float64; small tiles, so that small grids take several."""
+
+from __future__ import annotations
+
+import oracles
+import pytest
+import torch
+from oracles import assert_within_budget, bits_equal
+
+from growtas import kernels
+from growtas.kernels import configs, triton_support
+
+
+@pytest.fixture
+def gpu():
+    """Imported within a test: Triton then knows whether it interprets."""
+    from growtas.kernels.attention import gpu
+
+    return gpu
+
+
+@pytest.fixture
+def any_dtype(monkeypatch, gpu):
+    """The kernels do in the interpreter what dispatch, for all kernels, says it does wrongly."""
+    for module in (triton_support, gpu):
+        monkeypatch.setattr(module, "unsupported", lambda *tensors: None)
+
+
+@pytest.fixture(autouse=True)
+def _small_tiles(request, monkeypatch):
+    """16 queries, 16 keys and 16 table rows per tile, whatever the tables say."""
+    if "shipped_tiles" in request.fixturenames:
+        return
+    small = {
+        key: config._replace(blocks=(16,) * len(config.blocks))
+        for key, config in configs.TABLES[80].items()
+        if key[0].startswith("attention")
+    }
+    monkeypatch.setattr(configs, "TABLES", {80: small, 90: small})
+
+
+def case(grid, *, class_token=True, num_heads=2, head_dim=32, reach=14, batch=1, relative=True,
+         seed=0):  # fmt: skip
+    g = torch.Generator().manual_seed(seed)
+    tokens = grid[0] * grid[1] + int(class_token)
+    features = num_heads * head_dim
+    inputs = {"qkv": torch.randn(batch, tokens, 3 * features, generator=g)}
+    if relative:
+        inputs["tables"] = torch.randn(4, 2 * reach + 2, head_dim, generator=g) * 0.5
+    cotangent = torch.randn(batch, tokens, features, generator=g)
+    return inputs, cotangent, {"num_heads": num_heads, "grid": grid}
+
+
+def check(inputs, cotangent, arguments, device, dtype=torch.float32):
+    stored = {name: value.to(device, dtype) for name, value in inputs.items()}
+    cotangent = cotangent.to(device)
+    if "tables" not in inputs:
+        arguments = {**arguments, "tables": None}
+
+    def run(function, precision):
+        rounded = cotangent.to(dtype)
+        return oracles.outputs_and_gradients(function, stored, rounded, precision, **arguments)
+
+    plain = run(oracles.attention, dtype)
+    golden = run(oracles.attention, torch.float64)
+    assert_within_budget(run(kernels.attention, dtype), golden, plain, dtype)
+
+
+@pytest.mark.parametrize("class_token", [True, False], ids=["cls", "nocls"])
+@pytest.mark.parametrize("grid", [(1, 1), (1, 7), (3, 6), (5, 4)], ids=str)
+def test_matches_float64(device, class_token, grid):
+    check(*case(grid, class_token=class_token), device)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("head_dim", [64, 24])
+def test_half_precision_and_head_dims(device, any_dtype, dtype, head_dim):
+    check(*case((3, 6), head_dim=head_dim, batch=2), device, dtype)
+
+
+@pytest.mark.parametrize("head_dim", [64, 8, 96])
+def test_head_dims(device, head_dim):
+    check(*case((3, 6), head_dim=head_dim), device)
+
+
+@pytest.mark.parametrize("class_token", [True, False], ids=["cls", "nocls"])
+@pytest.mark.parametrize("reach", [0, 1, 3])
+def test_distances_are_clamped(device, reach, class_token):
+    """A table shorter than the grid: far keys share its last rows."""
+    check(*case((6, 5), reach=reach, class_token=class_token), device)
+
+
+@pytest.mark.parametrize("class_token", [True, False], ids=["cls", "nocls"])
+def test_without_tables(device, class_token):
+    check(*case((3, 6), class_token=class_token, relative=False), device)
+
+
+def test_many_sequences_share_the_table_gradients_programs(device, gpu, monkeypatch):
+    """Several sequences per program, the last program with fewer."""
+    monkeypatch.setattr(gpu, "TABLE_SHARES", 3)
+    check(*case((2, 3), batch=4, num_heads=1), device)
+
+
+def test_large_logits_stay_finite(device):
+    """The gradients' cancellation then costs digits: sum(dout * out) is taken before, not after,
+    the rounding of the probabilities."""
+    inputs, cotangent, arguments = case((3, 4))
+    inputs["qkv"] *= 60
+    stored = {name: value.to(device) for name, value in inputs.items()}
+    found = oracles.outputs_and_gradients(
+        kernels.attention, stored, cotangent.to(device), **arguments
+    )
+    golden = oracles.outputs_and_gradients(
+        oracles.attention, stored, cotangent.to(device), torch.float64, **arguments
+    )
+    torch.testing.assert_close(found["output"].double(), golden["output"], rtol=1e-5, atol=1e-4)
+    assert all(value.isfinite().all() for value in found.values())
+
+
+@pytest.fixture
+def shipped_tiles():
+    """For tests that take the configurations as they are."""
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the interpreter is too slow for it")
+@pytest.mark.parametrize("dtype", oracles.DTYPES, ids=str)
+@pytest.mark.parametrize("head_dim", [32, 64, 96, 128])
+@pytest.mark.parametrize("grid", [(14, 14), (24, 24)], ids=str)
+def test_shipped_configurations(device, shipped_tiles, dtype, head_dim, grid):
+    check(*case(grid, head_dim=head_dim, num_heads=3, batch=2), device, dtype)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the interpreter is too slow for it")
+def test_more_tokens_than_most(device, shipped_tiles):
+    """64 x 64 patches; offsets beyond 2**31 are for larger batches still."""
+    check(*case((64, 64), num_heads=1), device, torch.float16)
+
+
+def test_float32_tables_and_accumulation(device):
+    """The tables' gradient is float32 where the tables are, and is added to what is there."""
+    inputs, cotangent, arguments = case((3, 4))
+    tables = torch.nn.Parameter(inputs["tables"].to(device))
+    qkv = inputs["qkv"].to(device, torch.float16).requires_grad_()
+    cotangent = cotangent.to(device, torch.float16)
+    accumulator = kernels.GradientAccumulator([tables])
+    start = torch.randn(tables.shape).to(device)
+    tables.grad.copy_(start)
+    kernels.attention(qkv, tables, gradients=accumulator, **arguments).backward(cotangent)
+    accumulated, tables.grad = tables.grad, None
+    kernels.attention(qkv, tables, **arguments).backward(cotangent)
+    assert tables.grad.dtype == torch.float32
+    torch.testing.assert_close(accumulated, start + tables.grad)
+    unread = tables.grad == 0  # reach 14 on a 3 x 4 grid: most rows are never read
+    assert unread.any()
+    assert bits_equal(accumulated[unread], start[unread])
+
+
+def test_same_bits_again(device):
+    inputs, cotangent, arguments = case((3, 6), batch=2)
+    stored = {name: value.to(device) for name, value in inputs.items()}
+    first, second = (
+        oracles.outputs_and_gradients(kernels.attention, stored, cotangent.to(device), **arguments)
+        for _ in range(2)
+    )
+    assert all(bits_equal(first[name], second[name]) for name in first)
+
+
+def test_number_of_heads_on_the_device(device, gpu):
+    """Two of three heads: the same bits as without the third, which is neither read nor written."""
+    inputs, cotangent, _ = case((3, 4), num_heads=2)
+    qkv, tables = inputs["qkv"].to(device), inputs["tables"].to(device)
+    cotangent = cotangent.to(device)
+    batch, tokens, _ = qkv.shape
+    arguments = ((3, 4), 0.2)
+
+    def widened(tensor, parts):
+        wide = torch.full((batch, tokens, parts, 3, 32), float("nan"), device=device)
+        wide[:, :, :, :2] = tensor.view(batch, tokens, parts, 2, 32)
+        return wide.flatten(2)
+
+    def narrowed(tensor, parts):
+        return tensor.view(batch, tokens, parts, 3, 32)[:, :, :, :2].flatten(2)
+
+    heads = torch.tensor([2], dtype=torch.int32, device=device)
+    out, lse = gpu.forward(qkv, tables, 2, *arguments)
+    wide_out, wide_lse = gpu.forward(widened(qkv, 3), tables, 3, *arguments, extents=heads)
+    assert bits_equal(narrowed(wide_out, 1), out)
+    assert bits_equal(wide_lse[:, :2], lse)
+    assert wide_out.view(batch, tokens, 3, 32)[:, :, 2].isnan().all()  # torch.empty is poisoned
+    assert wide_lse[:, 2].isnan().all()
+
+    gradient = torch.zeros_like(tables)
+    dqkv = gpu.backward_(cotangent, qkv, tables, out, lse, 2, *arguments, gradient)
+    wide_gradient = torch.zeros_like(tables)
+    wide_dqkv = gpu.backward_(
+        widened(cotangent, 1), widened(qkv, 3), tables, wide_out, wide_lse, 3, *arguments,
+        wide_gradient, extents=heads,
+    )  # fmt: skip
+    assert bits_equal(narrowed(wide_dqkv, 3), dqkv)
+    assert wide_dqkv.view(batch, tokens, 3, 3, 32)[:, :, :, 2].isnan().all()
+    torch.testing.assert_close(wide_gradient, gradient)  # shares are cut otherwise

@@ -1,0 +1,135 @@
+"""The LayerNorm kernels against float64."""
+
+from __future__ import annotations
+
+import oracles
+import pytest
+import torch
+from oracles import assert_within_budget, bits_equal
+
+from growtas import kernels
+from growtas.kernels import triton_support
+
+
+@pytest.fixture
+def gpu():
+    """Imported within a test: Triton then knows whether it interprets."""
+    from growtas.kernels.layer_norm import gpu
+
+    return gpu
+
+
+@pytest.fixture
+def any_dtype(monkeypatch, gpu):
+    """The kernels do in the interpreter what dispatch, for all kernels, says it does wrongly."""
+    for module in (triton_support, gpu):
+        monkeypatch.setattr(module, "unsupported", lambda *tensors: None)
+
+
+def case(width, device, *, rows=(3, 5), dtype=torch.float32, offset=0.0):
+    """NaN in the parameters beyond the width."""
+    g = torch.Generator().manual_seed(width)
+    inputs = {"x": (torch.randn(*rows, width, generator=g) * 2 + offset).to(device, dtype)}
+    for name, centre in (("weight", 1.0), ("bias", 0.0)):
+        values = torch.full((width + 7,), float("nan"))
+        values[:width] = torch.randn(width, generator=g) + centre
+        inputs[name] = values.to(device, dtype)
+    return inputs, torch.randn(*rows, width, generator=g).to(device, dtype)
+
+
+def check(inputs, cotangent, dtype, epsilons=2):
+    golden = oracles.outputs_and_gradients(oracles.layer_norm, inputs, cotangent, torch.float64)
+    plain = oracles.outputs_and_gradients(oracles.layer_norm, inputs, cotangent, dtype)
+    actual = oracles.outputs_and_gradients(kernels.layer_norm, inputs, cotangent, dtype)
+    assert_within_budget(actual, golden, plain, dtype, epsilons=epsilons)
+    return actual
+
+
+@pytest.mark.parametrize("width", [1, 2, 7, 8, 17, 100, *oracles.EMBED_WIDTHS, 1030])
+def test_matches_float64(device, width):
+    check(*case(width, device), torch.float32, epsilons=2 if width > 8 else 8)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("width", [24, 216])
+def test_half_precision(device, any_dtype, width, dtype):
+    check(*case(width, device, dtype=dtype), dtype)
+
+
+def test_large_mean_does_not_cancel(device):
+    check(*case(192, device, offset=2000.0), torch.float32)
+
+
+def test_more_rows_than_programs_can_take_at_once(device, gpu, monkeypatch):
+    """Every program takes several tiles, the last of them fewer; the same bits again."""
+    monkeypatch.setattr(gpu, "PROGRAMS", 3)
+    inputs, cotangent = case(40, device, rows=(131,))
+    first, second = (check(inputs, cotangent, torch.float32) for _ in range(2))
+    assert all(bits_equal(first[name], second[name]) for name in first)
+
+
+def test_rows_of_wider_buffers_and_an_empty_batch(device):
+    inputs, _ = case(12, device)
+    x, weight, bias = inputs.values()
+    wide = torch.full((*x.shape[:-1], 20), float("nan"), device=device)
+    wide[..., :12] = x
+    y = kernels.layer_norm(x, weight, bias)
+    assert bits_equal(kernels.layer_norm(wide[..., :12], weight, bias), y)
+    assert kernels.layer_norm(x[:0], weight, bias).shape == (0, 5, 12)
+
+
+def test_accumulates_inside_and_keeps_every_bit_outside(device):
+    inputs, cotangent = case(10, device)
+    weight, bias = (torch.nn.Parameter(inputs[name]) for name in ("weight", "bias"))
+    accumulator = kernels.GradientAccumulator([weight, bias])
+    for parameter in (weight, bias):
+        parameter.grad.copy_(torch.randn(parameter.shape))
+    before = [weight.grad.clone(), bias.grad.clone()]
+    x = inputs["x"].requires_grad_()
+    kernels.layer_norm(x, weight, bias, gradients=accumulator).backward(cotangent)
+    dense = oracles.outputs_and_gradients(kernels.layer_norm, inputs, cotangent)
+    for name, parameter, start in zip(("weight", "bias"), (weight, bias), before, strict=True):
+        assert bits_equal(parameter.grad[10:], start[10:])
+        torch.testing.assert_close(parameter.grad[:10], start[:10] + dense[name][:10])
+        assert torch.all(dense[name][10:] == 0)
+
+
+def test_one_parameter_gradient_alone(device):
+    inputs, cotangent = case(24, device)
+    both = oracles.outputs_and_gradients(kernels.layer_norm, inputs, cotangent)
+    for name in ("weight", "bias"):
+        given = {key: value.detach() for key, value in inputs.items()}
+        given[name].requires_grad_()
+        kernels.layer_norm(**given).backward(cotangent)
+        assert bits_equal(given[name].grad, both[name])
+
+
+def test_width_on_the_device(device, gpu):
+    """24 columns of buffers of 40: the same bits as with 24 given; beyond, nothing moves."""
+    inputs, cotangent = case(24, device)
+    x, weight, bias = inputs.values()
+
+    def widened(tensor):
+        wide = torch.full((*tensor.shape[:-1], 40), float("nan"), device=device)
+        wide[..., :24] = tensor
+        return wide
+
+    width = torch.tensor([24], dtype=torch.int32, device=device)
+    y, mean, rstd = gpu.forward(x, weight, bias, 1e-5, torch.float32)
+    parameters = torch.nn.functional.pad(weight, (0, 16)), torch.nn.functional.pad(bias, (0, 16))
+    wide = gpu.forward(widened(x), *parameters, 1e-5, torch.float32, extents=width)
+    assert bits_equal(wide[0][..., :24], y)
+    assert bits_equal(wide[1], mean)
+    assert bits_equal(wide[2], rstd)
+    assert wide[0][..., 24:].isnan().all()  # torch.empty is poisoned
+
+    gradients = [torch.full((47,), 2.0, device=device) for _ in range(4)]
+    dx = gpu.backward_(cotangent, x, weight, mean, rstd, *gradients[:2])
+    wide_dx = gpu.backward_(
+        widened(cotangent), widened(x), parameters[0], mean, rstd, *gradients[2:], extents=width
+    )
+    assert bits_equal(wide_dx[..., :24], dx)
+    assert wide_dx[..., 24:].isnan().all()
+    assert bits_equal(gradients[2], gradients[0])
+    assert bits_equal(gradients[3], gradients[1])
+    assert torch.all(gradients[2][24:] == 2)

@@ -1,0 +1,92 @@
+"""Every kernel compiles for the architectures we ship for, without spills: the first build of each
+here, all of them by `make gpu-compile`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from growtas.kernels import configs, precompile
+from growtas.kernels.precompile import Resources, complaint, first_of_each_kernel
+
+
+def run(*arguments):
+    """In a process of its own: compiling and interpreting do not mix."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-W", "ignore", "-m", "growtas.kernels.precompile", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+@pytest.mark.parametrize("architecture", ["80", "90"])
+def test_first_build_of_every_kernel(architecture):
+    done = run("--arch", architecture, "--quick")
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert ", 0 bad, " in lines[-1]
+    kernels = {line.split()[1] for line in lines[:-1]}
+    assert len(kernels) == len(lines) - 1
+    for operator in ("adamw", "attention_forward", "layer_norm_backward", "linear_forward"):
+        assert f"{operator}_kernel" in kernels
+    for line in lines[:-1]:
+        words = line.split()
+        assert int(words[words.index("registers") - 1]) > 0
+
+
+def test_what_must_not_be_shipped():
+    assert complaint(Resources(255, 0, 163 * 1024), 80) is None
+    assert "spills 8 bytes" in complaint(Resources(255, 8, 0), 80)
+    assert "shared memory" in complaint(Resources(32, 0, 163 * 1024 + 1), 80)
+    assert complaint(Resources(32, 0, 227 * 1024), 90) is None
+    assert "shared memory" in complaint(Resources(32, 0, 227 * 1024 + 1), 90)
+
+
+def test_failures_are_counted_and_the_rest_is_compiled(monkeypatch, capsys):
+    def compile_build(build, architecture):
+        if build.label == "broken":
+            raise RuntimeError("no such layout")
+        return Resources(40, 16 if build.label == "spilling" else 0, 0)
+
+    class Kernel:
+        __name__ = "a_kernel"
+
+    config = configs.Config((16,), 4, 1)
+    labels = ("good", "broken", "spilling")
+    builds = [configs.Build(label, Kernel(), {}, {}, config) for label in labels]
+    monkeypatch.setattr(precompile, "compile_build", compile_build)
+    monkeypatch.setattr(precompile, "builds", lambda architecture, operators: iter(builds))
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert precompile.main(["--arch", "90"]) == 1
+    printed = capsys.readouterr().out
+    assert "no such layout" in printed
+    assert "spills 16 bytes" in printed
+    assert "3 builds, 2 bad" in printed
+    assert precompile.main(["--arch", "90", "--quick"]) == 0
+    assert [b.label for b in first_of_each_kernel(iter(builds))] == ["good"]
+
+
+def test_nothing_is_compiled_in_the_interpreter(monkeypatch, capsys):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert precompile.main([]) == 2
+    assert "nothing compiled" in capsys.readouterr().out
+
+
+def test_the_first_row_that_suffices_is_chosen(monkeypatch):
+    rows = {
+        ("kernel", 16, (64, 32)): configs.Config((64,), 4, 2),
+        ("kernel", 16, (128, 64)): configs.Config((32,), 4, 2),
+        ("kernel", 32, (128, 64)): configs.Config((16,), 8, 1),
+    }
+    monkeypatch.setattr(configs, "TABLES", {90: rows})
+
+    def blocks(dtype, *sizes):
+        return configs.choose(90, "kernel", dtype, sizes).blocks
+
+    assert blocks(torch.bfloat16, 64, 32) == (64,)
+    assert blocks(torch.float16, 32, 64) == (32,)
+    assert blocks(torch.float32, 16, 16) == (16,)
+    with pytest.raises(ValueError, match=r"kernel has no configuration for torch.float16 .*256"):
+        blocks(torch.float16, 64, 256)
