@@ -39,6 +39,8 @@ class BlockExtents(NamedTuple):
         hidden: width of the MLP; 0 where inactive.
         active: 1, or 0 for a block beyond the subnet's depth.
         head_width: ``heads * head_dim``.
+        head_alignment: divides every embedding width and `head_width`.
+        hidden_alignment: divides every embedding width and `hidden`.
     """
 
     embed: Tensor
@@ -46,6 +48,8 @@ class BlockExtents(NamedTuple):
     hidden: Tensor
     active: Tensor
     head_width: Tensor
+    head_alignment: int
+    hidden_alignment: int
 
 
 class LinearExtents(NamedTuple):
@@ -110,7 +114,8 @@ class Extents:
         self.hidden_multiple = math.gcd(COPY_BYTES // 2, hidden_multiple)
         self._largest = {"embed_dim": embed_dim, "num_heads": num_heads, "hidden_dim": hidden_dim}
         self.table = torch.zeros(1, depth, len(COLUMNS), dtype=torch.int32, device=device)
-        self.blocks = tuple(BlockExtents(*row.split(1)) for row in self.table[0])
+        alignments = [math.gcd(self.embed_multiple, n) for n in (head_dim, self.hidden_multiple)]
+        self.blocks = tuple(BlockExtents(*row.split(1), *alignments) for row in self.table[0])
 
     @property
     def embed(self) -> Tensor:

@@ -88,8 +88,10 @@ def backward_(
 ) -> Tensor:
     """Adds into the slices of the max-size ``grad_weight`` and ``grad_bias``; returns dx."""
     w = weight_slice(weight, out_features, x.shape[-1])
+    rectangle = None
     if extents is not None:
-        w = torch.where(_rectangle(w, extents), w, 0.0)
+        rectangle = _rectangle(w, extents)
+        w = torch.where(rectangle, w, 0.0)
         x = masked(x, extents.in_features)
         dy, preactivation = (
             masked(t.unflatten(-1, w.shape[:2]), extents.out_features).flatten(-2)
@@ -102,8 +104,10 @@ def backward_(
     rows = dz.reshape(-1, dz.shape[-1])
     if grad_weight is not None:
         inputs = F.gelu(x) if input_activation == "gelu" else x
-        dw = rows.t() @ inputs.reshape(-1, x.shape[-1])
-        weight_slice(grad_weight, out_features, x.shape[-1]).add_(dw.view(w.shape))
+        dw = (rows.t() @ inputs.reshape(-1, x.shape[-1])).view(w.shape)
+        if rectangle is not None:  # x may hold anything where there are no outputs
+            dw = torch.where(rectangle, dw, 0.0)
+        weight_slice(grad_weight, out_features, x.shape[-1]).add_(dw)
     if grad_bias is not None:
         db = rows.sum(0, dtype=torch.promote_types(rows.dtype, torch.float32))
         db = db.view(w.shape[0], out_features)
