@@ -10,6 +10,7 @@ from growtas.kernels.adamw.api import adamw_, gradient_norm
 from growtas.kernels.adamw.row import Row as AdamWRow
 from growtas.kernels.attention.api import attention
 from growtas.kernels.dispatch import BackendUnavailable, explain, use_backend
+from growtas.kernels.extents import Extents
 from growtas.kernels.gradients import GradientAccumulator
 from growtas.kernels.layer_norm.api import layer_norm
 from growtas.kernels.linear.api import linear
@@ -17,6 +18,7 @@ from growtas.kernels.linear.api import linear
 __all__ = [
     "AdamWRow",
     "BackendUnavailable",
+    "Extents",
     "GradientAccumulator",
     "adamw_",
     "attention",

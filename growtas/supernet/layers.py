@@ -1,7 +1,8 @@
 """Modules that own max-size parameters and are called with the extents of a subnet.
 
 No module remembers a subnet: extents come in as arguments, so torch.compile treats them as
-dynamic sizes and one module serves any number of threads or passes.
+dynamic sizes and one module serves any number of threads or passes. Where they are on the device,
+the sizes from the host are the supernet's.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from growtas import kernels
 from growtas.kernels import GradientAccumulator
+from growtas.kernels.extents import BlockExtents, LinearExtents
 
 INIT_STD = 0.02  # of AutoFormer's truncated normals (and of most ViTs)
 
@@ -39,11 +41,12 @@ class SlicedLinear(nn.Module):
         sample_scale: Tensor | None = None,
         residual: Tensor | None = None,
         gradients: GradientAccumulator | None = None,
+        extents: LinearExtents | None = None,
     ) -> Tensor:
         return kernels.linear(
             x, self.weight, self.bias, out_features=out_features,
             input_activation=input_activation, sample_scale=sample_scale, residual=residual,
-            gradients=gradients,
+            gradients=gradients, extents=extents,
         )  # fmt: skip
 
 
@@ -56,8 +59,18 @@ class SlicedLayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width_max))
         self.eps = eps
 
-    def forward(self, x: Tensor, *, gradients: GradientAccumulator | None = None) -> Tensor:
-        return kernels.layer_norm(x, self.weight, self.bias, eps=self.eps, gradients=gradients)
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        gradients: GradientAccumulator | None = None,
+        extents: Tensor | None = None,
+        present: Tensor | None = None,
+    ) -> Tensor:
+        return kernels.layer_norm(
+            x, self.weight, self.bias, eps=self.eps, gradients=gradients, extents=extents,
+            present=present,
+        )  # fmt: skip
 
 
 class PatchEmbedding(nn.Module):
@@ -77,15 +90,21 @@ class PatchEmbedding(nn.Module):
         nn.init.uniform_(self.bias, -(features**-0.5), features**-0.5)
 
     def forward(
-        self, images: Tensor, embed_dim: int, *, gradients: GradientAccumulator | None = None
+        self,
+        images: Tensor,
+        embed_dim: int,
+        *,
+        gradients: GradientAccumulator | None = None,
+        extents: LinearExtents | None = None,
     ) -> Tensor:
         batch, channels, height, width = images.shape
         p = self.patch_size
         patches = images.reshape(batch, channels, height // p, p, width // p, p)
         patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
         return kernels.linear(
-            patches, self.weight, self.bias, out_features=embed_dim, gradients=gradients
-        )
+            patches, self.weight, self.bias, out_features=embed_dim, gradients=gradients,
+            extents=extents,
+        )  # fmt: skip
 
 
 class QKV(nn.Module):
@@ -113,11 +132,17 @@ class QKV(nn.Module):
         nn.init.trunc_normal_(self.weight, std=init_std)
 
     def forward(
-        self, x: Tensor, num_heads: int, *, gradients: GradientAccumulator | None = None
+        self,
+        x: Tensor,
+        num_heads: int,
+        *,
+        gradients: GradientAccumulator | None = None,
+        extents: LinearExtents | None = None,
     ) -> Tensor:
         return kernels.linear(
-            x, self.weight, self.bias, out_features=num_heads * self.head_dim, gradients=gradients
-        )
+            x, self.weight, self.bias, out_features=num_heads * self.head_dim, gradients=gradients,
+            extents=extents,
+        )  # fmt: skip
 
 
 class Attention(nn.Module):
@@ -150,14 +175,21 @@ class Attention(nn.Module):
         residual: Tensor,
         sample_scale: Tensor | None,
         gradients: GradientAccumulator | None = None,
+        sizes: BlockExtents | None = None,
     ) -> Tensor:
-        qkv = self.qkv(x, num_heads, gradients=gradients)
+        of_qkv = of_proj = None
+        if sizes is not None:
+            of_qkv = LinearExtents(sizes.head_width, sizes.embed, sizes.head_alignment)
+            of_proj = LinearExtents(sizes.embed, sizes.head_width, sizes.head_alignment)
+        qkv = self.qkv(x, num_heads, gradients=gradients, extents=of_qkv)
         heads = kernels.attention(
-            qkv, self.rel_pos, num_heads=num_heads, grid=grid, gradients=gradients
-        )
+            qkv, self.rel_pos, num_heads=num_heads, grid=grid, gradients=gradients,
+            extents=None if sizes is None else sizes.heads,
+        )  # fmt: skip
         return self.proj(
-            heads, embed_dim, sample_scale=sample_scale, residual=residual, gradients=gradients
-        )
+            heads, embed_dim, sample_scale=sample_scale, residual=residual, gradients=gradients,
+            extents=of_proj,
+        )  # fmt: skip
 
 
 class MLP(nn.Module):
@@ -177,11 +209,16 @@ class MLP(nn.Module):
         residual: Tensor,
         sample_scale: Tensor | None,
         gradients: GradientAccumulator | None = None,
+        sizes: BlockExtents | None = None,
     ) -> Tensor:
-        hidden = self.fc1(x, hidden_dim, gradients=gradients)
+        of_fc1 = of_fc2 = None
+        if sizes is not None:
+            of_fc1 = LinearExtents(sizes.hidden, sizes.embed, sizes.hidden_alignment)
+            of_fc2 = LinearExtents(sizes.embed, sizes.hidden, sizes.hidden_alignment)
+        hidden = self.fc1(x, hidden_dim, gradients=gradients, extents=of_fc1)
         return self.fc2(
             hidden, embed_dim, input_activation="gelu", sample_scale=sample_scale,
-            residual=residual, gradients=gradients,
+            residual=residual, gradients=gradients, extents=of_fc2,
         )  # fmt: skip
 
 
@@ -243,18 +280,58 @@ class Block(nn.Module):
         grid: tuple[int, int],
         gradients: GradientAccumulator | None = None,
     ) -> Tensor:
+        scales = (self._survival(x), self._survival(x))
+        return self._branches(x, num_heads, hidden_dim, grid, scales, gradients, None)
+
+    def forward_static(
+        self,
+        x: Tensor,
+        grid: tuple[int, int],
+        sizes: BlockExtents,
+        survival: Tensor | None,
+        gradients: GradientAccumulator | None = None,
+    ) -> Tensor:
+        """The same at the largest sizes, as much of it as the extents say; x where inactive.
+
+        An inactive block has 0 heads and hidden neurons, so of its layers only the two that add to
+        the stream do anything, and they add nothing.
+
+        Args:
+            x: ``[B, N, width_max]``.
+            grid: rows and columns of patches.
+            sizes: on x's device.
+            survival: ``[2, B]``, drop path's factors for the two branches; None: no drop path.
+            gradients: as for the operators.
+        """
+        heads, hidden = self.attn.qkv.weight.shape[1], self.mlp.fc1.weight.shape[0]
+        scales = (None, None) if survival is None else (survival[0], survival[1])
+        return self._branches(x, heads, hidden, grid, scales, gradients, sizes)
+
+    def _branches(
+        self,
+        x: Tensor,
+        num_heads: int,
+        hidden_dim: int,
+        grid: tuple[int, int],
+        scales: tuple[Tensor | None, Tensor | None],
+        gradients: GradientAccumulator | None,
+        sizes: BlockExtents | None,
+    ) -> Tensor:
         embed_dim = x.shape[-1]
-        y = self.norm1(x, gradients=gradients)
-        with computed_again(y, partial(self.norm1, x)):
+        width, active = (None, None) if sizes is None else (sizes.embed, sizes.active)
+        norm1 = partial(self.norm1, x, extents=width, present=active)
+        y = norm1(gradients=gradients)
+        with computed_again(y, norm1):
             x = self.attn(
-                y, num_heads, grid, embed_dim=embed_dim, residual=x,
-                sample_scale=self._survival(x), gradients=gradients,
+                y, num_heads, grid, embed_dim=embed_dim, residual=x, sample_scale=scales[0],
+                gradients=gradients, sizes=sizes,
             )  # fmt: skip
-        y = self.norm2(x, gradients=gradients)
-        with computed_again(y, partial(self.norm2, x)):
+        norm2 = partial(self.norm2, x, extents=width, present=active)
+        y = norm2(gradients=gradients)
+        with computed_again(y, norm2):
             return self.mlp(
-                y, hidden_dim, embed_dim=embed_dim, residual=x, sample_scale=self._survival(x),
-                gradients=gradients,
+                y, hidden_dim, embed_dim=embed_dim, residual=x, sample_scale=scales[1],
+                gradients=gradients, sizes=sizes,
             )  # fmt: skip
 
     def _survival(self, x: Tensor) -> Tensor | None:

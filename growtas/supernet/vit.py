@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from growtas import cost
 from growtas.checks import positive_int
 from growtas.kernels import GradientAccumulator
+from growtas.kernels.extents import Extents, LinearExtents, masked
 from growtas.space import SearchSpace, Subnet
 from growtas.supernet.layers import INIT_STD, Block, PatchEmbedding, SlicedLayerNorm, SlicedLinear
 from growtas.supernet.standalone import VisionTransformer
@@ -169,23 +171,99 @@ class Supernet(nn.Module):
             x = x + self.pos_embed[..., : subnet.embed_dim]
         for i in range(subnet.depth):
             x = self.blocks[i](x, subnet.num_heads[i], subnet.hidden_dims[i], self.grid, gradients)
-        x = self.norm(x, gradients=gradients)
+        return self.head(self._pooled(self.norm(x, gradients=gradients)), gradients=gradients)
+
+    def forward_static(
+        self,
+        images: Tensor,
+        extents: Extents,
+        *,
+        gradients: GradientAccumulator | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Class logits of the subnet that `extents` holds, in one fixed sequence of launches.
+
+        No shape, branch or argument depends on the subnet, so one CUDA graph serves all: see
+        docs/one-graph.md. Every block runs; those beyond the subnet's depth pass the stream on.
+
+        Args:
+            images: ``[B, in_chans, height, width]``, normalised floats.
+            extents: of :meth:`new_extents`, on the images' device. Not to be written between
+                forward and backward.
+            gradients: as for :meth:`forward`; all that is launched is taken for dirty.
+            generator: of drop path, on the images' device; None: the default one.
+
+        Returns:
+            As :meth:`forward` for that subnet, up to the order of sums; drop path draws other
+            numbers.
+
+        Raises:
+            ValueError: images of another shape, or extents of another supernet.
+        """
+        self._check_images(images)
+        if len(extents.blocks) != len(self.blocks):
+            raise ValueError(
+                f"extents have {len(extents.blocks)} blocks, the supernet {len(self.blocks)}"
+            )
+        width, multiple = extents.embed, extents.embed_multiple
+        x = self.patch_embed(
+            images, self.space.supernet.embed_dim, gradients=gradients,
+            extents=LinearExtents(width, None, multiple),
+        )  # fmt: skip
+        if self.cls_token is not None:
+            token = masked(self.cls_token, width).expand(x.shape[0], -1, -1)
+            x = torch.cat((token.to(x.dtype), x), 1)
+        if self.pos_embed is not None:
+            x = x + masked(self.pos_embed, width)
+        survival = self._survival(images, generator)
+        for i, (block, sizes) in enumerate(zip(self.blocks, extents.blocks, strict=True)):
+            factors = None if survival is None else survival[i]
+            x = block.forward_static(x, self.grid, sizes, factors, gradients)
+        x = self._pooled(self.norm(x, gradients=gradients, extents=width))
+        return self.head(x, gradients=gradients, extents=LinearExtents(None, width, multiple))
+
+    def _pooled(self, x: Tensor) -> Tensor:
         if self.config["pool"] == "cls":
-            x = x[:, 0]
-        else:
-            x = x[:, x.shape[1] - self.grid[0] * self.grid[1] :].mean(1)
-        return self.head(x, gradients=gradients)
+            return x[:, 0]
+        return x[:, x.shape[1] - self.grid[0] * self.grid[1] :].mean(1)
+
+    def _survival(self, images: Tensor, generator: torch.Generator | None) -> Tensor | None:
+        """Drop path's factors ``[depth, 2, B]``; None where no branch is dropped."""
+        rate, count = self.config["drop_path"], len(self.blocks)
+        if not self.training or rate <= 0.0:
+            return None
+        keep = torch.linspace(1.0, 1.0 - rate, count, device=images.device).view(-1, 1, 1)
+        shape = (count, 2, images.shape[0])
+        return torch.rand(shape, generator=generator, device=images.device).lt(keep) / keep
+
+    def new_extents(self) -> Extents:
+        """A table on the parameters' device for :meth:`forward_static`, to be written for a subnet.
+        It takes what fits the supernet and shares the common divisors of the space's widths."""
+        size, space = self.space.supernet, self.space
+        hidden = [int(e * r) for e in space.embed_dim for r in space.mlp_ratio]
+        return Extents(
+            size.depth,
+            size.embed_dim,
+            size.num_heads,
+            space.head_dim,
+            size.hidden_dim,
+            hidden_multiple=math.gcd(size.hidden_dim, *hidden),
+            device=self.head.weight.device,
+        )
 
     def _check(self, images: Tensor, subnet: Subnet) -> None:
+        self._check_images(images)
+        # the operators check extents too; compiled code must not depend on the ratios' values
+        if not torch.compiler.is_compiling():
+            self.space.supernet.validate(subnet)
+
+    def _check_images(self, images: Tensor) -> None:
         expected = (self.config["in_chans"], *self.image_size)
         if images.dim() != 4 or tuple(images.shape[1:]) != expected:
             raise ValueError(
                 f"images must be [B, {expected[0]}, {expected[1]}, {expected[2]}], got "
                 f"{tuple(images.shape)}"
             )
-        # the operators check extents too; compiled code must not depend on the ratios' values
-        if not torch.compiler.is_compiling():
-            self.space.supernet.validate(subnet)
 
     def extents(self, subnet: Subnet) -> dict[str, tuple[int, ...]]:
         """For each parameter that a subnet reads, the leading box it reads; others are absent.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from oracles import BACKENDS
+from poison import poison_uninitialised_memory
 
 from growtas import kernels
 from growtas.kernels import attention, layer_norm, linear  # noqa: F401  registers the operators
@@ -25,17 +25,4 @@ def backend(request, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _poison_uninitialised_memory(monkeypatch):
-    """torch.empty and its kin return NaN, so an output that is not fully written is seen."""
-
-    def poisoned(function):
-        def wrapper(*args, **kwargs):
-            tensor = function(*args, **kwargs)
-            if tensor.is_floating_point() and type(tensor) is torch.Tensor:
-                tensor.fill_(float("nan"))
-            return tensor
-
-        return wrapper
-
-    monkeypatch.setattr(torch, "empty", poisoned(torch.empty))
-    monkeypatch.setattr(torch, "empty_like", poisoned(torch.empty_like))
-    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned(torch.Tensor.new_empty))
+    poison_uninitialised_memory(monkeypatch)

@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 from growtas.kernels.attention.reference import accumulation_dtype
 from growtas.kernels.autocast import cast_to_autocast
 from growtas.kernels.dispatch import select
+from growtas.kernels.extents import check_extent
 from growtas.kernels.gradients import GradientAccumulator, full_size_zeros
 from growtas.kernels.library import define
 
@@ -23,6 +24,7 @@ def attention(
     grid: tuple[int, int],
     scale: float | None = None,
     gradients: GradientAccumulator | None = None,
+    extents: Tensor | None = None,
 ) -> Tensor:
     """softmax(scale * q (k + RK)^T) (v + RV): AutoFormer's attention (see ``reference.py``).
 
@@ -37,13 +39,16 @@ def attention(
         grid: ``(H, W)`` of the patches, any size.
         scale: default ``head_dim ** -0.5``; applied to the relative term too.
         gradients: None for dense gradients, or an accumulator for the tables' ``.grad``.
+        extents: int32 ``[1]`` on the device: the heads there are, 0 or more. Then `num_heads` is
+            the most that can occur; other heads are not read, nor meaningful in outputs.
 
     Returns:
         ``[B, N, num_heads * head_dim]`` in qkv's dtype. Softmax and sums are float32 (float64 for
         float64).
 
     Raises:
-        ValueError: shapes that do not fit together.
+        ValueError: shapes that do not fit together, or extents that are not int32 ``[1]`` on qkv's
+            device.
         TypeError: tables that are neither float32 nor of qkv's dtype.
     """
     qkv = cast_to_autocast(qkv)
@@ -67,13 +72,14 @@ def attention(
             raise TypeError(
                 f"tables are {tables.dtype}; with qkv {qkv.dtype} they must be that or float32"
             )
+    check_extent(extents, qkv)
     if scale is None:
         scale = float(head_dim) ** -0.5
     if torch.is_grad_enabled() and (
         qkv.requires_grad or (tables is not None and tables.requires_grad)
     ):
-        return _Attention.apply(qkv, tables, num_heads, height, width, scale, gradients)
-    return _forward(qkv, tables, num_heads, height, width, scale)[0]
+        return _Attention.apply(qkv, tables, num_heads, height, width, scale, gradients, extents)
+    return _forward(qkv, tables, num_heads, height, width, scale, extents)[0]
 
 
 class _Attention(torch.autograd.Function):
@@ -87,9 +93,10 @@ class _Attention(torch.autograd.Function):
         width: int,
         scale: float,
         gradients: GradientAccumulator | None,
+        extents: Tensor | None,
     ) -> Tensor:
-        out, lse = _forward(qkv, tables, num_heads, height, width, scale)
-        ctx.save_for_backward(qkv, tables, out, lse)
+        out, lse = _forward(qkv, tables, num_heads, height, width, scale, extents)
+        ctx.save_for_backward(qkv, tables, out, lse, extents)
         ctx.arguments = (num_heads, height, width, scale)
         ctx.gradients = gradients
         # the parameters themselves: saved tensors may come back as other objects
@@ -99,28 +106,40 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-        qkv, tables, out, lse = ctx.saved_tensors
+        qkv, tables, out, lse, extents = ctx.saved_tensors
         grad_tables = None
         if ctx.needs_input_grad[1]:
             if ctx.gradients is None:
                 grad_tables = full_size_zeros(tables)
             else:
                 grad_tables = ctx.gradients.buffer(ctx.parameters[0], tables.shape)
-        dqkv = _backward(dout, qkv, tables, out, lse, *ctx.arguments, grad_tables)
+        dqkv = _backward(dout, qkv, tables, out, lse, *ctx.arguments, grad_tables, extents)
         if ctx.gradients is not None:
             grad_tables = None
-        return dqkv, grad_tables, None, None, None, None, None
+        return dqkv, grad_tables, *(None,) * 6
 
 
 def _forward_impl(
-    qkv: Tensor, tables: Tensor | None, num_heads: int, height: int, width: int, scale: float
+    qkv: Tensor,
+    tables: Tensor | None,
+    num_heads: int,
+    height: int,
+    width: int,
+    scale: float,
+    extents: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     backend = select("attention", qkv)
-    return backend.forward(qkv, tables, num_heads, (height, width), scale)
+    return backend.forward(qkv, tables, num_heads, (height, width), scale, extents)
 
 
 def _forward_fake(
-    qkv: Tensor, tables: Tensor | None, num_heads: int, height: int, width: int, scale: float
+    qkv: Tensor,
+    tables: Tensor | None,
+    num_heads: int,
+    height: int,
+    width: int,
+    scale: float,
+    extents: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     batch, tokens, features = qkv.shape
     lse = qkv.new_empty(batch, num_heads, tokens, dtype=accumulation_dtype(qkv.dtype))
@@ -138,10 +157,11 @@ def _backward_impl(
     width: int,
     scale: float,
     grad_tables: Tensor | None,
+    extents: Tensor | None = None,
 ) -> Tensor:
     backend = select("attention", qkv)
     return backend.backward_(
-        dout, qkv, tables, out, lse, num_heads, (height, width), scale, grad_tables
+        dout, qkv, tables, out, lse, num_heads, (height, width), scale, grad_tables, extents
     )
 
 
@@ -156,20 +176,21 @@ def _backward_fake(
     width: int,
     scale: float,
     grad_tables: Tensor | None,
+    extents: Tensor | None = None,
 ) -> Tensor:
     return qkv.new_empty(qkv.shape)
 
 
 _forward = define(
     "attention(Tensor qkv, Tensor? tables, SymInt num_heads, SymInt height, SymInt width, "
-    "float scale) -> (Tensor, Tensor)",
+    "float scale, Tensor? extents=None) -> (Tensor, Tensor)",
     _forward_impl,
     _forward_fake,
 )
 _backward = define(
     "attention_backward(Tensor dout, Tensor qkv, Tensor? tables, Tensor out, Tensor lse, "
-    "SymInt num_heads, SymInt height, SymInt width, float scale, Tensor(a!)? grad_tables) "
-    "-> Tensor",
+    "SymInt num_heads, SymInt height, SymInt width, float scale, Tensor(a!)? grad_tables, "
+    "Tensor? extents=None) -> Tensor",
     _backward_impl,
     _backward_fake,
 )

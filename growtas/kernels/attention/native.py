@@ -1,4 +1,5 @@
-"""attention on the CPU by the compiled operators."""
+"""attention on the CPU by the compiled operators. A number of heads in a tensor costs nothing to
+read here: the same kernels run on the part of qkv that it says."""
 
 from __future__ import annotations
 
@@ -13,12 +14,25 @@ available = unavailable
 
 
 def forward(
-    qkv: Tensor, tables: Tensor | None, num_heads: int, grid: tuple[int, int], scale: float
+    qkv: Tensor,
+    tables: Tensor | None,
+    num_heads: int,
+    grid: tuple[int, int],
+    scale: float,
+    extents: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See :func:`growtas.kernels.attention.reference.forward`."""
     batch, tokens, features = qkv.shape
     out = qkv.new_empty(batch, tokens, features // 3)
     lse = qkv.new_empty(batch, num_heads, tokens, dtype=accumulation_dtype(qkv.dtype))
+    if extents is not None:
+        heads = int(extents)
+        if heads:
+            part, lse[:, :heads] = forward(
+                _heads(qkv, 3, num_heads, heads), tables, heads, grid, scale
+            )
+            out[..., : part.shape[-1]] = part
+        return out, lse
     operators().attention_forward(
         qkv.contiguous(),
         None if tables is None else tables.contiguous(),
@@ -41,9 +55,20 @@ def backward_(
     grid: tuple[int, int],
     scale: float,
     grad_tables: Tensor | None,
+    extents: Tensor | None = None,
 ) -> Tensor:
     """See :func:`growtas.kernels.attention.reference.backward_`; ``out`` is not read."""
     dqkv = qkv.new_empty(qkv.shape)
+    if extents is not None:
+        heads = int(extents)
+        if heads:
+            part = backward_(
+                _heads(dout, 1, num_heads, heads), _heads(qkv, 3, num_heads, heads), tables, out,
+                lse[:, :heads].contiguous(), heads, grid, scale, grad_tables,
+            )  # fmt: skip
+            target = dqkv.unflatten(-1, (3, num_heads, -1))[..., :heads, :]
+            target.copy_(part.unflatten(-1, (3, heads, -1)))
+        return dqkv
     operators().attention_backward(
         dout.contiguous(),
         qkv.contiguous(),
@@ -56,3 +81,8 @@ def backward_(
         grad_tables,
     )
     return dqkv
+
+
+def _heads(x: Tensor, parts: int, num_heads: int, heads: int) -> Tensor:
+    """The first heads of each part of ``[..., parts * num_heads * d]``."""
+    return x.unflatten(-1, (parts, num_heads, -1))[..., :heads, :].flatten(-3)

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from growtas.kernels.extents import inside
+
 
 def unsupported(*tensors: Tensor) -> str | None:
     """None: plain PyTorch takes every device and dtype."""
@@ -48,11 +50,19 @@ def relative_index(tokens: int, grid: tuple[int, int], rows: int, device: torch.
     return tuple(indices)
 
 
-def _split(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k, v ``[B, h, N, d]`` in the accumulation dtype."""
+def _split(qkv: Tensor, num_heads: int, extents: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k, v ``[B, h, N, d]`` in the accumulation dtype; zeros in heads beyond the extent."""
     q, k, v = qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
     dtype = accumulation_dtype(qkv.dtype)
-    return q.to(dtype), k.to(dtype), v.to(dtype)
+    q, k, v = (_existing(t.to(dtype), extents) for t in (q, k, v))
+    return q, k, v
+
+
+def _existing(x: Tensor, extents: Tensor | None) -> Tensor:
+    """``[B, h, N, d]`` with zeros in heads beyond the extent, whatever was there."""
+    if extents is None:
+        return x
+    return torch.where(inside(x.shape[1], extents).view(-1, 1, 1), x, 0.0)
 
 
 def _logits(q: Tensor, k: Tensor, tables: Tensor | None, index: Index, scale: float) -> Tensor:
@@ -71,10 +81,18 @@ def _bucket_sums(values: Tensor, rows: Tensor, num_rows: int) -> Tensor:
 
 
 def forward(
-    qkv: Tensor, tables: Tensor | None, num_heads: int, grid: tuple[int, int], scale: float
+    qkv: Tensor,
+    tables: Tensor | None,
+    num_heads: int,
+    grid: tuple[int, int],
+    scale: float,
+    extents: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Returns out ``[B, N, h * d]`` and the log-sum-exp of the logits ``[B, h, N]``."""
-    q, k, v = _split(qkv, num_heads)
+    """Returns out ``[B, N, h * d]`` and the log-sum-exp of the logits ``[B, h, N]``.
+
+    With the number of heads on the device, those beyond it are masked.
+    """
+    q, k, v = _split(qkv, num_heads, extents)
     index: Index = ()
     if tables is not None:
         index = relative_index(qkv.shape[1], grid, tables.shape[1], qkv.device)
@@ -99,18 +117,20 @@ def backward_(
     grid: tuple[int, int],
     scale: float,
     grad_tables: Tensor | None,
+    extents: Tensor | None = None,
 ) -> Tensor:
     """Adds the tables' gradient into ``grad_tables``; returns dqkv ``[B, N, 3 * h * d]``.
 
     Other backends recompute the probabilities from ``lse``; here softmax is run again.
     """
-    q, k, v = _split(qkv, num_heads)
+    q, k, v = _split(qkv, num_heads, extents)
     index: Index = ()
     if tables is not None:
         index = relative_index(qkv.shape[1], grid, tables.shape[1], qkv.device)
         tables = tables.to(q.dtype)
     probabilities = _logits(q, k, tables, index, scale).softmax(-1)
     do = dout.unflatten(-1, (num_heads, -1)).transpose(1, 2).to(q.dtype)
+    do = _existing(do, extents)
 
     dv = probabilities.mT @ do
     dp = do @ v.mT
@@ -118,6 +138,8 @@ def backward_(
         for table, rows in zip(tables[2:], index, strict=True):
             dp = dp + (do @ table.mT).gather(-1, rows.expand_as(dp))
     ds = probabilities * (dp - (probabilities * dp).sum(-1, keepdim=True)) * scale
+    # Tables that no head reads may hold anything: it must not reach their gradient.
+    ds, probabilities = _existing(ds, extents), _existing(probabilities, extents)
     dq, dk = ds @ k, ds.mT @ q
     if tables is not None:
         for which, rows in enumerate(index):

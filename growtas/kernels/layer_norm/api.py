@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from growtas.kernels.autocast import autocast_dtype
 from growtas.kernels.dispatch import select
+from growtas.kernels.extents import check_extent, if_present
 from growtas.kernels.gradients import GradientAccumulator, full_size_zeros
 from growtas.kernels.layer_norm.reference import statistics_dtype
 from growtas.kernels.library import define
@@ -22,6 +23,8 @@ def layer_norm(
     *,
     eps: float = 1e-5,
     gradients: GradientAccumulator | None = None,
+    extents: Tensor | None = None,
+    present: Tensor | None = None,
 ) -> Tensor:
     """LayerNorm over the last dimension: mean and variance over the ``width`` given only.
 
@@ -31,13 +34,19 @@ def layer_norm(
         bias: whole parameter ``[width_max]``.
         eps: added to the variance; AutoFormer uses 1e-5 (timm's ViT 1e-6).
         gradients: None for dense gradients, or an accumulator to add into the slices of ``.grad``.
+        extents: int32 ``[1]`` on the device: the width. Then x's own is the largest that can occur;
+            what lies beyond the extent is not read, nor meaningful in outputs. The largest common
+            divisor of 8 and x's width must divide it.
+        present: int32 ``[1]``; 0 says that nothing reads the output, so that a gradient of zeros
+            arrives. Then the parameters have no part in x's gradient, whatever they hold.
 
     Returns:
         Like x; under autocast in the autocast dtype, because a product follows. Statistics are
         float32 (float64 for float64) in every case.
 
     Raises:
-        ValueError: x is wider than the parameters, or they differ in size.
+        ValueError: x is wider than the parameters, they differ in size, or extents that are not
+            int32 ``[1]`` on x's device.
         TypeError: a parameter that is neither float32 nor of x's dtype.
     """
     if weight.shape != bias.shape or weight.dim() != 1:
@@ -52,10 +61,12 @@ def layer_norm(
             raise TypeError(
                 f"a parameter is {parameter.dtype}; with x {x.dtype} it must be that or float32"
             )
+    for extent in (extents, present):
+        check_extent(extent, x)
     out_dtype = autocast_dtype(x) or x.dtype
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or bias.requires_grad):
-        return _LayerNorm.apply(x, weight, bias, eps, out_dtype, gradients)
-    return _forward(x, weight, bias, eps, out_dtype)[0]
+        return _LayerNorm.apply(x, weight, bias, eps, out_dtype, gradients, extents, present)
+    return _forward(x, weight, bias, eps, out_dtype, extents)[0]
 
 
 class _LayerNorm(torch.autograd.Function):
@@ -68,25 +79,20 @@ class _LayerNorm(torch.autograd.Function):
         eps: float,
         out_dtype: torch.dtype,
         gradients: GradientAccumulator | None,
+        extents: Tensor | None,
+        present: Tensor | None,
     ) -> Tensor:
-        y, mean, rstd = _forward(x, weight, bias, eps, out_dtype)
-        ctx.save_for_backward(x, weight, bias, mean, rstd)
+        y, mean, rstd = _forward(x, weight, bias, eps, out_dtype, extents)
+        ctx.save_for_backward(x, weight, bias, mean, rstd, extents, present)
         ctx.gradients = gradients
         # the parameters themselves: saved tensors may come back as other objects
-        ctx.parameters = (
-            (
-                weight,
-                bias,
-            )
-            if gradients is not None
-            else None
-        )
+        ctx.parameters = (weight, bias) if gradients is not None else None
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, mean, rstd = ctx.saved_tensors
+        x, weight, bias, mean, rstd, extents, present = ctx.saved_tensors
         need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
         grad_weight = grad_bias = None
         if ctx.gradients is None:
@@ -96,20 +102,30 @@ class _LayerNorm(torch.autograd.Function):
             width = (x.shape[-1],)
             grad_weight = ctx.gradients.buffer(ctx.parameters[0], width) if need_weight else None
             grad_bias = ctx.gradients.buffer(ctx.parameters[1], width) if need_bias else None
-        dx = _backward(dy, x, weight, mean, rstd, grad_weight, grad_bias)
+        dx = _backward(dy, x, weight, mean, rstd, grad_weight, grad_bias, extents, present)
         if ctx.gradients is not None:
             grad_weight = grad_bias = None
-        return dx if need_x else None, grad_weight, grad_bias, None, None, None
+        return dx if need_x else None, grad_weight, grad_bias, *(None,) * 5
 
 
 def _forward_impl(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float, out_dtype: torch.dtype
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    out_dtype: torch.dtype,
+    extents: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return select("layer_norm", x, weight).forward(x, weight, bias, eps, out_dtype)
+    return select("layer_norm", x, weight).forward(x, weight, bias, eps, out_dtype, extents)
 
 
 def _forward_fake(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float, out_dtype: torch.dtype
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    out_dtype: torch.dtype,
+    extents: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     statistics = x.new_empty(x.shape[:-1], dtype=statistics_dtype(x.dtype))
     return x.new_empty(x.shape, dtype=out_dtype), statistics, torch.empty_like(statistics)
@@ -123,9 +139,13 @@ def _backward_impl(
     rstd: Tensor,
     grad_weight: Tensor | None,
     grad_bias: Tensor | None,
+    extents: Tensor | None = None,
+    present: Tensor | None = None,
 ) -> Tensor:
     backend = select("layer_norm", x, weight)
-    return backend.backward_(dy, x, weight, mean, rstd, grad_weight, grad_bias)
+    if present is not None:
+        weight = if_present(weight, present)
+    return backend.backward_(dy, x, weight, mean, rstd, grad_weight, grad_bias, extents)
 
 
 def _backward_fake(
@@ -136,19 +156,22 @@ def _backward_fake(
     rstd: Tensor,
     grad_weight: Tensor | None,
     grad_bias: Tensor | None,
+    extents: Tensor | None = None,
+    present: Tensor | None = None,
 ) -> Tensor:
     return x.new_empty(x.shape)
 
 
 _forward = define(
-    "layer_norm(Tensor x, Tensor weight, Tensor bias, float eps, ScalarType out_dtype) "
-    "-> (Tensor, Tensor, Tensor)",
+    "layer_norm(Tensor x, Tensor weight, Tensor bias, float eps, ScalarType out_dtype, "
+    "Tensor? extents=None) -> (Tensor, Tensor, Tensor)",
     _forward_impl,
     _forward_fake,
 )
 _backward = define(
     "layer_norm_backward(Tensor dy, Tensor x, Tensor weight, Tensor mean, Tensor rstd, "
-    "Tensor(a!)? grad_weight, Tensor(b!)? grad_bias) -> Tensor",
+    "Tensor(a!)? grad_weight, Tensor(b!)? grad_bias, Tensor? extents=None, "
+    "Tensor? present=None) -> Tensor",
     _backward_impl,
     _backward_fake,
 )

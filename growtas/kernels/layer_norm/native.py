@@ -1,4 +1,5 @@
-"""layer_norm on the CPU by the compiled operators."""
+"""layer_norm on the CPU by the compiled operators. An extent in a tensor costs nothing to read
+here: the same kernels run on views of that width."""
 
 from __future__ import annotations
 
@@ -20,9 +21,20 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def forward(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float, out_dtype: torch.dtype
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    out_dtype: torch.dtype,
+    extents: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`growtas.kernels.layer_norm.reference.forward`."""
+    if extents is not None:
+        width = int(extents)
+        narrow, mean, rstd = forward(x[..., :width], weight, bias, eps, out_dtype)
+        y = x.new_empty(x.shape, dtype=out_dtype)
+        y[..., :width] = narrow
+        return y, mean, rstd
     y = x.new_empty(x.shape, dtype=out_dtype)
     mean = x.new_empty(x.shape[:-1], dtype=statistics_dtype(x.dtype))
     rstd = torch.empty_like(mean)
@@ -41,8 +53,15 @@ def backward_(
     rstd: Tensor,
     grad_weight: Tensor | None,
     grad_bias: Tensor | None,
+    extents: Tensor | None = None,
 ) -> Tensor:
     """See :func:`growtas.kernels.layer_norm.reference.backward_`."""
+    if extents is not None:
+        width = int(extents)
+        parts = (dy[..., :width], x[..., :width])
+        dx = x.new_empty(x.shape)
+        dx[..., :width] = backward_(*parts, weight, mean, rstd, grad_weight, grad_bias)
+        return dx
     dx = x.new_empty(x.shape)
     operators().layer_norm_backward(
         _rows(dy),

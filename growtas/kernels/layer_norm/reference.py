@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from growtas.kernels.extents import inside, masked
+
 
 def unsupported(*tensors: Tensor) -> str | None:
     """None: plain PyTorch takes every device and dtype."""
@@ -21,13 +23,21 @@ def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def forward(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float, out_dtype: torch.dtype
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    out_dtype: torch.dtype,
+    extents: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns y like x ``[..., width]`` in out_dtype, and mean and 1/std per row ``[...]``."""
+    """Returns y like x ``[..., width]`` in out_dtype, and mean and 1/std per row ``[...]``.
+
+    With the extent on the device what lies beyond is masked, so no size is read on the host.
+    """
     width, dtype = x.shape[-1], statistics_dtype(x.dtype)
     x = x.to(dtype)
-    mean = x.mean(-1, keepdim=True)
-    rstd = (x - mean).square().mean(-1, keepdim=True).add(eps).rsqrt()
+    mean = _mean(x, extents)
+    rstd = _mean((x - mean).square(), extents).add(eps).rsqrt()
     y = (x - mean) * rstd * weight[:width].to(dtype) + bias[:width].to(dtype)
     return y.to(out_dtype), mean.squeeze(-1), rstd.squeeze(-1)
 
@@ -40,15 +50,27 @@ def backward_(
     rstd: Tensor,
     grad_weight: Tensor | None,
     grad_bias: Tensor | None,
+    extents: Tensor | None = None,
 ) -> Tensor:
     """Adds into the leading part of the max-size parameter gradients; returns dx in x's dtype."""
     width, dtype = x.shape[-1], statistics_dtype(x.dtype)
     dy, rstd = dy.to(dtype), rstd.unsqueeze(-1)
     normalised = (x.to(dtype) - mean.unsqueeze(-1)) * rstd
+    w = weight[:width].to(dtype)
+    if extents is not None:
+        covered = inside(width, extents)
+        dy, normalised, w = (torch.where(covered, t, 0.0) for t in (dy, normalised, w))
     if grad_weight is not None:
         grad_weight[:width].add_((dy * normalised).reshape(-1, dy.shape[-1]).sum(0))
     if grad_bias is not None:
         grad_bias[:width].add_(dy.reshape(-1, dy.shape[-1]).sum(0))
-    dn = dy * weight[:width].to(dtype)
-    dx = dn - dn.mean(-1, keepdim=True) - normalised * (dn * normalised).mean(-1, keepdim=True)
+    dn = dy * w
+    dx = dn - _mean(dn, extents) - normalised * _mean(dn * normalised, extents)
     return (rstd * dx).to(x.dtype)
+
+
+def _mean(x: Tensor, extents: Tensor | None) -> Tensor:
+    """Over the last dimension, which stays, or over as much of it as the extent covers."""
+    if extents is None:
+        return x.mean(-1, keepdim=True)
+    return masked(x, extents).sum(-1, keepdim=True) / extents.to(x.dtype)

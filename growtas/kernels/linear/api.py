@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from growtas.kernels.autocast import cast_to_autocast
 from growtas.kernels.dispatch import select
+from growtas.kernels.extents import LinearExtents, check_extent, if_present
 from growtas.kernels.gradients import GradientAccumulator, full_size_zeros
 from growtas.kernels.library import define
 
@@ -28,6 +29,7 @@ def linear(
     sample_scale: Tensor | None = None,
     residual: Tensor | None = None,
     gradients: GradientAccumulator | None = None,
+    extents: LinearExtents | None = None,
 ) -> Tensor:
     """``residual + scale * activation(input_activation(x) @ weight[:out, :in].T + bias[:out])``,
     slices read in place.
@@ -51,6 +53,9 @@ def linear(
             no gradient flows to it.
         residual: ``[..., G * out_features]``, added last.
         gradients: None for dense gradients, or an accumulator to add into the slices of ``.grad``.
+        extents: sizes on the device. Then ``in`` and `out_features` are the largest that can occur,
+            and what lies beyond the extents, in inputs, parameters and gradients, is not read; in
+            outputs it is not meaningful. The accumulator takes all that is launched for dirty.
 
     Returns:
         ``[..., G * out_features]`` in x's dtype, promoted with the residual's if there is one.
@@ -58,7 +63,7 @@ def linear(
 
     Raises:
         ValueError: a size outside the parameter or of a scale or residual that does not fit, or
-            an unknown activation.
+            an unknown activation, or extents that are not int32 ``[1]`` on x's device.
         TypeError: a weight that is neither float32 nor of x's dtype.
     """
     x = cast_to_autocast(x)
@@ -92,12 +97,17 @@ def linear(
         sample_scale = sample_scale.to(torch.promote_types(x.dtype, torch.float32))
     if weight.dtype not in (x.dtype, torch.float32):
         raise TypeError(f"weight is {weight.dtype}; with x {x.dtype} it must be that or float32")
+    sizes = (None, None, 1) if extents is None else tuple(extents)
+    for extent in sizes[:2]:
+        check_extent(extent, x)
 
-    options = (out_features, input_activation or "", activation or "", sample_scale, residual)
+    options = (
+        out_features, input_activation or "", activation or "", sample_scale, residual
+    )  # fmt: skip
     tensors = (x, weight, bias, residual)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        return _Linear.apply(x, weight, bias, *options, gradients)
-    return _forward(x, weight, bias, *options, False)[0]
+        return _Linear.apply(x, weight, bias, *options, gradients, *sizes)
+    return _forward(x, weight, bias, *options, False, *sizes)[0]
 
 
 class _Linear(torch.autograd.Function):
@@ -113,13 +123,17 @@ class _Linear(torch.autograd.Function):
         sample_scale: Tensor | None,
         residual: Tensor | None,
         gradients: GradientAccumulator | None,
+        out_extent: Tensor | None,
+        in_extent: Tensor | None,
+        alignment: int,
     ) -> Tensor:
         y, preactivation = _forward(
             x, weight, bias, out_features, input_activation, activation, sample_scale, residual,
-            True,
+            True, out_extent, in_extent, alignment,
         )  # fmt: skip
-        ctx.save_for_backward(x, weight, bias, preactivation, sample_scale)
+        ctx.save_for_backward(x, weight, bias, preactivation, sample_scale, out_extent, in_extent)
         ctx.out_features, ctx.gradients = out_features, gradients
+        ctx.alignment = alignment
         ctx.activations = (input_activation, activation)
         # the parameters themselves: saved tensors may come back as other objects
         ctx.parameters = (weight, bias) if gradients is not None else None
@@ -129,7 +143,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, preactivation, sample_scale = ctx.saved_tensors
+        x, weight, bias, preactivation, sample_scale, *sizes = ctx.saved_tensors
         need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
         grad_weight = grad_bias = None
         if ctx.gradients is None:
@@ -145,13 +159,13 @@ class _Linear(torch.autograd.Function):
                 grad_bias = ctx.gradients.buffer(ctx.parameters[1], extents)
         dx = _backward(
             dy, x, weight, preactivation, ctx.out_features, *ctx.activations, sample_scale, need_x,
-            grad_weight, grad_bias,
+            grad_weight, grad_bias, *sizes, ctx.alignment,
         )  # fmt: skip
         dresidual = None if ctx.residual_dtype is None else dy.to(ctx.residual_dtype)
         if ctx.gradients is not None:
             grad_weight = grad_bias = None
         dx = dx if need_x else None
-        return dx, grad_weight, grad_bias, None, None, None, None, dresidual, None
+        return dx, grad_weight, grad_bias, None, None, None, None, dresidual, *(None,) * 4
 
 
 def _extents(weight: Tensor, out_features: int, in_features: int) -> tuple[int, ...]:
@@ -180,11 +194,33 @@ def _forward_impl(
     sample_scale: Tensor | None,
     residual: Tensor | None,
     save: bool,
+    out_extent: Tensor | None = None,
+    in_extent: Tensor | None = None,
+    alignment: int = 1,
 ) -> tuple[Tensor, Tensor]:
     backend = select("linear", x, weight)
+    if bias is not None and in_extent is not None and residual is not None:
+        bias = if_present(bias, in_extent)
     return backend.forward(
-        x, weight, bias, out_features, input_activation, activation, sample_scale, residual, save
-    )
+        x, weight, bias, out_features, input_activation, activation, sample_scale, residual, save,
+        _extents_of(x, out_features, out_extent, in_extent, alignment),
+    )  # fmt: skip
+
+
+def _extents_of(
+    x: Tensor,
+    out_features: int,
+    out_extent: Tensor | None,
+    in_extent: Tensor | None,
+    alignment: int,
+) -> LinearExtents | None:
+    if out_extent is None and in_extent is None:
+        return None
+    if out_extent is None:
+        out_extent = x.new_full((1,), out_features, dtype=torch.int32)
+    if in_extent is None:
+        in_extent = x.new_full((1,), x.shape[-1], dtype=torch.int32)
+    return LinearExtents(out_extent, in_extent, alignment)
 
 
 def _forward_fake(
@@ -197,6 +233,9 @@ def _forward_fake(
     sample_scale: Tensor | None,
     residual: Tensor | None,
     save: bool,
+    out_extent: Tensor | None = None,
+    in_extent: Tensor | None = None,
+    alignment: int = 1,
 ) -> tuple[Tensor, Tensor]:
     groups = 1 if weight.dim() == 2 else weight.shape[0]
     shape = (*x.shape[:-1], groups * out_features)
@@ -217,11 +256,15 @@ def _backward_impl(
     need_dx: bool,
     grad_weight: Tensor | None,
     grad_bias: Tensor | None,
+    out_extent: Tensor | None = None,
+    in_extent: Tensor | None = None,
+    alignment: int = 1,
 ) -> Tensor:
     backend = select("linear", x, weight)
     return backend.backward_(
         dy, x, weight, preactivation, out_features, input_activation, activation, sample_scale,
         need_dx, grad_weight, grad_bias,
+        _extents_of(x, out_features, out_extent, in_extent, alignment),
     )  # fmt: skip
 
 
@@ -237,20 +280,25 @@ def _backward_fake(
     need_dx: bool,
     grad_weight: Tensor | None,
     grad_bias: Tensor | None,
+    out_extent: Tensor | None = None,
+    in_extent: Tensor | None = None,
+    alignment: int = 1,
 ) -> Tensor:
     return x.new_empty(x.shape if need_dx else (0,))
 
 
 _forward = define(
     "linear(Tensor x, Tensor weight, Tensor? bias, SymInt out_features, str input_activation, "
-    "str activation, Tensor? sample_scale, Tensor? residual, bool save) -> (Tensor, Tensor)",
+    "str activation, Tensor? sample_scale, Tensor? residual, bool save, "
+    "Tensor? out_extent=None, Tensor? in_extent=None, int alignment=1) -> (Tensor, Tensor)",
     _forward_impl,
     _forward_fake,
 )
 _backward = define(
     "linear_backward(Tensor dy, Tensor x, Tensor weight, Tensor preactivation, "
     "SymInt out_features, str input_activation, str activation, Tensor? sample_scale, "
-    "bool need_dx, Tensor(a!)? grad_weight, Tensor(b!)? grad_bias) -> Tensor",
+    "bool need_dx, Tensor(a!)? grad_weight, Tensor(b!)? grad_bias, "
+    "Tensor? out_extent=None, Tensor? in_extent=None, int alignment=1) -> Tensor",
     _backward_impl,
     _backward_fake,
 )

@@ -1,6 +1,7 @@
 """linear on the CPU by the compiled operators: products that read the weight's slice by its buffer
 strides, add gradients straight into the slice of the buffer, and take GELU, factor and residual
 along. Below ``MIN_ROWS`` rows plain PyTorch runs: packing the weight would cost more than it saves.
+Extents in a tensor cost nothing to read here: the same kernels run on views of that size.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from growtas.kernels.extents import LinearExtents
 from growtas.kernels.linear import reference
 from growtas.kernels.native_library import operators, unavailable, unsupported
 
@@ -54,8 +56,14 @@ def forward(
     sample_scale: Tensor | None,
     residual: Tensor | None,
     save: bool,
+    extents: LinearExtents | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See :func:`growtas.kernels.linear.reference.forward`."""
+    if extents is not None:
+        return _forward_within(
+            x, weight, bias, out_features, input_activation, activation, sample_scale, residual,
+            save, extents,
+        )  # fmt: skip
     rows = _rows(x)
     if rows.shape[0] < MIN_ROWS:
         return reference.forward(
@@ -94,8 +102,14 @@ def backward_(
     need_dx: bool,
     grad_weight: Tensor | None,
     grad_bias: Tensor | None,
+    extents: LinearExtents | None = None,
 ) -> Tensor:
     """See :func:`growtas.kernels.linear.reference.backward_`."""
+    if extents is not None:
+        return _backward_within(
+            dy, x, weight, preactivation, out_features, input_activation, activation, sample_scale,
+            need_dx, grad_weight, grad_bias, extents,
+        )  # fmt: skip
     inputs = _rows(x)
     if inputs.shape[0] < MIN_ROWS:
         return reference.backward_(
@@ -117,3 +131,72 @@ def backward_(
         _gradient(grad_bias, 1),
     )
     return dx
+
+
+def _forward_within(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    launched: int,
+    input_activation: str,
+    activation: str,
+    sample_scale: Tensor | None,
+    residual: Tensor | None,
+    save: bool,
+    extents: LinearExtents,
+) -> tuple[Tensor, Tensor]:
+    """`forward` on views of the extents, its results in buffers of the launched size."""
+    out, in_ = int(extents.out_features), int(extents.in_features)
+    groups = 1 if weight.dim() == 2 else weight.shape[0]
+    shape = (*x.shape[:-1], groups * launched)
+    dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
+    y = x.new_empty(shape, dtype=dtype)
+    z = x.new_empty(shape if save and activation == "gelu" else (0,))
+    part = None if residual is None else _columns(residual, groups, out).flatten(-2)
+    if out and in_:
+        narrow_y, narrow_z = forward(
+            x[..., :in_], weight, bias, out, input_activation, activation, sample_scale, part, save
+        )
+        _columns(y, groups, out).copy_(narrow_y.unflatten(-1, (groups, out)))
+        if z.numel():
+            _columns(z, groups, out).copy_(narrow_z.unflatten(-1, (groups, out)))
+    elif out and part is not None:
+        _columns(y, groups, out).copy_(part.unflatten(-1, (groups, out)))
+    return y, z
+
+
+def _backward_within(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    preactivation: Tensor,
+    launched: int,
+    input_activation: str,
+    activation: str,
+    sample_scale: Tensor | None,
+    need_dx: bool,
+    grad_weight: Tensor | None,
+    grad_bias: Tensor | None,
+    extents: LinearExtents,
+) -> Tensor:
+    """`backward_` on views of the extents."""
+    out, in_ = int(extents.out_features), int(extents.in_features)
+    groups = 1 if weight.dim() == 2 else weight.shape[0]
+    dx = x.new_empty(x.shape if need_dx else (0,))
+    if out and in_:
+        if activation == "gelu":
+            preactivation = _columns(preactivation, groups, out).flatten(-2)
+        narrow = backward_(
+            _columns(dy, groups, out).flatten(-2), x[..., :in_], weight, preactivation, out,
+            input_activation, activation, sample_scale, need_dx, grad_weight, grad_bias,
+        )  # fmt: skip
+        if need_dx:
+            dx[..., :in_] = narrow
+    elif need_dx:
+        dx[..., :in_] = 0
+    return dx
+
+
+def _columns(x: Tensor, groups: int, out: int) -> Tensor:
+    """View ``[..., groups, out]`` of ``[..., groups * launched]``."""
+    return x.unflatten(-1, (groups, -1))[..., :out]

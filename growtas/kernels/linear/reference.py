@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from growtas.kernels.extents import LinearExtents, inside, masked
+
 
 def unsupported(*tensors: Tensor) -> str | None:
     """None: plain PyTorch takes every device and dtype."""
@@ -49,10 +51,19 @@ def forward(
     sample_scale: Tensor | None,
     residual: Tensor | None,
     save: bool,
+    extents: LinearExtents | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Returns y ``[..., G * out_features]`` and, if ``save``, the GELU's input (else empty)."""
+    """Returns y ``[..., G * out_features]`` and, if ``save``, the GELU's input (else empty).
+
+    With extents on the device everything beyond them is masked, so no size is read on the host.
+    """
     w = weight_slice(weight, out_features, x.shape[-1])
-    b = None if bias is None else bias_slice(bias, w.shape[0], out_features).flatten().to(x.dtype)
+    b = None if bias is None else bias_slice(bias, w.shape[0], out_features)
+    if extents is not None:
+        x = masked(x, extents.in_features)
+        w = torch.where(_rectangle(w, extents), w, 0.0)
+        b = None if bias is None else _masked_bias(bias, w.shape[0], out_features, extents)
+    b = None if b is None else b.flatten().to(x.dtype)
     inputs = F.gelu(x) if input_activation == "gelu" else x
     z = F.linear(inputs, w.flatten(0, 1).to(x.dtype), b)
     y = _scaled(F.gelu(z) if activation == "gelu" else z, sample_scale)
@@ -73,21 +84,69 @@ def backward_(
     need_dx: bool,
     grad_weight: Tensor | None,
     grad_bias: Tensor | None,
+    extents: LinearExtents | None = None,
 ) -> Tensor:
     """Adds into the slices of the max-size ``grad_weight`` and ``grad_bias``; returns dx."""
+    w = weight_slice(weight, out_features, x.shape[-1])
+    rectangle = None
+    if extents is not None:
+        rectangle = _rectangle(w, extents)
+        w = torch.where(rectangle, w, 0.0)
+        x = masked(x, extents.in_features)
+        dy, preactivation = (
+            masked(t.unflatten(-1, w.shape[:2]), extents.out_features).flatten(-2)
+            if t.numel() else t
+            for t in (dy, preactivation)
+        )  # fmt: skip
     dz = _scaled(dy.to(x.dtype), sample_scale)
     if activation == "gelu":
         dz = torch.ops.aten.gelu_backward(dz, preactivation)
-    w = weight_slice(weight, out_features, x.shape[-1])
     rows = dz.reshape(-1, dz.shape[-1])
     if grad_weight is not None:
         inputs = F.gelu(x) if input_activation == "gelu" else x
-        dw = rows.t() @ inputs.reshape(-1, x.shape[-1])
-        weight_slice(grad_weight, out_features, x.shape[-1]).add_(dw.view(w.shape))
+        dw = (rows.t() @ inputs.reshape(-1, x.shape[-1])).view(w.shape)
+        if rectangle is not None:  # x may hold anything where there are no outputs
+            dw = torch.where(rectangle, dw, 0.0)
+        weight_slice(grad_weight, out_features, x.shape[-1]).add_(dw)
     if grad_bias is not None:
         db = rows.sum(0, dtype=torch.promote_types(rows.dtype, torch.float32))
-        bias_slice(grad_bias, w.shape[0], out_features).add_(db.view(w.shape[0], out_features))
+        db = db.view(w.shape[0], out_features)
+        if extents is None:
+            bias_slice(grad_bias, w.shape[0], out_features).add_(db)
+        else:
+            _add_masked_bias(grad_bias, db, extents)
     if not need_dx:
         return x.new_empty(0)
     dx = dz @ w.flatten(0, 1).to(x.dtype)
     return torch.ops.aten.gelu_backward(dx, x) if input_activation == "gelu" else dx
+
+
+def _rectangle(w: Tensor, extents: LinearExtents) -> Tensor:
+    """bool ``[out, in]``: what the extents cover of the launched slice."""
+    rows = inside(w.shape[-2], extents.out_features)
+    return rows.unsqueeze(-1) & inside(w.shape[-1], extents.in_features)
+
+
+def _prefix(bias: Tensor, groups: int, out_features: int, extents: LinearExtents) -> Tensor:
+    """Entries of a flat bias that ``[G, out_features]`` outputs read: group follows group, each as
+    long as the extent says. Those beyond are not to be used."""
+    first = torch.arange(groups, device=bias.device).unsqueeze(-1) * extents.out_features
+    entry = first + torch.arange(out_features, device=bias.device)
+    return entry.clamp_(max=bias.numel() - 1)
+
+
+def _masked_bias(bias: Tensor, groups: int, out_features: int, extents: LinearExtents) -> Tensor:
+    if bias.dim() == 1:
+        values = bias[_prefix(bias, groups, out_features, extents)]
+    else:
+        values = bias_slice(bias, groups, out_features)
+    return masked(values, extents.out_features)
+
+
+def _add_masked_bias(grad_bias: Tensor, db: Tensor, extents: LinearExtents) -> None:
+    """db ``[G, out_features]``; where there is no layer, it has no bias either."""
+    db = torch.where(extents.in_features > 0, db, 0.0).to(grad_bias.dtype)
+    if grad_bias.dim() == 1:
+        grad_bias.index_add_(0, _prefix(grad_bias, *db.shape, extents).flatten(), db.flatten())
+    else:
+        bias_slice(grad_bias, *db.shape).add_(db)

@@ -1,0 +1,188 @@
+"""The sizes of a subnet on the device, so that no launch depends on which subnet runs.
+
+With extents on the device, activations are as wide as the supernet, every launch is as large as the
+largest subnet's, and an operator reads how far to go from a table in memory. What lies beyond the
+extents is neither read nor meaningful. A captured CUDA graph then serves every subnet: another one
+is a copy of one small table and a replay.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+COPY_BYTES = 16  # that one copy of a kernel moves: eight two-byte values
+COLUMNS = ("embed", "heads", "hidden", "active", "head_width")
+
+
+class BlockSizes(Protocol):
+    """What a subnet's extents are written from: :class:`growtas.Subnet` has it."""
+
+    @property
+    def embed_dim(self) -> int: ...
+    @property
+    def num_heads(self) -> Sequence[int]: ...
+    @property
+    def hidden_dims(self) -> Sequence[int]: ...
+
+
+class BlockExtents(NamedTuple):
+    """A block's entries of the table, each int32 ``[1]``: views, so they follow what is written.
+
+    Attributes:
+        embed: width of the residual stream, the same in all blocks, the inactive ones too.
+        heads: attention heads; 0 where inactive.
+        hidden: width of the MLP; 0 where inactive.
+        active: 1, or 0 for a block beyond the subnet's depth.
+        head_width: ``heads * head_dim``.
+        head_alignment: divides every embedding width and `head_width`.
+        hidden_alignment: divides every embedding width and `hidden`.
+    """
+
+    embed: Tensor
+    heads: Tensor
+    hidden: Tensor
+    active: Tensor
+    head_width: Tensor
+    head_alignment: int
+    hidden_alignment: int
+
+
+class LinearExtents(NamedTuple):
+    """How much of its weight a linear layer reads.
+
+    Attributes:
+        out_features: int32 ``[1]``: rows taken of each matrix; None for what the host says. Where
+            it is 0, there is no output.
+        in_features: int32 ``[1]``: columns taken; None for x's width. 0 only with a
+            residual: then there is no layer, the output is the residual, and the bias too is
+            neither read nor given a gradient.
+        alignment: divides both.
+    """
+
+    out_features: Tensor | None
+    in_features: Tensor | None
+    alignment: int = 1
+
+
+class Extents:
+    """The table of one subnet's sizes: int32, one row per block of the supernet.
+
+    Kernels are compiled for sizes of which they know a common divisor, because 16-byte copies need
+    one; a subnet that breaks the promise is refused.
+
+    Args:
+        depth, embed_dim, num_heads, head_dim, hidden_dim: of the supernet, the largest that occur.
+        hidden_multiple: divides every hidden width that will occur, and `hidden_dim`; 8 or more is
+            best for two-byte values, 4 is enough for float32.
+        device: of the table.
+
+    Attributes:
+        table: int32 ``[1, depth, 5]``, columns as in `COLUMNS`; the first dimension is for several
+            subnets in one launch. Written in place only: its address stays.
+        blocks: views of its rows.
+        embed_multiple: divides every embedding width: the largest common divisor of 8 and
+            `embed_dim`.
+
+    Raises:
+        ValueError: a size below 1, or a multiple that does not divide `hidden_dim`.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        embed_dim: int,
+        num_heads: int,
+        head_dim: int,
+        hidden_dim: int,
+        *,
+        hidden_multiple: int = 1,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        sizes = (depth, embed_dim, num_heads, head_dim, hidden_dim, hidden_multiple)
+        if min(sizes) < 1:
+            raise ValueError(f"sizes must be 1 or more, got {sizes}")
+        if hidden_dim % hidden_multiple:
+            raise ValueError(f"hidden_multiple is {hidden_multiple}, hidden_dim {hidden_dim}")
+        self.depth = depth
+        self.head_dim = head_dim
+        self.embed_multiple = math.gcd(COPY_BYTES // 2, embed_dim)
+        self.hidden_multiple = math.gcd(COPY_BYTES // 2, hidden_multiple)
+        self._largest = {"embed_dim": embed_dim, "num_heads": num_heads, "hidden_dim": hidden_dim}
+        self.table = torch.zeros(1, depth, len(COLUMNS), dtype=torch.int32, device=device)
+        alignments = [math.gcd(self.embed_multiple, n) for n in (head_dim, self.hidden_multiple)]
+        self.blocks = tuple(BlockExtents(*row.split(1), *alignments) for row in self.table[0])
+
+    @property
+    def embed(self) -> Tensor:
+        """Width of the residual stream, int32 ``[1]``."""
+        return self.blocks[0].embed
+
+    def write(self, subnet: BlockSizes) -> None:
+        """Make it the table of `subnet`: one small copy, and the host does not wait for it.
+
+        Raises:
+            ValueError: a subnet that the supernet does not hold, or a width that is no multiple of
+                what was promised. The table is then what it was.
+        """
+        depth = len(subnet.num_heads)
+        if not 1 <= depth <= self.depth or len(subnet.hidden_dims) != depth:
+            raise ValueError(
+                f"a subnet of {depth} blocks with {len(subnet.hidden_dims)} hidden widths; the "
+                f"supernet has 1 to {self.depth} blocks"
+            )
+        embed = self._checked("embed_dim", subnet.embed_dim, self.embed_multiple)
+        rows = []
+        for heads, hidden in zip(subnet.num_heads, subnet.hidden_dims, strict=True):
+            heads = self._checked("num_heads", heads, 1)
+            hidden = self._checked("hidden_dim", hidden, self.hidden_multiple)
+            rows.append((embed, heads, hidden, 1, heads * self.head_dim))
+        rows += [(embed, 0, 0, 0, 0)] * (self.depth - depth)
+        copy_from_host(self.table[0], rows)
+
+    def _checked(self, name: str, value: int, multiple: int) -> int:
+        largest = self._largest[name]
+        if not 1 <= value <= largest or value % multiple:
+            raise ValueError(
+                f"{name} is {value}; with extents on the device the supernet takes 1 to {largest}"
+                + (f", multiples of {multiple}" if multiple > 1 else "")
+            )
+        return value
+
+
+def check_extent(extent: Tensor | None, like: Tensor) -> None:
+    """ValueError unless it is None or int32 ``[1]`` on the other tensor's device."""
+    if extent is not None and (
+        extent.shape != (1,) or extent.dtype != torch.int32 or extent.device != like.device
+    ):
+        raise ValueError(
+            f"an extent must be int32 [1] on {like.device}, got {extent.dtype} "
+            f"{list(extent.shape)} on {extent.device}"
+        )
+
+
+def copy_from_host(target: Tensor, values: Sequence) -> None:
+    """Overwrite `target`. To a CUDA device through pinned memory of its own, which is not used
+    again before the copy is done: any number of copies may be under way."""
+    cuda = target.device.type == "cuda"
+    source = torch.tensor(values, dtype=target.dtype, pin_memory=cuda)
+    target.copy_(source, non_blocking=cuda)
+
+
+def inside(size: int, extent: Tensor) -> Tensor:
+    """bool ``[size]``: which of so many entries an extent covers; nothing waits for the device."""
+    return torch.arange(size, device=extent.device, dtype=extent.dtype) < extent
+
+
+def masked(x: Tensor, extent: Tensor) -> Tensor:
+    """x ``[..., width]``, zeros beyond the extent, whatever was there."""
+    return torch.where(inside(x.shape[-1], extent), x, 0.0)
+
+
+def if_present(parameter: Tensor, present: Tensor) -> Tensor:
+    """The parameter, or zeros, whatever it holds, where the int32 ``[1]`` `present` is 0."""
+    return torch.where(present > 0, parameter, 0.0)

@@ -1,0 +1,22 @@
+"""Memory that nobody wrote holds NaN."""
+
+from __future__ import annotations
+
+import torch
+
+
+def poison_uninitialised_memory(monkeypatch) -> None:
+    """torch.empty and its kin return NaN, so an output that is not fully written is seen."""
+
+    def poisoned(function):
+        def wrapper(*args, **kwargs):
+            tensor = function(*args, **kwargs)
+            if tensor.is_floating_point() and type(tensor) is torch.Tensor:
+                tensor.fill_(float("nan"))
+            return tensor
+
+        return wrapper
+
+    monkeypatch.setattr(torch, "empty", poisoned(torch.empty))
+    monkeypatch.setattr(torch, "empty_like", poisoned(torch.empty_like))
+    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned(torch.Tensor.new_empty))
