@@ -64,8 +64,7 @@ def flops(case: Case) -> dict[str, int]:
     embedding = patches * 3 * case.patch_size**2 * subnet.embed_dim
     each = {
         "linear_forward": linear + embedding,
-        "linear_weight_gradient": linear + embedding,
-        "linear_input_gradient": linear,
+        "linear_backward": 2 * linear + embedding,  # images need no gradient
         "attention_forward": attention,
         "attention_backward": 5 * attention // 2,
     }
