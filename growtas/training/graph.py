@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -222,7 +222,7 @@ class GraphedStep:
         self._parameters = dict(model.named_parameters())
         trained = [p for p in model.parameters() if p.requires_grad]
         self._gradients = GradientAccumulator(trained)
-        self._buffers = {p: p.grad for p in trained if p.grad is not None}
+        self._buffers: dict[Tensor, Tensor] = {p: p.grad for p in trained if p.grad is not None}
         self._images = images.to(self.device, copy=True)
         self._targets = targets.to(self.device, copy=True)
         self._extents = model.new_extents()
@@ -374,7 +374,9 @@ class GraphedStep:
         if self.clip_grad is not None:
             nn.utils.clip_grad_norm_(self._parameters.values(), self.clip_grad)
         boxes = self.model.extents(subnet)
-        active = {self._parameters[name]: box for name, box in boxes.items()}
+        active: dict[Tensor, Sequence[int]] = {
+            self._parameters[name]: box for name, box in boxes.items()
+        }
         self.optimizer.step(active=[active], lr_scale=lr_scale)
 
 
