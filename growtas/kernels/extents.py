@@ -69,6 +69,14 @@ class LinearExtents(NamedTuple):
     alignment: int = 1
 
 
+class LinearSizes(NamedTuple):
+    """`LinearExtents` with nothing left to the host, as a backend takes them."""
+
+    out_features: Tensor
+    in_features: Tensor
+    alignment: int
+
+
 class Extents:
     """The table of one subnet's sizes: int32, one row per block of the supernet.
 

@@ -218,6 +218,7 @@ class Supernet(nn.Module):
         survival = self._survival(images, generator)
         for i, (block, sizes) in enumerate(zip(self.blocks, extents.blocks, strict=True)):
             factors = None if survival is None else survival[i]
+            assert isinstance(block, Block)
             x = block.forward_static(x, self.grid, sizes, factors, gradients)
         x = self._pooled(self.norm(x, gradients=gradients, extents=width))
         return self.head(x, gradients=gradients, extents=LinearExtents(None, width, multiple))

@@ -192,8 +192,7 @@ class AdamW(torch.optim.Optimizer):
         if not state:
             if not sampled:
                 return []
-            state = self._begin(parameter)
-            state["shells"] = [(tuple(parameter.shape), 0)]
+            state = self.begin(parameter)
         gradient = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
         arrays = (parameter, gradient, state["exp_avg"], state["exp_avg_sq"])
         frozen = self._frozen_boxes(parameter)
@@ -222,6 +221,25 @@ class AdamW(torch.optim.Optimizer):
         boxes = boxes_outside(sampled, self._frozen_boxes(parameter))
         arrays = (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])
         return [AdamWRow(*arrays, boxes, counts=state["count"])]
+
+    def in_parts(self) -> str | None:
+        """Why a step is more than one update of whole parameters, each with one step count; None if
+        it is just that."""
+        if self.inactive != "dense":
+            return f"inactive={self.inactive!r} updates what the step sampled, boxes of any size"
+        if self._frozen:
+            return "frozen boxes are left out of the update"
+        if any(len(state["shells"]) > 1 for state in self.state.values()):
+            return "boxes that were reset count their steps on their own"
+        return None
+
+    def begin(self, parameter: Tensor) -> dict[str, Any]:
+        """The state of a parameter, made now if there is none: moments zero, no step taken."""
+        state = self.state.get(parameter)
+        if not state:
+            state = self._begin(parameter)
+            state["shells"] = [(tuple(parameter.shape), 0)]
+        return state
 
     def _begin(self, parameter: Tensor) -> dict[str, Any]:
         """The state of a parameter that takes its first step, moments zero."""

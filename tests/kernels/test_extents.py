@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from oracles import assert_within_budget, bits_equal
+from torch.library import opcheck
 
 from growtas import Subnet, kernels
 from growtas.kernels.extents import Extents, LinearExtents
@@ -298,3 +299,32 @@ def test_extents_of_another_kind_are_refused():
         Extents(1, 8, 1, 8, 16, hidden_multiple=5)
     with pytest.raises(ValueError, match="1 or more"):
         Extents(0, 8, 1, 8, 16)
+
+
+def test_opcheck(backend):
+    """The extents are all there is: what lies beyond is never twice the same."""
+    ops = torch.ops.growtas
+    sizes = (count(4), count(6), 1)
+    x, weight, bias = (random(*s).float() for s in ((2, 5, 6), (3, 4, 8), (3, 4)))
+    residual, empty = random(2, 5, 12).float(), torch.zeros(0)
+    opcheck(ops.linear.default, (x, weight, bias, 4, "", "", None, residual, True, *sizes))
+    opcheck(
+        ops.linear_backward.default,
+        (residual, x, weight, empty, 4, "", "", None, True, torch.zeros(3, 4, 8),
+         torch.zeros(3, 4), *sizes),
+    )  # fmt: skip
+    one = torch.ones(8)
+    opcheck(ops.layer_norm.default, (x, one, one, 1e-5, torch.float32, count(6)))
+    mean, rstd = random(2, 5).float(), torch.ones(2, 5)
+    opcheck(
+        ops.layer_norm_backward.default,
+        (x, x, one, mean, rstd, torch.zeros(8), torch.zeros(8), count(6), count(1)),
+    )
+    qkv, tables, heads = random(2, 7, 48).float(), random(4, 6, 8).float(), count(2)
+    arguments = (2, 2, 3, 8**-0.5)
+    opcheck(ops.attention.default, (qkv, tables, *arguments, heads))
+    out, lse = ops.attention.default(qkv, tables, *arguments)
+    opcheck(
+        ops.attention_backward.default,
+        (torch.randn_like(out), qkv, tables, out, lse, *arguments, torch.zeros(4, 6, 8), heads),
+    )

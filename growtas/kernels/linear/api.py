@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from growtas.kernels.autocast import cast_to_autocast
 from growtas.kernels.dispatch import select
-from growtas.kernels.extents import LinearExtents, check_extent, if_present
+from growtas.kernels.extents import LinearExtents, LinearSizes, check_extent, if_present
 from growtas.kernels.gradients import GradientAccumulator, full_size_zeros
 from growtas.kernels.library import define
 
@@ -97,9 +97,9 @@ def linear(
         sample_scale = sample_scale.to(torch.promote_types(x.dtype, torch.float32))
     if weight.dtype not in (x.dtype, torch.float32):
         raise TypeError(f"weight is {weight.dtype}; with x {x.dtype} it must be that or float32")
-    sizes = (None, None, 1) if extents is None else tuple(extents)
-    for extent in sizes[:2]:
-        check_extent(extent, x)
+    sizes = LinearExtents(None, None) if extents is None else extents
+    check_extent(sizes.out_features, x)
+    check_extent(sizes.in_features, x)
 
     options = (
         out_features, input_activation or "", activation or "", sample_scale, residual
@@ -213,14 +213,14 @@ def _extents_of(
     out_extent: Tensor | None,
     in_extent: Tensor | None,
     alignment: int,
-) -> LinearExtents | None:
+) -> LinearSizes | None:
     if out_extent is None and in_extent is None:
         return None
     if out_extent is None:
         out_extent = x.new_full((1,), out_features, dtype=torch.int32)
     if in_extent is None:
         in_extent = x.new_full((1,), x.shape[-1], dtype=torch.int32)
-    return LinearExtents(out_extent, in_extent, alignment)
+    return LinearSizes(out_extent, in_extent, alignment)
 
 
 def _forward_fake(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from growtas.kernels.extents import LinearExtents
+from growtas.kernels.extents import LinearSizes
 from growtas.kernels.linear import reference
 from growtas.kernels.native_library import operators, unavailable, unsupported
 
@@ -56,7 +56,7 @@ def forward(
     sample_scale: Tensor | None,
     residual: Tensor | None,
     save: bool,
-    extents: LinearExtents | None = None,
+    extents: LinearSizes | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See :func:`growtas.kernels.linear.reference.forward`."""
     if extents is not None:
@@ -102,7 +102,7 @@ def backward_(
     need_dx: bool,
     grad_weight: Tensor | None,
     grad_bias: Tensor | None,
-    extents: LinearExtents | None = None,
+    extents: LinearSizes | None = None,
 ) -> Tensor:
     """See :func:`growtas.kernels.linear.reference.backward_`."""
     if extents is not None:
@@ -143,7 +143,7 @@ def _forward_within(
     sample_scale: Tensor | None,
     residual: Tensor | None,
     save: bool,
-    extents: LinearExtents,
+    extents: LinearSizes,
 ) -> tuple[Tensor, Tensor]:
     """`forward` on views of the extents, its results in buffers of the launched size."""
     out, in_ = int(extents.out_features), int(extents.in_features)
@@ -177,7 +177,7 @@ def _backward_within(
     need_dx: bool,
     grad_weight: Tensor | None,
     grad_bias: Tensor | None,
-    extents: LinearExtents,
+    extents: LinearSizes,
 ) -> Tensor:
     """`backward_` on views of the extents."""
     out, in_ = int(extents.out_features), int(extents.in_features)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from growtas.kernels.extents import LinearExtents, inside, masked
+from growtas.kernels.extents import LinearSizes, inside, masked
 
 
 def unsupported(*tensors: Tensor) -> str | None:
@@ -51,7 +51,7 @@ def forward(
     sample_scale: Tensor | None,
     residual: Tensor | None,
     save: bool,
-    extents: LinearExtents | None = None,
+    extents: LinearSizes | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Returns y ``[..., G * out_features]`` and, if ``save``, the GELU's input (else empty).
 
@@ -84,7 +84,7 @@ def backward_(
     need_dx: bool,
     grad_weight: Tensor | None,
     grad_bias: Tensor | None,
-    extents: LinearExtents | None = None,
+    extents: LinearSizes | None = None,
 ) -> Tensor:
     """Adds into the slices of the max-size ``grad_weight`` and ``grad_bias``; returns dx."""
     w = weight_slice(weight, out_features, x.shape[-1])
@@ -121,13 +121,13 @@ def backward_(
     return torch.ops.aten.gelu_backward(dx, x) if input_activation == "gelu" else dx
 
 
-def _rectangle(w: Tensor, extents: LinearExtents) -> Tensor:
+def _rectangle(w: Tensor, extents: LinearSizes) -> Tensor:
     """bool ``[out, in]``: what the extents cover of the launched slice."""
     rows = inside(w.shape[-2], extents.out_features)
     return rows.unsqueeze(-1) & inside(w.shape[-1], extents.in_features)
 
 
-def _prefix(bias: Tensor, groups: int, out_features: int, extents: LinearExtents) -> Tensor:
+def _prefix(bias: Tensor, groups: int, out_features: int, extents: LinearSizes) -> Tensor:
     """Entries of a flat bias that ``[G, out_features]`` outputs read: group follows group, each as
     long as the extent says. Those beyond are not to be used."""
     first = torch.arange(groups, device=bias.device).unsqueeze(-1) * extents.out_features
@@ -135,7 +135,7 @@ def _prefix(bias: Tensor, groups: int, out_features: int, extents: LinearExtents
     return entry.clamp_(max=bias.numel() - 1)
 
 
-def _masked_bias(bias: Tensor, groups: int, out_features: int, extents: LinearExtents) -> Tensor:
+def _masked_bias(bias: Tensor, groups: int, out_features: int, extents: LinearSizes) -> Tensor:
     if bias.dim() == 1:
         values = bias[_prefix(bias, groups, out_features, extents)]
     else:
@@ -143,10 +143,12 @@ def _masked_bias(bias: Tensor, groups: int, out_features: int, extents: LinearEx
     return masked(values, extents.out_features)
 
 
-def _add_masked_bias(grad_bias: Tensor, db: Tensor, extents: LinearExtents) -> None:
+def _add_masked_bias(grad_bias: Tensor, db: Tensor, extents: LinearSizes) -> None:
     """db ``[G, out_features]``; where there is no layer, it has no bias either."""
     db = torch.where(extents.in_features > 0, db, 0.0).to(grad_bias.dtype)
     if grad_bias.dim() == 1:
-        grad_bias.index_add_(0, _prefix(grad_bias, *db.shape, extents).flatten(), db.flatten())
+        grad_bias.index_add_(
+            0, _prefix(grad_bias, db.shape[0], db.shape[1], extents).flatten(), db.flatten()
+        )
     else:
-        bias_slice(grad_bias, *db.shape).add_(db)
+        bias_slice(grad_bias, db.shape[0], db.shape[1]).add_(db)
