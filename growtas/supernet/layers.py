@@ -72,6 +72,15 @@ class SlicedLayerNorm(nn.Module):
             present=present,
         )  # fmt: skip
 
+    def bound(
+        self, x: Tensor, extents: Tensor | None, present: Tensor | None
+    ) -> Callable[[], Tensor]:
+        """The same output later, from today's parameters: functional calls lend them for one pass."""
+        return partial(
+            kernels.layer_norm, x, self.weight, self.bias, eps=self.eps, extents=extents,
+            present=present,
+        )  # fmt: skip
+
 
 class PatchEmbedding(nn.Module):
     """Non-overlapping patches to tokens: a strided convolution written as one product.
@@ -319,16 +328,14 @@ class Block(nn.Module):
     ) -> Tensor:
         embed_dim = x.shape[-1]
         width, active = (None, None) if sizes is None else (sizes.embed, sizes.active)
-        norm1 = partial(self.norm1, x, extents=width, present=active)
-        y = norm1(gradients=gradients)
-        with computed_again(y, norm1):
+        y = self.norm1(x, gradients=gradients, extents=width, present=active)
+        with computed_again(y, self.norm1.bound(x, width, active)):
             x = self.attn(
                 y, num_heads, grid, embed_dim=embed_dim, residual=x, sample_scale=scales[0],
                 gradients=gradients, sizes=sizes,
             )  # fmt: skip
-        norm2 = partial(self.norm2, x, extents=width, present=active)
-        y = norm2(gradients=gradients)
-        with computed_again(y, norm2):
+        y = self.norm2(x, gradients=gradients, extents=width, present=active)
+        with computed_again(y, self.norm2.bound(x, width, active)):
             return self.mlp(
                 y, hidden_dim, embed_dim=embed_dim, residual=x, sample_scale=scales[1],
                 gradients=gradients, sizes=sizes,
