@@ -75,7 +75,7 @@ class SlicedLayerNorm(nn.Module):
     def bound(
         self, x: Tensor, extents: Tensor | None, present: Tensor | None
     ) -> Callable[[], Tensor]:
-        """The same output later, from today's parameters: functional calls lend them for one pass."""
+        """The same output later, from today's parameters: functional calls only lend them."""
         return partial(
             kernels.layer_norm, x, self.weight, self.bias, eps=self.eps, extents=extents,
             present=present,
