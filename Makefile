@@ -14,7 +14,7 @@ help:
 	@echo "make sanitize     the operator tests on a core built with sanitizers (about 10 minutes)"
 	@echo "make bench        the CPU benchmarks (under 10 minutes; rows in benchmarks/results)"
 	@echo "make bench-quick  one short case of them (about a minute)"
-	@echo "make bench-full   all of them, compiled baselines included (under 40 minutes)"
+	@echo "make bench-full   all of them, compiled baselines included (most of an hour)"
 	@echo "make gpu-compile  compiles every Triton kernel ahead, without a GPU; fails on a spill"
 	@echo "make gpu          on a machine with a GPU: tests and measurements (under 10 minutes;"
 	@echo "                  with QUICK=1 under 4), in $(PYTHON)'s own environment, without network"

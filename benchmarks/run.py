@@ -1,7 +1,7 @@
 """`python -m benchmarks.run`: measure, store rows, draw the chart and the table of targets.
 
 The default is the CPU set (under ten minutes on two cores). `--quick` is a look of about a minute
-that stores nothing unless `--out` names a folder. `--full` (under forty minutes) adds batch 64, a
+that stores nothing unless `--out` names a folder. `--full` (most of an hour) adds batch 64, a
 subnet of AutoFormer-S, the compiled baselines and more random subnets. With `--device cuda` the GPU
 set runs instead. `--cases` runs some of the cases again; their new rows take the place of the old
 ones in the chart and the tables.
@@ -335,7 +335,7 @@ def command_line() -> argparse.ArgumentParser:
     )
     effort = parser.add_mutually_exclusive_group()
     effort.add_argument("--quick", action="store_true", help="about a minute; small cases")
-    effort.add_argument("--full", action="store_true", help="all cases; under forty minutes")
+    effort.add_argument("--full", action="store_true", help="all cases; most of an hour")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument(

@@ -49,9 +49,3 @@ def dot_precision(dtype: torch.dtype) -> str:
 def power_of_two(n: int, least: int = 16) -> int:
     """The next power of two, at least what tl.dot takes."""
     return max(least, 1 << (n - 1).bit_length())
-
-
-def as_rows(x: Tensor) -> Tensor:
-    """``[..., width]`` as ``[rows, width]`` with contiguous rows; a copy only if it must be."""
-    rows = x.reshape(-1, x.shape[-1])
-    return rows if rows.stride(-1) == 1 else rows.contiguous()

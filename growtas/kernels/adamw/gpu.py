@@ -20,9 +20,8 @@ from growtas.kernels.adamw.gpu_table import table_of
 from growtas.kernels.adamw.row import Clip, Row, packed
 from growtas.kernels.configs import Build, Config, architecture, choose
 
-__all__ = ["available", "builds", "gradient_norm", "step_", "unsupported"]
+__all__ = ["builds", "gradient_norm", "step_", "unsupported"]
 
-available = triton_support.unavailable
 
 FOLD = Config((4096,), 8, 1)  # of the kernel that adds the partial sums of squares
 

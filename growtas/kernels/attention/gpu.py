@@ -17,11 +17,9 @@ from growtas.kernels.attention.gpu_builds import builds
 from growtas.kernels.attention.gpu_forward import attention_forward_kernel
 from growtas.kernels.attention.gpu_shape import Shape
 from growtas.kernels.configs import architecture
-from growtas.kernels.triton_support import dot_precision, unavailable, unsupported
+from growtas.kernels.triton_support import dot_precision, unsupported
 
-__all__ = ["available", "backward_", "builds", "forward", "unsupported"]
-
-available = unavailable
+__all__ = ["backward_", "builds", "forward", "unsupported"]
 
 TABLE_SHARES = 132  # at most: with the two sides, two programs for each of an H100's processors
 

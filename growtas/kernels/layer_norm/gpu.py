@@ -12,12 +12,11 @@ import triton.language as tl
 from torch import Tensor
 
 from growtas.kernels.configs import Build, Config, architecture, choose
+from growtas.kernels.layout import as_rows
 from growtas.kernels.triton_functions import aligned, extent
-from growtas.kernels.triton_support import power_of_two, unavailable, unsupported
+from growtas.kernels.triton_support import power_of_two, unsupported
 
-__all__ = ["available", "backward_", "builds", "forward", "unsupported"]
-
-available = unavailable
+__all__ = ["backward_", "builds", "forward", "unsupported"]
 
 PROGRAMS = 264  # of the backward: two for each of an H100's processors
 FOLD = Config((32, 64), 4, 1)  # programs and columns per tile, where their sums are added
@@ -142,11 +141,6 @@ def layer_norm_parameter_gradient_kernel(
             tl.store(dbias + c, (before + added).to(dbias.dtype.element_ty), c < width)
 
 
-def _rows(x: Tensor) -> Tensor:
-    rows = x.reshape(-1, x.shape[-1])
-    return rows if rows.stride(-1) == 1 else rows.contiguous()
-
-
 class _Call:
     """How the kernels are launched for some width."""
 
@@ -178,7 +172,7 @@ def forward(
         extents: int32 ``[1]`` on the device: the width of this subnet, a multiple of 8 and at most
             x's last size, which then only is the pitch; beyond it nothing is read or written.
     """
-    rows = _rows(x)
+    rows = as_rows(x)
     y = x.new_empty(x.shape, dtype=out_dtype)
     mean = x.new_empty(x.shape[:-1], dtype=torch.float32)
     rstd = torch.empty_like(mean)
@@ -207,7 +201,7 @@ def backward_(
     Args:
         extents: as in :func:`forward`.
     """
-    dy_rows, rows = _rows(dy), _rows(x)
+    dy_rows, rows = as_rows(dy), as_rows(x)
     dx = x.new_empty(x.shape)
     count, pitch = rows.shape
     if count == 0:

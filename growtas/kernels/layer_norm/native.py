@@ -7,17 +7,12 @@ import torch
 from torch import Tensor
 
 from growtas.kernels.layer_norm.reference import statistics_dtype
+from growtas.kernels.layout import as_rows
 from growtas.kernels.native_library import operators, unavailable, unsupported
 
 __all__ = ["available", "backward_", "forward", "unsupported"]
 
 available = unavailable
-
-
-def _rows(x: Tensor) -> Tensor:
-    """``[..., width]`` as ``[rows, width]`` with contiguous rows; a copy only if it must be."""
-    rows = x.reshape(-1, x.shape[-1])
-    return rows if rows.stride(-1) == 1 else rows.contiguous()
 
 
 def forward(
@@ -40,7 +35,7 @@ def forward(
     rstd = torch.empty_like(mean)
     width = x.shape[-1]
     operators().layer_norm_forward(
-        _rows(x), weight, bias, eps, y.view(-1, width), mean.view(-1), rstd.view(-1)
+        as_rows(x), weight, bias, eps, y.view(-1, width), mean.view(-1), rstd.view(-1)
     )
     return y, mean, rstd
 
@@ -64,8 +59,8 @@ def backward_(
         return dx
     dx = x.new_empty(x.shape)
     operators().layer_norm_backward(
-        _rows(dy),
-        _rows(x),
+        as_rows(dy),
+        as_rows(x),
         weight,
         mean.view(-1),
         rstd.view(-1),

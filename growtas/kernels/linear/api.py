@@ -13,6 +13,7 @@ from growtas.kernels.autocast import cast_to_autocast
 from growtas.kernels.dispatch import select
 from growtas.kernels.extents import LinearExtents, LinearSizes, check_extent, if_present
 from growtas.kernels.gradients import GradientAccumulator, full_size_zeros
+from growtas.kernels.layout import result_dtype
 from growtas.kernels.library import define
 
 _ACTIVATIONS = (None, "gelu")
@@ -239,9 +240,8 @@ def _forward_fake(
 ) -> tuple[Tensor, Tensor]:
     groups = 1 if weight.dim() == 2 else weight.shape[0]
     shape = (*x.shape[:-1], groups * out_features)
-    dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
     saved = x.new_empty(shape if save and activation == "gelu" else (0,))
-    return x.new_empty(shape, dtype=dtype), saved
+    return x.new_empty(shape, dtype=result_dtype(x, residual)), saved
 
 
 def _backward_impl(

@@ -12,18 +12,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from growtas.kernels.configs import architecture
+from growtas.kernels.extents import LinearSizes
+from growtas.kernels.layout import as_matrices, as_rows, as_vectors, result_dtype
 from growtas.kernels.linear.gpu_builds import builds
 from growtas.kernels.linear.gpu_plan import (
-    Extents,
     Options,
     Target,
     plan_forward,
     plan_input_gradient,
     plan_weight_gradient,
 )
-from growtas.kernels.triton_support import as_rows, dot_precision, interpreted, unsupported
+from growtas.kernels.triton_support import dot_precision, interpreted, unsupported
 
-__all__ = ["Extents", "backward_", "builds", "forward", "unsupported"]
+__all__ = ["backward_", "builds", "forward", "unsupported"]
 
 # Products that cuBLAS computes when nothing is fused with them, by architecture and bytes of a
 # value. Not measured yet. Gradients of two-byte weights are summed in float32 buffers, which
@@ -53,7 +54,7 @@ def forward(
     sample_scale: Tensor | None,
     residual: Tensor | None,
     save: bool,
-    extents: Extents | None = None,
+    extents: LinearSizes | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See :func:`growtas.kernels.linear.reference.forward`.
 
@@ -66,13 +67,13 @@ def forward(
         matrix = weight[:out_features, : x.shape[-1]]
         y = F.linear(x, matrix, None if bias is None else bias[:out_features])
         return y, x.new_empty(0)
-    rows, matrices = as_rows(x), _matrices(weight)
+    rows, matrices = as_rows(x), as_matrices(weight)
     shape = (*x.shape[:-1], matrices.shape[0] * out_features)
-    y = x.new_empty(shape, dtype=_promoted(x, residual))
+    y = x.new_empty(shape, dtype=result_dtype(x, residual))
     z = x.new_empty(shape if save and options.gelu else (0,))
     if rows.shape[0]:
         plan_forward(
-            _target(x), rows, matrices, _vectors(bias), out_features, options,
+            _target(x), rows, matrices, as_vectors(bias), out_features, options,
             None if residual is None else as_rows(residual), y.view(-1, shape[-1]),
             z.view(-1, shape[-1]) if z.numel() else None, extents,
         ).run()  # fmt: skip
@@ -91,7 +92,7 @@ def backward_(
     need_dx: bool,
     grad_weight: Tensor | None,
     grad_bias: Tensor | None,
-    extents: Extents | None = None,
+    extents: LinearSizes | None = None,
 ) -> Tensor:
     """See :func:`growtas.kernels.linear.reference.backward_`; `extents` as for `forward`.
     Deterministic."""
@@ -107,7 +108,7 @@ def backward_(
             torch.mm(rows, weight[:out_features, : x.shape[-1]], out=target)
         else:
             plan_input_gradient(
-                _target(x), rows, z, _matrices(weight), out_features, options, inputs, target,
+                _target(x), rows, z, as_matrices(weight), out_features, options, inputs, target,
                 extents,
             ).run()  # fmt: skip
     if grad_weight is None and grad_bias is None:
@@ -133,20 +134,3 @@ def backward_(
 
 def _target(x: Tensor) -> Target:
     return Target(architecture(x.device), dot_precision(x.dtype))
-
-
-def _promoted(x: Tensor, residual: Tensor | None) -> torch.dtype:
-    return x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
-
-
-def _matrices(weight: Tensor) -> Tensor:
-    """A weight as ``[G, out_max, in_max]`` with contiguous rows; a copy only if it must be."""
-    stacked = weight.unsqueeze(0) if weight.dim() == 2 else weight.flatten(1, -2)
-    return stacked if stacked.stride(-1) == 1 else stacked.contiguous()
-
-
-def _vectors(bias: Tensor | None) -> Tensor | None:
-    """A bias as ``[entries]`` or ``[G, out_max]``."""
-    if bias is None:
-        return None
-    return (bias if bias.dim() == 1 else bias.flatten(1)).contiguous()

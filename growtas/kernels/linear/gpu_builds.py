@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from growtas.kernels.configs import Build
+from growtas.kernels.extents import LinearSizes
 from growtas.kernels.linear.gpu_plan import (
-    Extents,
     Launch,
     Options,
     Target,
@@ -94,7 +94,9 @@ def _launches(
     extents = None
     if on_device:
         size = empty(1, dtype=torch.int32)
-        extents = Extents(size, size, 8 if in_features % 8 == 0 and out_features % 8 == 0 else 4)
+        extents = LinearSizes(
+            size, size, 8 if in_features % 8 == 0 and out_features % 8 == 0 else 4
+        )
     yield plan_forward(
         target, x, weight, bias, out_features, options, y if residual else None, y,
         z if gelu else None, extents,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from growtas.kernels.configs import Build, Config, choose
+from growtas.kernels.extents import LinearSizes
 from growtas.kernels.linear.gpu_backward import (
     linear_fold_kernel,
     linear_input_gradient_kernel,
@@ -31,21 +32,6 @@ class Target(NamedTuple):
 
     architecture: int
     precision: str
-
-
-class Extents(NamedTuple):
-    """Sizes that only the device knows; what is launched, and the activations, are as large as the
-    largest of them.
-
-    Attributes:
-        out_features: int32, one element: rows taken of each matrix.
-        in_features: int32, one element: columns taken.
-        alignment: divides both, and the width of every tensor.
-    """
-
-    out_features: Tensor
-    in_features: Tensor
-    alignment: int
 
 
 class Options(NamedTuple):
@@ -95,7 +81,7 @@ def plan_forward(
     residual: Tensor | None,  # [rows, G * out]
     y: Tensor,  # [rows, G * out]
     preactivation: Tensor | None,  # [rows, G * out]
-    extents: Extents | None = None,
+    extents: LinearSizes | None = None,
 ) -> Launch:
     """`linear_forward_kernel`."""
     (rows, in_features), groups = x.shape, weight.shape[0]
@@ -137,7 +123,7 @@ def plan_input_gradient(
     options: Options,
     x: Tensor,  # [rows, in]
     dx: Tensor,  # [rows, in]
-    extents: Extents | None = None,
+    extents: LinearSizes | None = None,
 ) -> Launch:
     """`linear_input_gradient_kernel`."""
     (rows, in_features), groups = x.shape, weight.shape[0]
@@ -176,7 +162,7 @@ def plan_weight_gradient(
     options: Options,
     grad_weight: Tensor | None,  # [G, out_max, in_max], added to
     grad_bias: Tensor | None,  # [entries] or [G, out_max], added to
-    extents: Extents | None = None,
+    extents: LinearSizes | None = None,
 ) -> tuple[Launch, Launch]:
     """`linear_weight_gradient_kernel` and `linear_fold_kernel`; one gradient at least is wanted."""
     rows, in_features = x.shape
@@ -241,7 +227,7 @@ def _config(target: Target, kernel: Any, stored: Tensor, *sizes: int) -> Config:
 
 
 def _sizes(
-    out_features: int, in_features: int, extents: Extents | None
+    out_features: int, in_features: int, extents: LinearSizes | None
 ) -> tuple[Tensor | int, Tensor | int]:
     return (out_features, in_features) if extents is None else extents[:2]
 
@@ -255,7 +241,7 @@ def _group_stride(bias: Tensor | None) -> int:
     return 0 if bias is None or bias.dim() == 1 else bias.stride(0)
 
 
-def _extent_constants(extents: Extents | None, *sizes: int) -> dict[str, Any]:
+def _extent_constants(extents: LinearSizes | None, *sizes: int) -> dict[str, Any]:
     """With how the sizes are given, the largest of 8, 4 and 1 that divides all of them: 16 bytes of
     two-byte values are what one copy moves."""
     limit = 8 if extents is None else extents.alignment

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from growtas.kernels.extents import LinearSizes
+from growtas.kernels.layout import as_matrices, as_rows, as_vectors, result_dtype
 from growtas.kernels.linear import reference
 from growtas.kernels.native_library import operators, unavailable, unsupported
 
@@ -17,26 +18,6 @@ __all__ = ["available", "backward_", "forward", "unsupported"]
 
 available = unavailable
 MIN_ROWS = 128  # measured at 192 .. 2496 features, forward and backward
-
-
-def _rows(x: Tensor) -> Tensor:
-    """``[..., width]`` as ``[rows, width]`` with contiguous rows; a copy only if it must be."""
-    rows = x.reshape(-1, x.shape[-1])
-    return rows if rows.stride(-1) == 1 or rows.shape[-1] == 1 else rows.contiguous()
-
-
-def _matrices(weight: Tensor) -> Tensor:
-    """A weight as ``[out_max, in_max]`` or ``[G, out_max, in_max]`` with contiguous rows; a copy
-    only if it must be."""
-    weight = weight if weight.dim() == 2 else weight.flatten(1, -2)
-    return weight if weight.stride(-1) == 1 or weight.shape[-1] == 1 else weight.contiguous()
-
-
-def _vectors(bias: Tensor | None) -> Tensor | None:
-    """A bias as ``[entries]`` or ``[G, out_max]``."""
-    if bias is None:
-        return None
-    return (bias if bias.dim() == 1 else bias.flatten(1)).contiguous()
 
 
 def _gradient(buffer: Tensor | None, dims: int) -> Tensor | None:
@@ -64,7 +45,7 @@ def forward(
             x, weight, bias, out_features, input_activation, activation, sample_scale, residual,
             save, extents,
         )  # fmt: skip
-    rows = _rows(x)
+    rows = as_rows(x)
     if rows.shape[0] < MIN_ROWS:
         return reference.forward(
             x, weight, bias, out_features, input_activation, activation, sample_scale, residual,
@@ -72,18 +53,17 @@ def forward(
         )  # fmt: skip
     groups = 1 if weight.dim() == 2 else weight.shape[0]
     shape = (*x.shape[:-1], groups * out_features)
-    dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
-    y = x.new_empty(shape, dtype=dtype)
+    y = x.new_empty(shape, dtype=result_dtype(x, residual))
     z = x.new_empty(shape if save and activation == "gelu" else (0,))
     operators().linear_forward(
         rows,
-        _matrices(weight),
-        _vectors(bias),
+        as_matrices(weight),
+        as_vectors(bias),
         out_features,
         input_activation == "gelu",
         activation == "gelu",
         sample_scale,
-        None if residual is None else _rows(residual),
+        None if residual is None else as_rows(residual),
         y.view(-1, shape[-1]),
         z.view(-1, shape[-1]) if z.numel() else None,
     )
@@ -110,7 +90,7 @@ def backward_(
             dy, x, weight, preactivation, out_features, input_activation, activation, sample_scale,
             need_dx, grad_weight, grad_bias, extents,
         )  # fmt: skip
-    inputs = _rows(x)
+    inputs = as_rows(x)
     if inputs.shape[0] < MIN_ROWS:
         return reference.backward_(
             dy, x, weight, preactivation, out_features, input_activation, activation, sample_scale,
@@ -120,9 +100,9 @@ def backward_(
         dy = torch.ops.aten.gelu_backward(dy.to(x.dtype), preactivation)
     dx = x.new_empty(x.shape if need_dx else (0,))
     operators().linear_backward(
-        _rows(dy),
+        as_rows(dy),
         inputs,
-        _matrices(weight),
+        as_matrices(weight),
         out_features,
         input_activation == "gelu",
         sample_scale,
@@ -149,8 +129,7 @@ def _forward_within(
     out, in_ = int(extents.out_features), int(extents.in_features)
     groups = 1 if weight.dim() == 2 else weight.shape[0]
     shape = (*x.shape[:-1], groups * launched)
-    dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
-    y = x.new_empty(shape, dtype=dtype)
+    y = x.new_empty(shape, dtype=result_dtype(x, residual))
     z = x.new_empty(shape if save and activation == "gelu" else (0,))
     part = None if residual is None else _columns(residual, groups, out).flatten(-2)
     if out and in_:

@@ -9,6 +9,7 @@ from oracles import DTYPES, assert_within_budget, bits_equal
 
 from growtas import kernels
 from growtas.kernels import configs
+from growtas.kernels.extents import LinearSizes
 from growtas.kernels.linear import gpu, gpu_plan
 
 EVERYTHING = {"input_activation": "gelu", "activation": "gelu"}
@@ -249,7 +250,7 @@ LARGEST = (36, 60)
 
 
 def sizes(device, out, in_):
-    return gpu.Extents(*torch.tensor([[out], [in_]], dtype=torch.int32, device=device), 4)
+    return LinearSizes(*torch.tensor([[out], [in_]], dtype=torch.int32, device=device), 4)
 
 
 @pytest.mark.parametrize(
