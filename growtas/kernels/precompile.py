@@ -16,6 +16,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -117,6 +119,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--arch", type=int, nargs="+", choices=sorted(TABLES), default=sorted(TABLES)
     )
     parser.add_argument("--operators", nargs="+", choices=OPERATORS, default=list(OPERATORS))
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="builds compiled at the same time (default: 1)"
+    )
     parser.add_argument("--quick", action="store_true", help="only the first build of each kernel")
     args = parser.parse_args(arguments)
     if importlib.util.find_spec("triton") is None or interpreted():
@@ -124,24 +129,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
     count, bad, start = 0, 0, time.perf_counter()
-    for architecture in args.arch:
-        listed = builds(architecture, args.operators)
-        for build in first_of_each_kernel(listed) if args.quick else listed:
-            try:
-                resources = compile_build(build, architecture)
-                problem = complaint(resources, architecture)
-                numbers = "{:4d} registers {:5d} B spilled {:7d} B shared".format(*resources)
-            except Exception as error:  # reported, and the next build is tried
-                problem, numbers = f"does not compile: {type(error).__name__}: {error}", "-"
-            count, bad = count + 1, bad + (problem is not None)
-            _, warps, stages = build.config
-            print(
-                f"sm_{architecture} {build.kernel.__name__:40s} {build.label:44s} "
-                f"w{warps} s{stages} {numbers}" + (f"  << {problem}" if problem else ""),
-                flush=True,
-            )
+    with ThreadPoolExecutor(args.jobs) as pool:  # the compilers run outside Python's lock
+        for architecture in args.arch:
+            listed = builds(architecture, args.operators)
+            chosen = list(first_of_each_kernel(listed) if args.quick else listed)
+            for line, problem in pool.map(partial(_report, architecture), chosen):
+                print(line + (f"  << {problem}" if problem else ""), flush=True)
+                count, bad = count + 1, bad + (problem is not None)
     print(f"{count} builds, {bad} bad, {time.perf_counter() - start:.0f} s")
     return int(bad > 0)
+
+
+def _report(architecture: int, build: Build) -> tuple[str, str | None]:
+    """A line about one build, and what is wrong with it."""
+    _, warps, stages = build.config
+    line = f"sm_{architecture} {build.kernel.__name__:40s} {build.label:44s} w{warps} s{stages} "
+    try:
+        resources = compile_build(build, architecture)
+    except Exception as error:  # reported, and the other builds are tried
+        return line + "-", f"does not compile: {type(error).__name__}: {error}"
+    line += "{:4d} registers {:5d} B spilled {:7d} B shared".format(*resources)
+    return line, complaint(resources, architecture)
 
 
 if __name__ == "__main__":
