@@ -1,4 +1,4 @@
-"""layer_norm on the GPU: one pass forward, one backward, parameter gradients in a fixed order."""
+"""layer_norm on the GPU: one launch forward, one backward, sums in a fixed order."""
 
 from __future__ import annotations
 
@@ -13,15 +13,19 @@ from torch import Tensor
 
 from growtas.kernels.configs import Build, Config, architecture, choose
 from growtas.kernels.layout import as_rows
-from growtas.kernels.triton_functions import aligned, extent
+from growtas.kernels.triton_counters import counters
+from growtas.kernels.triton_functions import aligned, extent, last_to_arrive, tile_of_rows
 from growtas.kernels.triton_support import power_of_two, unsupported
 
 __all__ = ["backward_", "builds", "forward", "unsupported"]
 
 PROGRAMS = 264  # of the backward: two for each of an H100's processors
-FOLD = Config((32, 64), 4, 1)  # programs and columns per tile, where their sums are added
+TEAM = 16  # of them whose sums are added by one: about the root of their number
 # Arguments that change from subnet to subnet: one compilation serves all values of one ALIGNMENT.
-SIZES = ["rows", "width", "x_stride", "y_stride", "dy_stride", "dx_stride", "programs"]
+SIZES = [
+    "rows", "width", "width_stride", "present_stride", "x_stride", "y_stride", "dy_stride",
+    "dx_stride", "added_stride", "subnets",
+]  # fmt: skip
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -32,8 +36,9 @@ def layer_norm_forward_kernel(
     y,  # [rows, width] by row stride
     mean,
     rstd,  # [rows] float32
-    rows,
-    width,  # int or, with DEVICE_EXTENTS, pointer to int32; like the strides, times ALIGNMENT
+    rows,  # of each subnet
+    width,  # int or, with DEVICE_EXTENTS, int32 of each subnet; like the row strides, * ALIGNMENT
+    width_stride,
     x_stride,
     y_stride,
     eps,
@@ -42,11 +47,12 @@ def layer_norm_forward_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_E: tl.constexpr,
 ):
-    width = extent(width, DEVICE_EXTENTS, ALIGNMENT)
+    subnet, first, end = tile_of_rows(tl.program_id(0), rows, BLOCK_R, DEVICE_EXTENTS)
+    width = extent(width, DEVICE_EXTENTS, ALIGNMENT, subnet * width_stride)
     x_stride, y_stride = aligned(x_stride, ALIGNMENT), aligned(y_stride, ALIGNMENT)
-    r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    r = first + tl.arange(0, BLOCK_R)
     e = tl.arange(0, BLOCK_E)
-    inside = (r < rows)[:, None] & (e < width)[None, :]
+    inside = (r < end)[:, None] & (e < width)[None, :]
     row = r.to(tl.int64)[:, None]
     values = tl.load(x + row * x_stride + e[None, :], inside, 0.0).to(tl.float32)
     centre = tl.sum(values, 1) / width
@@ -56,8 +62,20 @@ def layer_norm_forward_kernel(
     b = tl.load(bias + e, e < width, 0.0).to(tl.float32)
     out = difference * scale[:, None] * w[None, :] + b[None, :]
     tl.store(y + row * y_stride + e[None, :], out.to(y.dtype.element_ty), inside)
-    tl.store(mean + r, centre, r < rows)
-    tl.store(rstd + r, scale, r < rows)
+    tl.store(mean + r, centre, r < end)
+    tl.store(rstd + r, scale, r < end)
+
+
+@triton.jit
+def sum_of_rows(values, count, stride, BLOCK_R: tl.constexpr, BLOCK_E: tl.constexpr):
+    """Of what other programs have stored, always in the same order."""
+    total = tl.zeros([BLOCK_E], tl.float32)
+    e = tl.arange(0, BLOCK_E)
+    for start in range(0, count, BLOCK_R):
+        r = start + tl.arange(0, BLOCK_R)
+        at = values + r[:, None] * stride + e[None, :]
+        total += tl.sum(tl.load(at, (r < count)[:, None], 0.0, cache_modifier=".cg"), 0)
+    return total
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -68,77 +86,94 @@ def layer_norm_backward_kernel(
     mean,
     rstd,
     dx,  # [rows, width] by row stride
-    partials,  # [programs, 2, BLOCK_E] float32: weight and bias gradient of a program's rows
+    partials,  # [programs + teams, 2, BLOCK_E] float32: weight and bias gradient of their rows
+    counters,  # [1 + teams] int32 zeros: of teams, and of programs of each team
+    dweight,
+    dbias,  # [width_max], as far as the widest subnet goes added to
+    added,  # [rows, width] by row stride, added to dx with ADDED
+    present,  # int32 of each subnet, read with PRESENT: 0 where the parameters have no part in dx
     rows,
-    width,  # as above
+    width,
+    width_stride,  # as above
+    present_stride,
+    subnets,
     dy_stride,
     x_stride,
     dx_stride,
+    added_stride,
+    WEIGHT: tl.constexpr,
+    BIAS: tl.constexpr,
+    ADDED: tl.constexpr,
+    PRESENT: tl.constexpr,
     DEVICE_EXTENTS: tl.constexpr,
     ALIGNMENT: tl.constexpr,
+    TEAM: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_E: tl.constexpr,
 ):
-    width = extent(width, DEVICE_EXTENTS, ALIGNMENT)
     dy_stride, x_stride = aligned(dy_stride, ALIGNMENT), aligned(x_stride, ALIGNMENT)
-    dx_stride = aligned(dx_stride, ALIGNMENT)
+    dx_stride, added_stride = aligned(dx_stride, ALIGNMENT), aligned(added_stride, ALIGNMENT)
     e = tl.arange(0, BLOCK_E)
-    w = tl.load(weight + e, e < width, 0.0).to(tl.float32)
-    dweight = tl.zeros([BLOCK_E], tl.float32)
-    dbias = tl.zeros([BLOCK_E], tl.float32)
-    # Every program takes the same share of rows, in order: its sums do not depend on the others.
-    share = tl.cdiv(rows, tl.num_programs(0) * BLOCK_R) * BLOCK_R
-    first = tl.program_id(0) * share
-    for start in range(first, tl.minimum(first + share, rows), BLOCK_R):
-        r = start + tl.arange(0, BLOCK_R)
-        inside = (r < rows)[:, None] & (e < width)[None, :]
+    dweight_sum = tl.zeros([BLOCK_E], tl.float32)
+    dbias_sum = tl.zeros([BLOCK_E], tl.float32)
+    # Every program takes the same share of tiles, in order: its sums do not depend on the others.
+    program, programs = tl.program_id(0), tl.num_programs(0)
+    tiles = subnets * tl.cdiv(rows, BLOCK_R)
+    share = tl.cdiv(tiles, programs)
+    for tile in range(program * share, tl.minimum((program + 1) * share, tiles)):
+        subnet, first, end = tile_of_rows(tile, rows, BLOCK_R, DEVICE_EXTENTS)
+        columns = extent(width, DEVICE_EXTENTS, ALIGNMENT, subnet * width_stride)
+        r = first + tl.arange(0, BLOCK_R)
+        inside = (r < end)[:, None] & (e < columns)[None, :]
         row = r.to(tl.int64)[:, None]
         g = tl.load(dy + row * dy_stride + e[None, :], inside, 0.0).to(tl.float32)
         values = tl.load(x + row * x_stride + e[None, :], inside, 0.0).to(tl.float32)
-        centre = tl.load(mean + r, r < rows, 0.0)
-        scale = tl.load(rstd + r, r < rows, 0.0)
+        centre = tl.load(mean + r, r < end, 0.0)
+        scale = tl.load(rstd + r, r < end, 0.0)
         normal = tl.where(inside, (values - centre[:, None]) * scale[:, None], 0.0)
-        dweight += tl.sum(g * normal, 0)
-        dbias += tl.sum(g, 0)
+        dweight_sum += tl.sum(g * normal, 0)
+        dbias_sum += tl.sum(g, 0)
+        w = tl.load(weight + e, e < columns, 0.0).to(tl.float32)
+        if PRESENT:
+            w = tl.where(tl.load(present + subnet * present_stride) > 0, w, 0.0)
         g = g * w[None, :]
-        average = tl.sum(g, 1) / width
-        slope = tl.sum(g * normal, 1) / width
+        average = tl.sum(g, 1) / columns
+        slope = tl.sum(g * normal, 1) / columns
         gradient = (g - average[:, None] - normal * slope[:, None]) * scale[:, None]
+        if ADDED:
+            at = added + row * added_stride + e[None, :]
+            gradient += tl.load(at, inside, 0.0).to(tl.float32)
         tl.store(dx + row * dx_stride + e[None, :], gradient.to(dx.dtype.element_ty), inside)
-    mine = partials + tl.program_id(0) * 2 * BLOCK_E
-    tl.store(mine + e, dweight)
-    tl.store(mine + BLOCK_E + e, dbias)
 
-
-@triton.jit(do_not_specialize=SIZES)
-def layer_norm_parameter_gradient_kernel(
-    partials,  # [programs, 2, BLOCK_E] float32
-    dweight,
-    dbias,  # [width_max], the first `width` added to
-    programs,
-    width,  # as above
-    WEIGHT: tl.constexpr,
-    BIAS: tl.constexpr,
-    DEVICE_EXTENTS: tl.constexpr,
-    BLOCK_E: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    width = extent(width, DEVICE_EXTENTS, 1)
-    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    for which in tl.static_range(2):
-        total = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
-        for start in range(0, programs, BLOCK_P):
-            p = start + tl.arange(0, BLOCK_P)
-            at = (p * 2 + which)[:, None] * BLOCK_E + c[None, :]
-            total += tl.load(partials + at, (p < programs)[:, None] & (c < width)[None, :], 0.0)
-        added = tl.sum(total, 0)
-        if which == 0 and WEIGHT:
-            before = tl.load(dweight + c, c < width, 0.0).to(tl.float32)
-            tl.store(dweight + c, (before + added).to(dweight.dtype.element_ty), c < width)
-        if which == 1 and BIAS:
-            before = tl.load(dbias + c, c < width, 0.0).to(tl.float32)
-            tl.store(dbias + c, (before + added).to(dbias.dtype.element_ty), c < width)
+    if WEIGHT or BIAS:
+        # The last program of a team adds up the team's sums, the last such one those of the teams.
+        row_size = 2 * BLOCK_E
+        mine = partials + program * row_size + e
+        tl.store(mine, dweight_sum)
+        tl.store(mine + BLOCK_E, dbias_sum)
+        team, teams = program // TEAM, tl.cdiv(programs, TEAM)
+        members = tl.minimum(programs - team * TEAM, TEAM)
+        if last_to_arrive(counters + 1 + team, members):
+            theirs = partials + team * TEAM * row_size
+            ours = partials + (programs + team) * row_size + e
+            tl.store(ours, sum_of_rows(theirs, members, row_size, BLOCK_R, BLOCK_E))
+            of_bias = sum_of_rows(theirs + BLOCK_E, members, row_size, BLOCK_R, BLOCK_E)
+            tl.store(ours + BLOCK_E, of_bias)
+            if last_to_arrive(counters, teams):
+                widest = extent(width, DEVICE_EXTENTS, 1)
+                for subnet in range(1, subnets):
+                    other = extent(width, DEVICE_EXTENTS, 1, subnet * width_stride)
+                    widest = tl.maximum(widest, other)
+                all_teams = partials + programs * row_size
+                if WEIGHT:
+                    total = sum_of_rows(all_teams, teams, row_size, BLOCK_R, BLOCK_E)
+                    total += tl.load(dweight + e, e < widest, 0.0).to(tl.float32)
+                    tl.store(dweight + e, total.to(dweight.dtype.element_ty), e < widest)
+                if BIAS:
+                    all_teams += BLOCK_E
+                    total = sum_of_rows(all_teams, teams, row_size, BLOCK_R, BLOCK_E)
+                    total += tl.load(dbias + e, e < widest, 0.0).to(tl.float32)
+                    tl.store(dbias + e, total.to(dbias.dtype.element_ty), e < widest)
 
 
 class _Call:
@@ -147,7 +182,10 @@ class _Call:
     def __init__(self, x: Tensor, strides: tuple[int, ...], extents: Tensor | None) -> None:
         width = x.shape[-1]
         self.block_e = power_of_two(width)
-        self.width: Any = width if extents is None else extents
+        self.subnets = 1 if extents is None else len(extents)
+        self.width: tuple[Any, int] = (
+            (width, 0) if extents is None else (extents, extents.stride(0))
+        )
         self.config = _config(architecture(x.device), self.block_e)
         self.device_extents = extents is not None
         self.tiles = {
@@ -169,7 +207,7 @@ def forward(
     """See :func:`growtas.kernels.layer_norm.reference.forward`.
 
     Args:
-        extents: int32 ``[1]`` on the device: the width of this subnet, a multiple of 8 and at most
+        extents: int32 ``[G]`` on the device: the width of each subnet, a multiple of 8 and at most
             x's last size, which then only is the pitch; beyond it nothing is read or written.
     """
     rows = as_rows(x)
@@ -179,8 +217,9 @@ def forward(
     count, pitch = rows.shape
     if count:
         call = _Call(x, (rows.stride(0), pitch), extents)
-        layer_norm_forward_kernel[(triton.cdiv(count, call.config.blocks[0]),)](
-            rows, weight, bias, y, mean, rstd, count, call.width, rows.stride(0), pitch, eps,
+        of_each = count // call.subnets
+        layer_norm_forward_kernel[(call.subnets * triton.cdiv(of_each, call.config.blocks[0]),)](
+            rows, weight, bias, y, mean, rstd, of_each, *call.width, rows.stride(0), pitch, eps,
             **call.tiles,
         )  # fmt: skip
     return y, mean, rstd
@@ -195,32 +234,36 @@ def backward_(
     grad_weight: Tensor | None,
     grad_bias: Tensor | None,
     extents: Tensor | None = None,
+    present: Tensor | None = None,
+    added: Tensor | None = None,
 ) -> Tensor:
     """See :func:`growtas.kernels.layer_norm.reference.backward_`. Deterministic.
 
     Args:
         extents: as in :func:`forward`.
+        present: int32 ``[G]``.
+        added: like x.
     """
     dy_rows, rows = as_rows(dy), as_rows(x)
     dx = x.new_empty(x.shape)
     count, pitch = rows.shape
     if count == 0:
         return dx
-    call = _Call(x, (dy_rows.stride(0), rows.stride(0), pitch), extents)
+    more = dy_rows if added is None else as_rows(added)
+    call = _Call(x, (dy_rows.stride(0), rows.stride(0), more.stride(0), pitch), extents)
     programs = min(PROGRAMS, triton.cdiv(count, call.config.blocks[0]))
-    partials = mean.new_empty(programs, 2, call.block_e)
+    teams = triton.cdiv(programs, TEAM)
+    partials = mean.new_empty(programs + teams, 2, call.block_e)
     layer_norm_backward_kernel[(programs,)](
-        dy_rows, rows, weight, mean, rstd, dx, partials, count, call.width,
-        dy_rows.stride(0), rows.stride(0), pitch, **call.tiles,
+        dy_rows, rows, weight, mean, rstd, dx, partials, counters(x.device, 1 + teams),
+        partials if grad_weight is None else grad_weight,
+        partials if grad_bias is None else grad_bias, more,
+        partials if present is None else present, count // call.subnets, *call.width,
+        0 if present is None else present.stride(0), call.subnets, dy_rows.stride(0),
+        rows.stride(0), pitch, more.stride(0), WEIGHT=grad_weight is not None,
+        BIAS=grad_bias is not None, ADDED=added is not None, PRESENT=present is not None,
+        TEAM=TEAM, **call.tiles,
     )  # fmt: skip
-    if grad_weight is not None or grad_bias is not None:
-        layer_norm_parameter_gradient_kernel[(triton.cdiv(pitch, FOLD.blocks[1]),)](
-            partials, partials if grad_weight is None else grad_weight,
-            partials if grad_bias is None else grad_bias, programs, call.width,
-            WEIGHT=grad_weight is not None, BIAS=grad_bias is not None,
-            DEVICE_EXTENTS=call.device_extents, BLOCK_E=call.block_e,
-            BLOCK_P=FOLD.blocks[0], BLOCK_C=FOLD.blocks[1], num_warps=FOLD.warps,
-        )  # fmt: skip
     return dx
 
 
@@ -243,23 +286,19 @@ def builds(architecture: int) -> Iterator[Build]:
                 constants = {
                     "DEVICE_EXTENTS": on_device, "ALIGNMENT": alignment, **_tiles(config, block_e),
                 }  # fmt: skip
-                for kernel in (layer_norm_forward_kernel, layer_norm_backward_kernel):
-                    types = _types(kernel, dtype, constants)
-                    yield Build(how, kernel, types, constants, config)
-        kernel = layer_norm_parameter_gradient_kernel
-        for on_device in (False, True):
-            constants = {
-                "WEIGHT": True, "BIAS": True, "DEVICE_EXTENTS": on_device, "BLOCK_E": block_e,
-                "BLOCK_P": FOLD.blocks[0], "BLOCK_C": FOLD.blocks[1],
-            }  # fmt: skip
-            how = f"{block_e}" + " device" * on_device
-            yield Build(how, kernel, _types(kernel, "bf16", constants), constants, FOLD)
+                kernel = layer_norm_forward_kernel
+                yield Build(how, kernel, _types(kernel, dtype, constants), constants, config)
+                constants = constants | {
+                    "WEIGHT": True, "BIAS": True, "ADDED": True, "PRESENT": on_device, "TEAM": TEAM,
+                }  # fmt: skip
+                kernel = layer_norm_backward_kernel
+                yield Build(how, kernel, _types(kernel, dtype, constants), constants, config)
 
 
 def _types(kernel: Any, dtype: str, constants: dict[str, Any]) -> dict[str, str]:
     types = dict.fromkeys(kernel.arg_names, "*fp32:16")
-    types |= dict.fromkeys(("x", "y", "dy", "dx"), f"*{dtype}:16")
-    types |= dict.fromkeys(SIZES, "i32") | {"eps": "fp32"}
+    types |= dict.fromkeys(("x", "y", "dy", "dx", "added"), f"*{dtype}:16")
+    types |= dict.fromkeys(SIZES, "i32") | {"eps": "fp32", "counters": "*i32:16"}
     if constants["DEVICE_EXTENTS"]:
-        types["width"] = "*i32"
+        types["width"] = types["present"] = "*i32"
     return {name: types[name] for name in kernel.arg_names if name not in constants}
