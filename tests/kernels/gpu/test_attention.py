@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import attention_cases
 import oracles
 import pytest
 import torch
@@ -206,6 +207,17 @@ def test_number_of_heads_on_the_device(device, gpu):
     assert bits_equal(narrowed(wide_dqkv, 3), dqkv)
     assert wide_dqkv.view(batch, tokens, 3, 3, 32)[:, :, :, 2].isnan().all()
     torch.testing.assert_close(wide_gradient, gradient)  # shares are cut otherwise
+
+
+@pytest.mark.parametrize("heads", attention_cases.HEADS.values(), ids=attention_cases.HEADS)
+def test_several_subnets(device, heads):
+    attention_cases.check_several(heads, device=device, exact=False)
+
+
+def test_more_subnets_than_a_share_of_the_tables_gradient(device, gpu, monkeypatch):
+    """A program's share of the sequences then lies in several subnets."""
+    monkeypatch.setattr(gpu, "TABLE_SHARES", 2)
+    attention_cases.check_several([1, 3, 2], device=device, exact=False, images=1)
 
 
 @pytest.mark.parametrize("relative", [True, False])
