@@ -193,15 +193,29 @@ class Extents:
         return value
 
 
-def check_extent(extent: Tensor | None, like: Tensor) -> None:
-    """ValueError unless it is None or int32 ``[1]`` on the other tensor's device."""
-    if extent is not None and (
-        extent.shape != (1,) or extent.dtype != torch.int32 or extent.device != like.device
+def check_extent(extent: Tensor | None, like: Tensor, other: Tensor | None = None) -> None:
+    """ValueError unless it is None or int32 ``[G]`` on the device of `like`, ``[B, ...]``.
+
+    G subnets share the batch in equal consecutive parts, so G divides B. `other` is another extent
+    of the same call: it has as many.
+    """
+    if extent is None:
+        return
+    if (
+        extent.dim() != 1
+        or not len(extent)
+        or extent.dtype != torch.int32
+        or extent.device != like.device
     ):
         raise ValueError(
-            f"an extent must be int32 [1] on {like.device}, got {extent.dtype} "
-            f"{list(extent.shape)} on {extent.device}"
+            f"an extent must be int32 [1] on {like.device}, or [G] for G subnets, got "
+            f"{extent.dtype} {list(extent.shape)} on {extent.device}"
         )
+    count, batch = len(extent), like.shape[0] if like.dim() > 1 else 1
+    if batch % count:
+        raise ValueError(f"extents of {count} subnets, which do not divide a batch of {batch}")
+    if other is not None and len(other) != count:
+        raise ValueError(f"extents of {count} and of {len(other)} subnets in one call")
 
 
 def check_groups(batch: Tensor, groups: int) -> None:
