@@ -47,6 +47,7 @@ from benchmarks.runner import (
 from benchmarks.variants import ExtractedGraph, Variant, build, missing, weights_for
 from growtas.search import Evaluator, Score, crossover, mutate
 from growtas.search.evaluator import Precision
+from growtas.search.population import turns
 from growtas.space import SearchSpace, Subnet
 
 COMPILED = ("compile-static", "compile-dynamic")
@@ -233,6 +234,12 @@ def bred(space: SearchSpace, count: int, seed: int = 0) -> list[Subnet]:
     return list(found)
 
 
+def blocks_computed(subnets: Sequence[Subnet]) -> float:
+    """Share of the blocks that are left to compute where subnets share what they begin with."""
+    computed = sum(subnets[t.which].depth - max(t.shared, 0) for t in turns(subnets))
+    return computed / sum(subnet.depth for subnet in subnets)
+
+
 def run_population(
     case: Case, where: rows.Provenance, plan: Plan, backend: str, device: str
 ) -> list[rows.Row]:
@@ -264,6 +271,10 @@ def run_population(
     for way, seconds in times.items():
         name = f"growtas-{backend}, {way}"
         table.add(name, "subnets_per_second", "1/s", [len(subnets) / s for s in seconds])
+    if not model.reads_extents_on_device():
+        table.add(
+            f"growtas-{backend}, together", "blocks_computed", "1", [blocks_computed(subnets)]
+        )
     ratios = paired_ratios(times["one by one"], times["together"])
     table.add(f"one by one / together, growtas-{backend}", "wall_time_ratio", "1", ratios)
     return table.rows

@@ -235,19 +235,14 @@ def copy_from_host(target: Tensor, values: Sequence) -> None:
 
 
 def inside(size: int, extent: Tensor) -> Tensor:
-    """bool ``[size]``: which of so many entries an extent covers; nothing waits for the device."""
+    """bool ``[size]``: which of so many entries an extent covers; nothing waits for the device.
+    Of extents ``[..., 1]``: ``[..., size]``."""
     return torch.arange(size, device=extent.device, dtype=extent.dtype) < extent
 
 
 def masked(x: Tensor, extent: Tensor) -> Tensor:
-    """x ``[..., width]``, zeros beyond the extent, whatever was there."""
+    """x ``[..., width]``, zeros beyond the extent, whatever was there; extents as for `inside`."""
     return torch.where(inside(x.shape[-1], extent), x, 0.0)
-
-
-def masked_by_group(x: Tensor, extent: Tensor) -> Tensor:
-    """x ``[1, n, width]`` as each of G groups has it, ``[G, 1, n, width]``: zeros beyond the
-    group's extent, whatever was there."""
-    return torch.where(inside(x.shape[-1], extent.view(-1, 1, 1, 1)), x, 0.0)
 
 
 def if_present(parameter: Tensor, present: Tensor) -> Tensor:

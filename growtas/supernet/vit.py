@@ -13,7 +13,7 @@ from growtas import cost
 from growtas.checks import positive_int
 from growtas.kernels import GradientAccumulator
 from growtas.kernels.dispatch import select
-from growtas.kernels.extents import Extents, LinearExtents, check_groups, masked_by_group
+from growtas.kernels.extents import Extents, LinearExtents, check_groups, masked
 from growtas.space import SearchSpace, Subnet
 from growtas.supernet.layers import INIT_STD, Block, PatchEmbedding, SlicedLayerNorm, SlicedLinear
 from growtas.supernet.standalone import VisionTransformer
@@ -258,12 +258,12 @@ class Supernet(nn.Module):
             images, self.space.supernet.embed_dim, gradients=gradients,
             extents=LinearExtents(width, None, multiple),
         )  # fmt: skip
-        x = x.unflatten(0, (extents.groups, -1))
+        x, by_group = x.unflatten(0, (extents.groups, -1)), width.view(-1, 1, 1, 1)
         if self.cls_token is not None:
-            token = masked_by_group(self.cls_token, width).expand(-1, x.shape[1], -1, -1)
+            token = masked(self.cls_token, by_group).expand(-1, x.shape[1], -1, -1)
             x = torch.cat((token.to(x.dtype), x), 2)
         if self.pos_embed is not None:
-            x = x + masked_by_group(self.pos_embed, width)
+            x = x + masked(self.pos_embed, by_group)
         x = x.flatten(0, 1)
         survival = self._survival(images, generator)
         for i, (block, sizes) in enumerate(zip(self.blocks, extents.blocks, strict=True)):

@@ -18,6 +18,7 @@ from benchmarks.subnets_per_second import (
     Extracted,
     Plan,
     Study,
+    blocks_computed,
     bred,
     run_population,
     run_steps,
@@ -101,12 +102,23 @@ def test_a_population_is_bred_as_an_evolution_does() -> None:
     assert subnets == bred(space, 50) != bred(space, 50, seed=1)
 
 
+@pytest.mark.parametrize(
+    ("name", "saved"), [("autoformer-tiny", 0.14), ("autoformer-small", 0.09), ("digits", 0.22)]
+)
+def test_what_a_population_shares_is_what_the_page_says(name: str, saved: float) -> None:
+    """docs/search.md: a mean over populations, counted."""
+    space = SearchSpace.preset(name)
+    shares = [blocks_computed(bred(space, 50, seed)) for seed in range(20)]
+    assert 1 - sum(shares) / len(shares) == pytest.approx(saved, abs=0.015)
+
+
 def test_a_population_together_and_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     case = replace(CASE, task="evaluation")
     found = run_population(case, WHERE, PLAN, "reference", "cpu")
     assert {(r.variant, r.metric) for r in found} == {
         ("growtas-reference, one by one", "subnets_per_second"),
         ("growtas-reference, together", "subnets_per_second"),
+        ("growtas-reference, together", "blocks_computed"),
         ("one by one / together, growtas-reference", "wall_time_ratio"),
     }
     wrong = [Score(0.0, 1.0, 3)] * PLAN.population
