@@ -1,4 +1,4 @@
-"""One CUDA graph for every subnet: a training step and a forward pass that are captured once.
+"""One CUDA graph for every subnet: a training step that is captured once.
 
 A step is then: copy the batch, the subnet's extents and a few numbers, replay. See
 docs/one-graph.md. Where there is no graph the same functions run eagerly, and `reason` says why.
@@ -6,7 +6,6 @@ docs/one-graph.md. Where there is no graph the same functions run eagerly, and `
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -20,128 +19,12 @@ from growtas.kernels.extents import copy_from_host
 from growtas.precision import autocast
 from growtas.space import Subnet
 from growtas.supernet import Supernet
+from growtas.supernet.graph import Graph, check_batch, logits_buffer
 from growtas.training.boxes import leading_box
 from growtas.training.optimizer import AdamW
 
-WARM_UP = 3  # calls before the capture: kernels are compiled, tables and workspaces allocated
-
 # Whose numbers the update kernels' tables on the device are made for: one step per optimizer.
 _holders: weakref.WeakKeyDictionary[AdamW, weakref.ref[GraphedStep]] = weakref.WeakKeyDictionary()
-
-
-class Graph:
-    """Calls a function of no arguments: some times as it is, then as a CUDA graph of it.
-
-    The first calls are real ones, on the side stream that the capture uses later, so nothing has to
-    be undone after them.
-
-    Args:
-        function: reads and writes tensors that stay where they are.
-        device: of those tensors.
-        generators: random generators that it uses besides the device's default one.
-
-    Attributes:
-        reason: why there is no graph and will be none; None if there is one, or will be after
-            `WARM_UP` calls.
-    """
-
-    def __init__(
-        self,
-        function: Callable[[], None],
-        device: torch.device,
-        generators: tuple[torch.Generator, ...] = (),
-    ) -> None:
-        self.function = function
-        self.device = device
-        self.generators = generators
-        self.reason: str | None = None
-        self._calls = 0
-        self._graph: torch.cuda.CUDAGraph | None = None
-        if device.type != "cuda":
-            self.reason = f"the model is on {device.type}; a CUDA graph needs a CUDA device"
-        else:
-            self._stream = torch.cuda.Stream(device)
-
-    def __call__(self) -> None:
-        if self._graph is None and self.reason is None and self._calls == WARM_UP:
-            self._capture()
-        if self._graph is not None:
-            self._graph.replay()
-        elif self.reason is not None:
-            self.function()
-        else:
-            self._calls += 1
-            current = torch.cuda.current_stream(self.device)
-            self._stream.wait_stream(current)
-            with torch.cuda.stream(self._stream):
-                self.function()
-            current.wait_stream(self._stream)
-
-    def _capture(self) -> None:
-        graph = torch.cuda.CUDAGraph()
-        for generator in self.generators:
-            graph.register_generator_state(generator)
-        try:
-            with torch.cuda.graph(graph, stream=self._stream):
-                self.function()
-        except RuntimeError as error:
-            self.reason = f"the capture failed: {error}"
-            warnings.warn(f"growtas runs without a CUDA graph: {self.reason}", stacklevel=4)
-        else:
-            self._graph = graph
-
-
-class GraphedForward:
-    """Logits of any subnet on batches of one shape, from one CUDA graph; without gradients.
-
-    Args:
-        model: in evaluation mode while it runs; its weights are read where they are, so they may be
-            changed in place.
-        images: a batch like those to come, ``[B, channels, height, width]``; copied.
-        dtype: of autocast; None for none.
-
-    Attributes:
-        reason: why there is no graph; None if there is or will be one.
-    """
-
-    def __init__(
-        self, model: Supernet, images: Tensor, *, dtype: torch.dtype | None = None
-    ) -> None:
-        self.model = model
-        self.dtype = dtype
-        self.device = model.head.weight.device
-        self._images = images.to(self.device, copy=True)
-        self._logits = _logits_of(model, self._images)
-        self._extents = model.new_extents()
-        self._graph = Graph(self._forward, self.device)
-
-    @property
-    def reason(self) -> str | None:
-        return self._graph.reason
-
-    def __call__(self, images: Tensor, subnet: Subnet) -> Tensor:
-        """Class logits, float32 ``[B, classes]``: overwritten by the next call.
-
-        Raises:
-            ValueError: a batch of another shape, or a subnet that extents on the device cannot
-                hold (see :meth:`growtas.Supernet.new_extents`).
-        """
-        _check_batch("images", images, self._images)
-        self._extents.write(subnet)
-        self._images.copy_(images, non_blocking=True)
-        self._graph()
-        return self._logits
-
-    @torch.no_grad()
-    def _forward(self) -> None:
-        training = self.model.training
-        self.model.eval()
-        try:
-            with autocast(self.dtype, self.device):
-                logits = self.model.forward_static(self._images, self._extents)
-        finally:
-            self.model.train(training)
-        self._logits.copy_(logits)
 
 
 class StepOutput(NamedTuple):
@@ -227,7 +110,7 @@ class GraphedStep:
         self._targets = targets.to(self.device, copy=True)
         self._extents = model.new_extents()
         self._output = StepOutput(
-            torch.zeros((), device=self.device), _logits_of(model, self._images)
+            torch.zeros((), device=self.device), logits_buffer(model, self._images)
         )
         optimizer.register_step_post_hook(_ordinary_step)
         self._prepare()
@@ -260,8 +143,8 @@ class GraphedStep:
             ValueError: a batch of another shape, or a subnet that extents on the device cannot
                 hold, or one of less depth than the model's space has.
         """
-        _check_batch("images", images, self._images)
-        _check_batch("targets", targets, self._targets)
+        check_batch("images", images, self._images)
+        check_batch("targets", targets, self._targets)
         least = self.model.space.depth[0]
         if subnet.depth < least:
             raise ValueError(f"depth is {subnet.depth}; the model's space has {least} or more")
@@ -382,15 +265,3 @@ class GraphedStep:
 
 def _ordinary_step(optimizer: Any, *arguments: Any) -> None:
     _holders.pop(optimizer, None)
-
-
-def _logits_of(model: Supernet, images: Tensor) -> Tensor:
-    return torch.zeros(len(images), model.config["num_classes"], device=images.device)
-
-
-def _check_batch(name: str, batch: Tensor, buffer: Tensor) -> None:
-    if batch.shape != buffer.shape or batch.dtype != buffer.dtype:
-        raise ValueError(
-            f"{name} are {batch.dtype} {tuple(batch.shape)}; this graph takes "
-            f"{buffer.dtype} {tuple(buffer.shape)}"
-        )

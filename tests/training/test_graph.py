@@ -15,9 +15,10 @@ from torch import nn
 from growtas.kernels import GradientAccumulator
 from growtas.schedule import Pass, StepPlan
 from growtas.space import Subnet
+from growtas.supernet.graph import Graph, GraphedForward
 from growtas.training import graph
 from growtas.training.distributed import Process
-from growtas.training.graph import Graph, GraphedForward, GraphedStep
+from growtas.training.graph import GraphedStep
 from growtas.training.optimizer import AdamW
 from growtas.training.passes import PassRunner
 
