@@ -1,5 +1,5 @@
-// The one file that registers operators. Stable ABI only: one build serves every torch from
-// TORCH_TARGET_VERSION on. All operators write into given tensors, so Python owns allocation.
+// The one file that registers operators (cuda/bindings.cpp: those of the CUDA library). Stable ABI
+// only: one build serves every torch from TORCH_TARGET_VERSION on. All operators write into given tensors, so Python owns allocation.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
@@ -9,6 +9,7 @@
 #include <optional>
 #include <vector>
 
+#include "adamw_static_plan.h"
 #include "cpu/ops.h"
 
 namespace {
@@ -414,6 +415,11 @@ void adamw_(std::vector<Tensor> parameters, std::vector<Tensor> gradients,
   growtas::adamw_step(work.data(), int64_t(work.size()));
 }
 
+void run_adamw_static(const growtas::StaticAdamW& plan, const Tensor& targets) {
+  STD_TORCH_CHECK(targets.is_cpu(), "targets: must be a CPU tensor");
+  growtas::adamw_static_cpu(plan);
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY(growtas_native, m) {
@@ -441,6 +447,7 @@ STABLE_TORCH_LIBRARY(growtas_native, m) {
       "adamw_(Tensor(a!)[] parameters, Tensor[] gradients, Tensor(b!)[] exp_avgs, "
       "Tensor(c!)[] exp_avg_sqs, Tensor(d!)[] counts, Tensor(e!)[] shadows, float[] steps, "
       "int[] boxes, float lr, float beta1, float beta2, float eps, float weight_decay) -> ()");
+  m.def(growtas::kAdamWStaticSchema);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(growtas_native, CPU, m) {
@@ -451,4 +458,5 @@ STABLE_TORCH_LIBRARY_IMPL(growtas_native, CPU, m) {
   m.impl("attention_forward", TORCH_BOX(&attention_forward));
   m.impl("attention_backward", TORCH_BOX(&attention_backward));
   m.impl("adamw_", TORCH_BOX(&adamw_));
+  m.impl("adamw_static_", TORCH_BOX(&growtas::adamw_static<run_adamw_static>));
 }
