@@ -32,6 +32,7 @@ from growtas.training.optional import require
 from growtas.training.parts import SearchBatches, build_average, build_mix, build_optimizer, wrap
 from growtas.training.passes import PassRunner, StepLosses, trains
 from growtas.training.progress import Progress
+from growtas.training.update import update
 
 CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "supernet.safetensors"
@@ -286,14 +287,11 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
 
     def _update(self, plan: StepPlan) -> None:
-        self.scaler.unscale_(self.optimizer)
-        self.optimizer.zero_frozen_grad()
-        if self.optim.clip_grad is not None:
-            nn.utils.clip_grad_norm_(self._parameters.values(), self.optim.clip_grad)
-        subnets = dict.fromkeys(step.subnet for step in plan.passes if trains(step))
-        active = [self._boxes(self.model.extents(subnet)) for subnet in subnets]
-        self.scaler.step(self.optimizer, active=active, lr_scale=plan.lr_scale)
-        self.scaler.update()
+        subnets = [step.subnet for step in plan.passes if trains(step)]
+        update(
+            self.model, self.optimizer, self.scaler, subnets,
+            lr_scale=plan.lr_scale, clip_grad=self.optim.clip_grad,
+        )  # fmt: skip
 
     def _begin_phase(self, index: int) -> None:
         """Enter a phase for the first time: averages, fresh moments, growth, freezing, rate."""

@@ -79,11 +79,8 @@ class Ordinary:
     def step(self, gradients, extents, largest=None, blend=0.0, lr_scale=1.0):
         for p, gradient in zip(self.parameters, gradients, strict=True):
             p.grad = gradient.to(p.dtype, copy=True)
-        self.optimizer.zero_frozen_grad()
-        if largest is not None:
-            torch.nn.utils.clip_grad_norm_(self.parameters, largest)
         active = [dict(zip(self.parameters, boxes, strict=True)) for boxes in boxes_of(extents)]
-        self.optimizer.step(active=active, lr_scale=lr_scale)
+        self.optimizer.step(active=active, lr_scale=lr_scale, clip_grad=largest)
         for average, p in zip(self.averages, self.parameters, strict=True):
             average.lerp_(p.detach(), blend)
 
