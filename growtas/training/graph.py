@@ -198,10 +198,10 @@ class GraphedStep:
         scaler = self.scaler
         scale = scaler._scale if scaler.is_enabled() else None
         found_inf = self._static(self._extents.table, self.clip_grad, scale)
-        tracker = scaler._growth_tracker
-        if scale is not None and tracker is not None:
+        if scale is not None:
+            assert scaler._growth_tracker is not None  # made together with the scale
             torch._amp_update_scale_(
-                scale, tracker, found_inf, scaler.get_growth_factor(),
+                scale, scaler._growth_tracker, found_inf, scaler.get_growth_factor(),
                 scaler.get_backoff_factor(), scaler.get_growth_interval(),
             )  # fmt: skip
 
