@@ -176,10 +176,14 @@ class GraphedStep:
             self._follow(1.0 - decay)
         return self._output
 
+    def zero_(self) -> None:
+        """Zero the gradients, for those who step in between without this object."""
+        self._flat.zero_()
+
     def _step(self) -> None:
         if not self.model.training:
             self.model.train()
-        self._flat.zero_()
+        self.zero_()
         with autocast(self.dtype, self.device):
             logits = self.model.forward_static(
                 self._images, self._extents, gradients=self._gradients, generator=self.generator

@@ -235,7 +235,7 @@ def test_non_finite_loss_stops_with_the_last_good_checkpoint(tmp_path, step):
 
 def test_ruined_weights_are_not_saved(tmp_path):
     run = trainer(tmp_path, epochs=1, optim=replace(RATE, warmup_epochs=0))
-    update = run._update
+    update = run.train_step.update
 
     def ruin_last(plan):
         update(plan)
@@ -243,7 +243,7 @@ def test_ruined_weights_are_not_saved(tmp_path):
             with torch.no_grad():
                 run.model.norm.weight[0] = math.inf
 
-    run._update = ruin_last
+    run.train_step.update = ruin_last
     with pytest.raises(NonFiniteLossError, match="weights are not finite after epoch 1"):
         run.fit()
     assert not (tmp_path / "checkpoint.pt").exists()
