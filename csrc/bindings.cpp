@@ -361,7 +361,7 @@ void adamw_(std::vector<Tensor> parameters, std::vector<Tensor> gradients,
             std::vector<Tensor> exp_avgs, std::vector<Tensor> exp_avg_sqs,
             std::vector<Tensor> counts, std::vector<Tensor> shadows, std::vector<double> steps,
             std::vector<int64_t> boxes, double lr, double beta1, double beta2, double eps,
-            double weight_decay) {
+            double weight_decay, double gradient_factor) {
   using growtas::kBoxDims;
   const size_t n = parameters.size();
   const auto fits = [n](size_t size, bool optional) { return size == n || (optional && size == 0); };
@@ -399,6 +399,7 @@ void adamw_(std::vector<Tensor> parameters, std::vector<Tensor> gradients,
     box.step.log_beta2 = std::log(beta2);
     box.step.eps = eps;
     box.step.weight_decay = weight_decay;
+    box.step.gradient_factor = gradient_factor;
     bool empty = false;
     for (int64_t d = 0; d < kBoxDims; ++d) {
       const int64_t own = d - (kBoxDims - p.dim());
@@ -446,7 +447,8 @@ STABLE_TORCH_LIBRARY(growtas_native, m) {
   m.def(
       "adamw_(Tensor(a!)[] parameters, Tensor[] gradients, Tensor(b!)[] exp_avgs, "
       "Tensor(c!)[] exp_avg_sqs, Tensor(d!)[] counts, Tensor(e!)[] shadows, float[] steps, "
-      "int[] boxes, float lr, float beta1, float beta2, float eps, float weight_decay) -> ()");
+      "int[] boxes, float lr, float beta1, float beta2, float eps, float weight_decay, "
+      "float gradient_factor) -> ()");
   m.def(growtas::kAdamWStaticSchema);
 }
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from growtas.kernels.adamw.row import clip_factor
 from growtas.kernels.extents import COLUMNS
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def step_(table: StaticTable, extents: Tensor, largest: float | None, scale: Ten
         if scale is not None:
             table.found_inf.copy_(~total.isfinite())
         if largest is not None:
-            table.factor.mul_((largest / (table.norm + 1e-6)).clamp(max=1.0))
+            table.factor.mul_(clip_factor(table.norm, largest))
     sampled = _sampled(table, extents)
     _decide(table, sampled)
     for p, (row, mask) in enumerate(zip(table.rows, free, strict=True)):
