@@ -138,6 +138,7 @@ struct AdamW {
   uint16_t* shadow;
   double step;
   double lr, beta1, beta2, log_beta1, log_beta2, eps, weight_decay;
+  double gradient_factor;  // gradients count times this
 };
 
 // Every pointer called `scratch` is 64-byte aligned, owned by the caller and holds the bytes the
