@@ -65,9 +65,19 @@ GROWTAS_INLINE Vec<BFloat16Pair> neighbours<BFloat16Pair>(const float* p) {
 }
 #endif
 
+// GELU of what becomes elements.
+template <class E>
+GROWTAS_INLINE Gelu<Sum<E>> gelu_of_elements(const Vec<Sum<E>>& z) {
+  if constexpr (Element<E>::values == 2)
+    return gelu_to_bfloat16(z);
+  else
+    return gelu_with_derivative(z);
+}
+
 // Whether the rows of a buffer are already a sequence of elements.
 template <class E>
-GROWTAS_INLINE bool holds_elements(const ConstBuffer& src, int64_t stride, int64_t depth) {
+GROWTAS_INLINE bool holds_elements(const ConstBuffer& src, [[maybe_unused]] int64_t stride,
+                                   [[maybe_unused]] int64_t depth) {
 #if defined(GROWTAS_BFLOAT16_DOT)
   if constexpr (sizeof(E) != sizeof(Sum<E>) || Element<E>::values == 2)
     return src.dtype == DType::bfloat16 && stride % 2 == 0 && depth % 2 == 0 &&
@@ -99,7 +109,7 @@ GROWTAS_INLINE Vec<E> load_elements(const ConstBuffer& src, int64_t offset, int6
     Vec<S> v = {};
     if (left > 0)
       v = load_values<S>(src, offset + i * kLanes<S>, left < kLanes<S> ? left : kLanes<S>);
-    store(values + i * kLanes<S>, gelued ? gelu<S>(v) : v);
+    store(values + i * kLanes<S>, gelued ? gelu_of_elements<E>(v).value : v);
   }
   return neighbours<E>(values);
 }

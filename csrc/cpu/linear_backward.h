@@ -97,8 +97,8 @@ GROWTAS_NOINLINE void pack_inputs(const LinearBackward& p, int64_t first, int64_
       if (Element<E>::values == 2 && m + 1 < rows)
         second = load_values<S>(x, at + stride + v * L, count);
       if (gelu_of_x) {
-        value = gelu<S>(value);
-        if (Element<E>::values == 2) second = gelu<S>(second);
+        value = gelu_of_elements<E>(value).value;
+        if (Element<E>::values == 2) second = gelu_of_elements<E>(second).value;
       }
       const Vec<E> pair = interleave<E>(value, second);
       std::memcpy(static_cast<void*>(out + v * L), &pair, sizeof(pair));
@@ -125,7 +125,7 @@ GROWTAS_INLINE void finish_gradient(const LinearBackward& p, int64_t m, int64_t 
         const int64_t left = columns - v * L;
         const Vec<S> z =
             load_values<S>(p.x, (m + i) * p.x_stride + k + v * L, left < L ? left : L);
-        const Gelu<S> gelu = gelu_with_derivative(z);
+        const Gelu<S> gelu = gelu_of_elements<E>(z);
         sum *= gelu.derivative;
         store(s.inputs + i * kPanel<E> + v * L, gelu.value);
       }

@@ -196,6 +196,22 @@ def test_gelu_of_every_size():
     torch.testing.assert_close(dx.double(), want, rtol=0, atol=4e-7)
 
 
+def test_gelu_of_every_bfloat16():
+    """Rounding the result is most of the error, and the derivative's is below that of 1."""
+    z = torch.arange(2**16, dtype=torch.int32).to(torch.uint16).view(torch.bfloat16)
+    rows = z[z.isfinite()].view(-1, 1)
+    one, ones = torch.ones(1, 1).bfloat16(), torch.ones_like(rows)
+    y, dx = torch.empty_like(rows), torch.empty_like(rows)
+    native_library.operators().linear_forward(rows, one, None, 1, True, False, None, None, y, None)
+    native_library.operators().linear_backward(ones, rows, one, 1, True, None, dx, None, None)
+    leaf = rows.double().requires_grad_()
+    want = torch.nn.functional.gelu(leaf)
+    (gradient,) = torch.autograd.grad(want.sum(), leaf)
+    half_step = torch.finfo(torch.bfloat16).eps / 2
+    torch.testing.assert_close(y.double(), want.detach(), rtol=1.15 * half_step, atol=2e-6)
+    torch.testing.assert_close(dx.double(), gradient, rtol=half_step, atol=1.5e-4)
+
+
 def test_few_rows_go_to_blas_and_agree(monkeypatch):
     inputs, cotangent = linear_inputs(5, 24, 40)
     results = []
