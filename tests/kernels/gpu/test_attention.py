@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import attention_cases
 import oracles
 import pytest
 import torch
@@ -91,6 +92,13 @@ def test_distances_are_clamped(device, reach, class_token):
 
 
 @pytest.mark.parametrize("class_token", [True, False], ids=["cls", "nocls"])
+@pytest.mark.parametrize("grid", [(1, 63), (40, 1)], ids=str)
+def test_more_slots_than_float32_products_take(device, grid, class_token):
+    """More than 62 rows and columns together, and one shape below."""
+    check(*case(grid, class_token=class_token), device)
+
+
+@pytest.mark.parametrize("class_token", [True, False], ids=["cls", "nocls"])
 def test_without_tables(device, class_token):
     check(*case((3, 6), class_token=class_token, relative=False), device)
 
@@ -134,6 +142,33 @@ def test_shipped_configurations(device, shipped_tiles, dtype, head_dim, grid):
 def test_more_tokens_than_most(device, shipped_tiles):
     """64 x 64 patches; offsets beyond 2**31 are for larger batches still."""
     check(*case((64, 64), num_heads=1), device, torch.float16)
+
+
+@pytest.mark.parametrize(
+    ("grid", "change"),
+    [((1, 254), {}), ((2, 2), {"head_dim": 136}), ((2, 2), {"reach": 64})],
+    ids=str,
+)
+def test_sizes_that_no_configuration_takes(device, grid, change):
+    """Refused before anything is launched, by size and limit."""
+    inputs, _, arguments = case(grid, **change)
+    with pytest.raises(ValueError, match=r"head dims of up to 128, grids of up to 254 .* got head"):
+        kernels.attention(**{k: v.to(device) for k, v in inputs.items()}, **arguments)
+
+
+def test_every_kernel_has_a_configuration_for_the_largest_sizes(shipped_tiles, gpu):
+    from growtas.kernels.attention.gpu_builds import KERNELS
+    from growtas.kernels.attention.gpu_shape import LIMITS, Shape
+
+    head_dim, both, rows = LIMITS
+    for architecture in configs.TABLES:
+        for dtype in oracles.DTYPES:
+            shape = Shape(
+                head_dim=head_dim, grid=(1, both - 1), class_token=1, table_rows=rows,
+                dtype=dtype, precision="ieee", device_extents=False,
+            )  # fmt: skip
+            for kernel in KERNELS:
+                assert shape.config(kernel, architecture).warps > 0
 
 
 def test_float32_tables_and_accumulation(device):
@@ -199,3 +234,39 @@ def test_number_of_heads_on_the_device(device, gpu):
     assert bits_equal(narrowed(wide_dqkv, 3), dqkv)
     assert wide_dqkv.view(batch, tokens, 3, 3, 32)[:, :, :, 2].isnan().all()
     torch.testing.assert_close(wide_gradient, gradient)  # shares are cut otherwise
+
+
+@pytest.mark.parametrize("heads", attention_cases.HEADS.values(), ids=attention_cases.HEADS)
+def test_several_subnets(device, heads):
+    attention_cases.check_several(heads, device=device, exact=False)
+
+
+def test_more_subnets_than_a_share_of_the_tables_gradient(device, gpu, monkeypatch):
+    """A program's share of the sequences then lies in several subnets."""
+    monkeypatch.setattr(gpu, "TABLE_SHARES", 2)
+    attention_cases.check_several([1, 3, 2], device=device, exact=False, images=1)
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_launches(device, gpu, monkeypatch, relative):
+    """One forward; backward three, or two where there are no tables."""
+    launched = []
+
+    def counted(name, kernel):
+        class Counted:
+            arg_names, __name__ = kernel.arg_names, name
+
+            def __getitem__(self, grid):
+                launched.append(name)
+                return kernel[grid]
+
+        return Counted()
+
+    for name in [name for name in vars(gpu) if name.endswith("_kernel")]:
+        monkeypatch.setattr(gpu, name, counted(name, getattr(gpu, name)))
+    inputs, cotangent, arguments = case((1, 3), relative=relative)
+    stored = {name: x.to(device).requires_grad_() for name, x in inputs.items()}
+    out = kernels.attention(**stored, **arguments)
+    assert len(launched) == 1
+    out.backward(cotangent.to(device))
+    assert len(launched) == (4 if relative else 3)
