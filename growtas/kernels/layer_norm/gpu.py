@@ -24,7 +24,7 @@ TEAM = 16  # of them whose sums are added by one: about the root of their number
 # Arguments that change from subnet to subnet: one compilation serves all values of one ALIGNMENT.
 SIZES = [
     "rows", "width", "width_stride", "present_stride", "x_stride", "y_stride", "dy_stride",
-    "dx_stride", "subnets",
+    "dx_stride", "added_stride", "subnets",
 ]  # fmt: skip
 
 
@@ -90,6 +90,7 @@ def layer_norm_backward_kernel(
     counters,  # [1 + teams] int32 zeros: of teams, and of programs of each team
     dweight,
     dbias,  # [width_max], as far as the widest subnet goes added to
+    added,  # [rows, width] by row stride, added to dx with ADDED
     present,  # int32 of each subnet, read with PRESENT: 0 where the parameters have no part in dx
     rows,
     width,
@@ -99,8 +100,10 @@ def layer_norm_backward_kernel(
     dy_stride,
     x_stride,
     dx_stride,
+    added_stride,
     WEIGHT: tl.constexpr,
     BIAS: tl.constexpr,
+    ADDED: tl.constexpr,
     PRESENT: tl.constexpr,
     DEVICE_EXTENTS: tl.constexpr,
     ALIGNMENT: tl.constexpr,
@@ -109,7 +112,7 @@ def layer_norm_backward_kernel(
     BLOCK_E: tl.constexpr,
 ):
     dy_stride, x_stride = aligned(dy_stride, ALIGNMENT), aligned(x_stride, ALIGNMENT)
-    dx_stride = aligned(dx_stride, ALIGNMENT)
+    dx_stride, added_stride = aligned(dx_stride, ALIGNMENT), aligned(added_stride, ALIGNMENT)
     e = tl.arange(0, BLOCK_E)
     dweight_sum = tl.zeros([BLOCK_E], tl.float32)
     dbias_sum = tl.zeros([BLOCK_E], tl.float32)
@@ -137,6 +140,9 @@ def layer_norm_backward_kernel(
         average = tl.sum(g, 1) / columns
         slope = tl.sum(g * normal, 1) / columns
         gradient = (g - average[:, None] - normal * slope[:, None]) * scale[:, None]
+        if ADDED:
+            at = added + row * added_stride + e[None, :]
+            gradient += tl.load(at, inside, 0.0).to(tl.float32)
         tl.store(dx + row * dx_stride + e[None, :], gradient.to(dx.dtype.element_ty), inside)
 
     if WEIGHT or BIAS:
@@ -173,7 +179,9 @@ def layer_norm_backward_kernel(
 class _Call:
     """How the kernels are launched for some width."""
 
-    def __init__(self, x: Tensor, strides: tuple[int, ...], extents: Tensor | None) -> None:
+    def __init__(
+        self, x: Tensor, strides: tuple[int, ...], extents: Tensor | None, backward: bool
+    ) -> None:
         width = x.shape[-1]
         self.block_e = power_of_two(width)
         self.subnets = 1 if extents is None else len(extents)
@@ -183,7 +191,7 @@ class _Call:
         self.config = _config(architecture(x.device), self.block_e)
         self.device_extents = extents is not None
         self.tiles = {
-            **_tiles(self.config, self.block_e),
+            **_tiles(self.config, self.block_e, backward),
             "DEVICE_EXTENTS": self.device_extents,
             "ALIGNMENT": math.gcd(*strides, 16 if extents is None else 8),
             "num_warps": self.config.warps,
@@ -210,9 +218,9 @@ def forward(
     rstd = torch.empty_like(mean)
     count, pitch = rows.shape
     if count:
-        call = _Call(x, (rows.stride(0), pitch), extents)
+        call = _Call(x, (rows.stride(0), pitch), extents, False)
         of_each = count // call.subnets
-        layer_norm_forward_kernel[(call.subnets * triton.cdiv(of_each, call.config.blocks[0]),)](
+        layer_norm_forward_kernel[(call.subnets * triton.cdiv(of_each, call.tiles["BLOCK_R"]),)](
             rows, weight, bias, y, mean, rstd, of_each, *call.width, rows.stride(0), pitch, eps,
             **call.tiles,
         )  # fmt: skip
@@ -229,30 +237,34 @@ def backward_(
     grad_bias: Tensor | None,
     extents: Tensor | None = None,
     present: Tensor | None = None,
+    added: Tensor | None = None,
 ) -> Tensor:
     """See :func:`growtas.kernels.layer_norm.reference.backward_`. Deterministic.
 
     Args:
         extents: as in :func:`forward`.
         present: int32 ``[G]``.
+        added: like x.
     """
     dy_rows, rows = as_rows(dy), as_rows(x)
     dx = x.new_empty(x.shape)
     count, pitch = rows.shape
     if count == 0:
         return dx
-    call = _Call(x, (dy_rows.stride(0), rows.stride(0), pitch), extents)
-    programs = min(PROGRAMS, triton.cdiv(count, call.config.blocks[0]))
+    more = dy_rows if added is None else as_rows(added)
+    call = _Call(x, (dy_rows.stride(0), rows.stride(0), more.stride(0), pitch), extents, True)
+    programs = min(PROGRAMS, triton.cdiv(count, call.tiles["BLOCK_R"]))
     teams = triton.cdiv(programs, TEAM)
     partials = mean.new_empty(programs + teams, 2, call.block_e)
     layer_norm_backward_kernel[(programs,)](
         dy_rows, rows, weight, mean, rstd, dx, partials, counters(x.device, 1 + teams),
         partials if grad_weight is None else grad_weight,
-        partials if grad_bias is None else grad_bias,
+        partials if grad_bias is None else grad_bias, more,
         partials if present is None else present, count // call.subnets, *call.width,
         0 if present is None else present.stride(0), call.subnets, dy_rows.stride(0),
-        rows.stride(0), pitch, WEIGHT=grad_weight is not None, BIAS=grad_bias is not None,
-        PRESENT=present is not None, TEAM=TEAM, **call.tiles,
+        rows.stride(0), pitch, more.stride(0), WEIGHT=grad_weight is not None,
+        BIAS=grad_bias is not None, ADDED=added is not None, PRESENT=present is not None,
+        TEAM=TEAM, **call.tiles,
     )  # fmt: skip
     return dx
 
@@ -261,8 +273,10 @@ def _config(architecture: int, block_e: int) -> Config:
     return choose(architecture, "layer_norm_kernel", torch.float32, (block_e,))
 
 
-def _tiles(config: Config, block_e: int) -> dict[str, int]:
-    return {"BLOCK_R": config.blocks[0], "BLOCK_E": block_e}
+def _tiles(config: Config, block_e: int, backward: bool) -> dict[str, int]:
+    """Backward a program holds several tiles at once: of half as many rows."""
+    rows = max(1, config.blocks[0] // 2) if backward else config.blocks[0]
+    return {"BLOCK_R": rows, "BLOCK_E": block_e}
 
 
 def builds(architecture: int) -> Iterator[Build]:
@@ -273,13 +287,12 @@ def builds(architecture: int) -> Iterator[Build]:
         for dtype in ("bf16", "fp16", "fp32"):
             for alignment, on_device in ((16, False), (8, False), (8, True)):
                 how = f"{dtype} {block_e} aligned {alignment}" + " device" * on_device
-                constants = {
-                    "DEVICE_EXTENTS": on_device, "ALIGNMENT": alignment, **_tiles(config, block_e),
-                }  # fmt: skip
+                sizes = {"DEVICE_EXTENTS": on_device, "ALIGNMENT": alignment}
+                constants = sizes | _tiles(config, block_e, False)
                 kernel = layer_norm_forward_kernel
                 yield Build(how, kernel, _types(kernel, dtype, constants), constants, config)
-                constants = constants | {
-                    "WEIGHT": True, "BIAS": True, "PRESENT": on_device, "TEAM": TEAM,
+                constants = sizes | _tiles(config, block_e, True) | {
+                    "WEIGHT": True, "BIAS": True, "ADDED": True, "PRESENT": on_device, "TEAM": TEAM,
                 }  # fmt: skip
                 kernel = layer_norm_backward_kernel
                 yield Build(how, kernel, _types(kernel, dtype, constants), constants, config)
@@ -287,7 +300,7 @@ def builds(architecture: int) -> Iterator[Build]:
 
 def _types(kernel: Any, dtype: str, constants: dict[str, Any]) -> dict[str, str]:
     types = dict.fromkeys(kernel.arg_names, "*fp32:16")
-    types |= dict.fromkeys(("x", "y", "dy", "dx"), f"*{dtype}:16")
+    types |= dict.fromkeys(("x", "y", "dy", "dx", "added"), f"*{dtype}:16")
     types |= dict.fromkeys(SIZES, "i32") | {"eps": "fp32", "counters": "*i32:16"}
     if constants["DEVICE_EXTENTS"]:
         types["width"] = types["present"] = "*i32"

@@ -219,7 +219,7 @@ def fold(
         )  # fmt: skip
         acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         row_stride = aligned(launched_in, ALIGNMENT)
-        for split in tl.range(0, splits, loop_unroll_factor=4):  # four reads under way
+        for split in tl.range(0, splits, loop_unroll_factor=2):  # two reads under way
             row = ((split * GROUPS + group) * launched_out + m)[:, None]
             acc += tl.load(partials + row * row_stride + n[None, :], inside, 0.0)
         at = grad_weight + group * aligned(grad_stride_group, ALIGNMENT)

@@ -191,3 +191,36 @@ def test_several_subnets(device, gpu, monkeypatch, widths, programs):
 
 def test_several_subnets_of_which_one_is_not_read(device):
     several.check_layer_norm([24, 40, 16], device=device, exact=False, absent=(1,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_gradient_of_the_stream(device, any_dtype, dtype):
+    """Added before dx is rounded; read by its strides."""
+    inputs, cotangent = case(24, device, dtype=dtype)
+    wide = torch.full((*cotangent.shape[:-1], 40), float("nan"), device=device, dtype=dtype)
+    wide[..., :24] = cotangent * 3
+
+    class Stream(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, dy):
+            return wide[..., :24]
+
+    def branch(x, weight, bias):
+        y, stream = kernels.pre_norm(x, weight, bias)
+        return Stream.apply(stream) + y
+
+    golden, plain = (
+        oracles.outputs_and_gradients(
+            lambda x, weight, bias: x * 3 + oracles.layer_norm(x, weight, bias), inputs,
+            cotangent, to,
+        )
+        for to in (torch.float64, dtype)
+    )  # fmt: skip
+    actual = oracles.outputs_and_gradients(branch, inputs, cotangent)
+    for results in (golden, plain, actual):
+        del results["output"]
+    assert_within_budget(actual, golden, plain, dtype)
