@@ -34,6 +34,7 @@ TESTS = (
     "tests/supernet/test_static_triton.py",
     "tests/supernet/test_launches.py",
     "tests/training/test_graph_cuda.py",
+    "tests/search/test_population_cuda.py",
     "--ignore",
     "tests/kernels/gpu/test_precompile.py",
 )
