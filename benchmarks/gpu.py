@@ -47,8 +47,11 @@ def _python(*arguments: str) -> tuple[str, ...]:
 
 
 def _measure(out: Path, parts: str, *arguments: str) -> tuple[str, ...]:
-    device = ("--device", "cuda", "--out", str(out))
-    return _python("benchmarks.run", *device, "--parts", parts, *arguments)
+    return _python("benchmarks.run", *_place(out), "--parts", parts, *arguments)
+
+
+def _place(out: Path) -> tuple[str, ...]:
+    return "--device", "cuda", "--out", str(out)
 
 
 def steps(out: Path, *, quick: bool, sanitizer: str | None) -> list[Step]:
@@ -62,12 +65,14 @@ def steps(out: Path, *, quick: bool, sanitizer: str | None) -> list[Step]:
         uncached = (("PYTORCH_NO_CUDA_MEMORY_CACHING", "1"),)
         found.append(Step("memory check", command, 45 if quick else 90, uncached))
     roofline = _python("benchmarks.roofline", "--out", str(out))
+    subnets = _python("benchmarks.subnets_per_second", *_place(out))
     if quick:
         return [
             *found,
             Step("train", _measure(out, "train", "--quick"), 60),
             Step("switching", _measure(out, "switching", "--quick"), 45),
             Step("roofline", (*roofline, "--rounds", "5"), 45),
+            Step("subnets per second", (*subnets, "--quick"), 60),
         ]
     tiny = ("--cases", "autoformer-tiny/*")
     # Compiling a subnet as a whole takes long: there is one case of it.
@@ -89,6 +94,7 @@ def steps(out: Path, *, quick: bool, sanitizer: str | None) -> list[Step]:
             )
             for name in ("autoformer-small", "autoformer-base")
         ),
+        Step("subnets per second, T", (*subnets, "--cases", "autoformer-tiny/*/128/*"), 180),
         Step("forward, T", _measure(out, "forward", *tiny, *others), 90),
         Step("operators", _measure(out, "operators"), 90),
     ]

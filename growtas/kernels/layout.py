@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -26,6 +28,11 @@ def as_vectors(bias: Tensor | None) -> Tensor | None:
     if bias is None:
         return None
     return (bias if bias.dim() == 1 else bias.flatten(1)).contiguous()
+
+
+def shares(tensor: Tensor | None, count: int) -> Sequence[Tensor | None]:
+    """What each of so many subnets has of a batch: equal consecutive parts, as views."""
+    return (None,) * count if tensor is None else tensor.tensor_split(count)
 
 
 def result_dtype(x: Tensor, residual: Tensor | None) -> torch.dtype:

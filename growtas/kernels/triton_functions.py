@@ -35,12 +35,24 @@ def gelu_slope(x):
 
 
 @triton.jit
-def extent(value, DEVICE_EXTENTS: tl.constexpr, ALIGNMENT: tl.constexpr):
-    """A size given as an int or, with DEVICE_EXTENTS, as a pointer to an int32; known to the
-    compiler as a multiple of ALIGNMENT."""
+def extent(value, DEVICE_EXTENTS: tl.constexpr, ALIGNMENT: tl.constexpr, at=0):
+    """A size given as an int or, with DEVICE_EXTENTS, as a pointer to an int32 that lies `at`
+    entries before it; known to the compiler as a multiple of ALIGNMENT."""
     if DEVICE_EXTENTS:
-        value = tl.load(value)
+        value = tl.load(value + at)
     return aligned(value, ALIGNMENT)
+
+
+@triton.jit
+def tile_of_rows(tile, rows, BLOCK: tl.constexpr, DEVICE_EXTENTS: tl.constexpr):
+    """Subnet, first row and end of the subnet's rows of a tile. With DEVICE_EXTENTS the batch may
+    be that of several subnets, `rows` rows each, and no tile lies in two."""
+    subnet = 0
+    if DEVICE_EXTENTS:
+        tiles = tl.cdiv(rows, BLOCK)
+        subnet = tile // tiles
+        tile -= subnet * tiles
+    return subnet, subnet * rows + tile * BLOCK, (subnet + 1) * rows
 
 
 @triton.jit

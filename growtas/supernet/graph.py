@@ -7,11 +7,12 @@ why.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from growtas.kernels.extents import check_groups
 from growtas.precision import autocast
 from growtas.space import Subnet
 from growtas.supernet.vit import Supernet
@@ -82,43 +83,69 @@ class Graph:
 
 
 class GraphedForward:
-    """Logits of any subnet on batches of one shape, from one CUDA graph; without gradients.
+    """Logits of any subnets on batches of one shape, from one CUDA graph; without gradients.
 
     Args:
         model: in evaluation mode while it runs; its weights are read where they are, so they may be
             changed in place.
         images: a batch like those to come, ``[B, channels, height, width]``; copied.
         dtype: of autocast; None for none.
+        groups: G, subnets of one call; each gets its part of the batch, as in
+            :meth:`growtas.Supernet.forward`.
 
     Attributes:
         reason: why there is no graph; None if there is or will be one.
+
+    Raises:
+        ValueError: G does not divide the batch.
     """
 
     def __init__(
-        self, model: Supernet, images: Tensor, *, dtype: torch.dtype | None = None
+        self,
+        model: Supernet,
+        images: Tensor,
+        *,
+        dtype: torch.dtype | None = None,
+        groups: int = 1,
     ) -> None:
+        check_groups(images, groups)
         self.model = model
         self.dtype = dtype
         self.device = model.head.weight.device
         self._images = images.to(self.device, copy=True)
+        self._part = self._images[: len(images) // groups]
         self._logits = logits_buffer(model, self._images)
-        self._extents = model.new_extents()
+        self._extents = model.new_extents(groups)
         self._graph = Graph(self._forward, self.device)
 
     @property
     def reason(self) -> str | None:
         return self._graph.reason
 
-    def __call__(self, images: Tensor, subnet: Subnet) -> Tensor:
+    @property
+    def groups(self) -> int:
+        """Subnets of one call."""
+        return self._extents.groups
+
+    def __call__(self, images: Tensor | None, subnets: Subnet | Sequence[Subnet]) -> Tensor:
         """Class logits, float32 ``[B, classes]``: overwritten by the next call.
 
+        Args:
+            images: a batch; or ``[B / G, ...]``, which every subnet gets; or None for those of the
+                call before.
+            subnets: G of them; one will do where G is 1.
+
         Raises:
-            ValueError: a batch of another shape, or a subnet that extents on the device cannot
-                hold (see :meth:`growtas.Supernet.new_extents`).
+            ValueError: a batch of another shape, another number of subnets, or one that extents on
+                the device cannot hold (see :meth:`growtas.Supernet.new_extents`).
         """
-        check_batch("images", images, self._images)
-        self._extents.write(subnet)
-        self._images.copy_(images, non_blocking=True)
+        if images is not None:
+            same = len(images) == len(self._part)
+            check_batch("images", images, self._part if same else self._images)
+        self._extents.write(subnets)
+        if images is not None:
+            buffer = self._images.unflatten(0, (self.groups, -1)) if same else self._images
+            buffer.copy_(images, non_blocking=True)
         self._graph()
         return self._logits
 

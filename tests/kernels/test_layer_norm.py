@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import oracles
 import pytest
+import several
 import torch
 from oracles import DTYPES, EMBED_WIDTHS, assert_within_budget, bits_equal
 
@@ -120,3 +121,24 @@ def test_gradcheck(backend):
 def test_bad_input_is_named(backend, width, sizes, error, message):
     with pytest.raises(error, match=message):
         kernels.layer_norm(torch.zeros(2, width), torch.ones(sizes[0]), torch.zeros(sizes[1]))
+
+
+@pytest.mark.parametrize("widths", [[24], [8, 40], [40, 16, 24]], ids=str)
+def test_several_subnets(backend, widths):
+    """Each with its part of the batch and its width; the bits of one call for each."""
+    several.check_layer_norm(widths, exact=True)
+
+
+def test_several_subnets_of_which_one_is_not_read(backend):
+    several.check_layer_norm([24, 40, 16], exact=True, absent=(1,))
+
+
+def test_extents_that_do_not_fit(backend):
+    x, one = torch.zeros(4, 8), torch.ones(8)
+    three, two = (several.column([8] * n, "cpu", 0) for n in (3, 2))
+    with pytest.raises(ValueError, match="3 subnets, which do not divide a batch of 4"):
+        kernels.layer_norm(x, one, one, extents=three)
+    with pytest.raises(ValueError, match="2 and of 1 subnets"):
+        kernels.layer_norm(x, one, one, extents=two, present=two[:1])
+    with pytest.raises(ValueError, match="present is given, extents are not"):
+        kernels.layer_norm(x, one, one, present=two)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import oracles
 import pytest
+import several
 import torch
 from oracles import DTYPES, EMBED_WIDTHS, HIDDEN_WIDTHS, assert_within_budget, bits_equal
 
 from growtas import kernels
+from growtas.kernels.extents import LinearExtents
 
 
 def case(in_features, out_features, *, rows=(2, 7), in_max=None, out_max=None, stacked=None,
@@ -252,3 +254,25 @@ def test_gradient_of_a_stacked_weight_in_another_memory_format(backend):
     accumulator = kernels.GradientAccumulator([weight])
     kernels.linear(x, weight, out_features=6, gradients=accumulator).backward(cotangent)
     torch.testing.assert_close(weight.grad, twin.grad)
+
+
+@pytest.mark.parametrize("sizes", several.LINEAR_SIZES.values(), ids=several.LINEAR_SIZES)
+@pytest.mark.parametrize("layout", ["matrix", "stacked", "flat"])
+def test_several_subnets(backend, sizes, layout):
+    """Each with its part of the batch and its extents; the bits of one call for each."""
+    several.check_linear(sizes, exact=True, stacked=layout != "matrix", flat=layout == "flat")
+
+
+def test_several_subnets_of_which_one_has_no_outputs(backend):
+    several.check_linear([(13, 9), (0, 9)], exact=True, fused=False)
+
+
+def test_extents_that_do_not_fit_the_batch(backend):
+    x, weight = torch.zeros(4, 3, 6), torch.zeros(8, 6)
+    three, two = (several.column([6] * n, "cpu", 0) for n in (3, 2))
+    with pytest.raises(ValueError, match="3 subnets, which do not divide a batch of 4"):
+        kernels.linear(x, weight, extents=LinearExtents(None, three))
+    with pytest.raises(ValueError, match="2 and of 1 subnets"):
+        kernels.linear(x, weight, extents=LinearExtents(two, two[:1]))
+    with pytest.raises(ValueError, match="a batch of 1"):
+        kernels.linear(x[0, 0], weight, extents=LinearExtents(two, None))

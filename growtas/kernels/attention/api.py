@@ -39,16 +39,17 @@ def attention(
         grid: ``(H, W)`` of the patches, any size.
         scale: default ``head_dim ** -0.5``; applied to the relative term too.
         gradients: None for dense gradients, or an accumulator for the tables' ``.grad``.
-        extents: int32 ``[1]`` on the device: the heads there are, 0 or more. Then `num_heads` is
-            the most that can occur; other heads are not read, nor meaningful in outputs.
+        extents: int32 ``[G]`` on the device: the heads there are, 0 or more, for each of G equal
+            parts of the batch. Then `num_heads` is the most that can occur; other heads are not
+            read, nor meaningful in outputs.
 
     Returns:
         ``[B, N, num_heads * head_dim]`` in qkv's dtype. Softmax and sums are float32 (float64 for
         float64).
 
     Raises:
-        ValueError: shapes that do not fit together, or extents that are not int32 ``[1]`` on qkv's
-            device.
+        ValueError: shapes that do not fit together, or extents that are not int32 ``[G]`` on qkv's
+            device with G dividing the batch.
         TypeError: tables that are neither float32 nor of qkv's dtype.
     """
     qkv = cast_to_autocast(qkv)

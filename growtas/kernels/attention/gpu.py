@@ -10,7 +10,6 @@ from torch import Tensor
 from growtas.kernels.attention.gpu_backward import (
     attention_key_gradient_kernel,
     attention_query_gradient_kernel,
-    attention_table_gradient_kernel,
     attention_table_partial_kernel,
 )
 from growtas.kernels.attention.gpu_builds import builds
@@ -54,14 +53,20 @@ class _Call:
             device_extents=extents is not None,
         )
         width = num_heads * self.head_dim
+        if extents is None:
+            self.extents: tuple[Any, ...] = (qkv, 0, 1)  # not read
+        else:
+            self.extents = (extents, extents.stride(0), self.batch // len(extents))
         self.sizes = (
-            qkv.stride(0), qkv.stride(1), width, self.tokens * width, width, num_heads, self.tokens,
+            *self.extents, qkv.stride(0), qkv.stride(1), width, self.tokens * width, width,
+            num_heads, self.tokens,
         )  # fmt: skip
 
-    def launch_tiles(self, kernel: Any, axis: int, *arguments: Any) -> None:
-        """One program per image, head and tile of tokens; the tile is the ``axis``-th block."""
+    def launch_tiles(self, kernel: Any, axis: int, *arguments: Any, before: int = 0) -> None:
+        """So many programs, then one per image, head and tile of tokens, which is the
+        ``axis``-th block."""
         config = self.shape.config(kernel, self.architecture)
-        kernel[(self.sequences * _cdiv(self.tokens, config.blocks[axis]),)](
+        kernel[(before + self.sequences * _cdiv(self.tokens, config.blocks[axis]),)](
             *arguments,
             **self.shape.of(kernel, config.blocks),
             num_warps=config.warps,
@@ -80,8 +85,9 @@ def forward(
     """See :func:`growtas.kernels.attention.reference.forward`; no N x N tensor is stored.
 
     Args:
-        extents: int32 ``[1]`` on the device: heads of this subnet, at most ``num_heads``, which
-            then only sets the layout; what belongs to other heads is neither read nor written.
+        extents: int32 ``[G]`` on the device: heads of a subnet for each of G equal parts of the
+            batch, at most ``num_heads``, which then only sets the layout; what belongs to other
+            heads is neither read nor written.
     """
     qkv = qkv.contiguous()
     call = _Call(qkv, tables, num_heads, grid, extents)
@@ -92,7 +98,7 @@ def forward(
         scratch = lse.new_empty(*lse.shape, call.shape.slots)
     call.launch_tiles(
         attention_forward_kernel, 0, qkv, _contiguous(tables, qkv), out, lse, scratch,
-        _contiguous(extents, lse), *call.sizes, scale,
+        *call.sizes, scale,
     )  # fmt: skip
     return out, lse
 
@@ -123,43 +129,39 @@ def backward_(
         slots = (2, *lse.shape, call.shape.slots)
         key_terms, value_terms = qkv.new_empty(slots).unbind(0)
         ds_slots, p_slots = lse.new_empty(slots).unbind(0)
-    heads = _contiguous(extents, lse)
     call.launch_tiles(
         attention_query_gradient_kernel, 0, qkv, _contiguous(tables, qkv), out, dout, lse, delta,
-        key_terms, value_terms, ds_slots, p_slots, dqkv, heads, *call.sizes, scale,
+        key_terms, value_terms, ds_slots, p_slots, dqkv, *call.sizes, scale,
     )  # fmt: skip
+    partials = grad = delta
+    shares = rows = 0
+    if grad_tables is not None:
+        partials, grad = _table_sums(call, qkv, dout, ds_slots, p_slots, scale), grad_tables
+        shares, rows = len(partials), 4 * grad_tables.shape[1]
     call.launch_tiles(
         attention_key_gradient_kernel, 1, qkv, dout, lse, delta, key_terms, value_terms, dqkv,
-        heads, *call.sizes, scale,
+        partials, grad, shares, rows, *call.sizes, scale, before=rows,
     )  # fmt: skip
-    if grad_tables is not None:
-        _add_table_gradient(call, qkv, dout, ds_slots, p_slots, heads, scale, grad_tables)
     return dqkv
 
 
-def _add_table_gradient(
-    call: _Call, qkv: Tensor, dout: Tensor, ds_slots: Tensor, p_slots: Tensor, heads: Tensor,
-    scale: float, grad: Tensor,
-) -> None:  # fmt: skip
-    """Sums of a fixed share of the sequences each, then the sum of those in order."""
-    shape, kernel = call.shape, attention_table_partial_kernel
-    rows, pad = shape.constants["ROWS"], shape.constants["HEAD_PAD"]
-    each = _cdiv(call.sequences, TABLE_SHARES)
-    shares = _cdiv(call.sequences, each)
-    partials = ds_slots.new_empty(shares, 2, rows, pad)
-    config = shape.config(kernel, call.architecture)
-    constants = shape.of(kernel, config.blocks)
-    kernel[(2 * rows // constants["BLOCK_T"] * shares,)](
-        qkv, dout, ds_slots, p_slots, partials, heads, qkv.stride(0), qkv.stride(1),
+def _table_sums(
+    call: _Call, qkv: Tensor, dout: Tensor, ds_slots: Tensor, p_slots: Tensor, scale: float
+) -> Tensor:
+    """The tables' gradient in parts ``[shares, 2, ROWS, HEAD_PAD]``, each the sum over a fixed
+    share of the images and heads."""
+    kernel = attention_table_partial_kernel
+    rows, pad = call.shape.constants["ROWS"], call.shape.constants["HEAD_PAD"]
+    each = max(1, _cdiv(call.sequences, TABLE_SHARES))
+    partials = ds_slots.new_empty(_cdiv(call.sequences, each), 2, rows, pad)
+    config = call.shape.config(kernel, call.architecture)
+    constants = call.shape.of(kernel, config.blocks)
+    kernel[(2 * rows // constants["BLOCK_T"] * len(partials),)](
+        qkv, dout, ds_slots, p_slots, partials, *call.extents, qkv.stride(0), qkv.stride(1),
         dout.stride(0), dout.stride(1), call.heads, call.tokens, call.sequences, each, scale,
         **constants, num_warps=config.warps, num_stages=config.stages,
     )  # fmt: skip
-    kernel = attention_table_gradient_kernel
-    config = shape.config(kernel, call.architecture)
-    kernel[(4 * shape.constants["TABLE_ROWS"],)](
-        partials, grad, shares,
-        **shape.of(kernel, config.blocks), num_warps=config.warps, num_stages=config.stages,
-    )  # fmt: skip
+    return partials
 
 
 def _contiguous(tensor: Tensor | None, stand_in: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
-"""The attention backward in two kernels: query tiles (dq, tables), then key tiles (dk, dv).
+"""The attention backward: query tiles (dq), the tables' sums, then key tiles (dk, dv).
 
-The first also leaves what the second needs of every query, sum(dout * out) and the terms by slot of
-q on the keys and of dout on the values, and the slot sums that the table gradients are made of: by
-two small kernels, summed in a fixed order, without atomics.
+The first kernel leaves what the third needs of every query, sum(dout * out) and the terms by slot
+of q on the keys and of dout on the values, and the slot sums that the table gradients are made of.
+These the second adds up in fixed shares of the batch, and some programs of the third add the
+shares: three launches, every sum in a fixed order, without atomics.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ import triton.language as tl
 from growtas.kernels.attention.gpu_common import (
     SIZES,
     add_tables_by_sums,
+    heads_of,
     load_sums_by_row,
+    load_terms,
     one_hot_tile,
+    program_place,
     terms_by_slot,
 )
 from growtas.kernels.triton_functions import aligned, dot
@@ -33,7 +37,9 @@ def attention_query_gradient_kernel(
     ds_slots,
     p_slots,  # [B, h, N, SLOTS] float32, written with RELATIVE: sums over the keys of each slot
     dqkv,  # contiguous like qkv, q's part written
-    extents,
+    extents,  # as in the forward kernel
+    extent_stride,
+    images,
     qkv_stride_b,
     qkv_stride_n,
     qkv_stride_part,
@@ -51,23 +57,23 @@ def attention_query_gradient_kernel(
     HEAD_DIM: tl.constexpr,
     HEAD_PAD: tl.constexpr,
     RELATIVE: tl.constexpr,
+    LOAD_TERMS: tl.constexpr,
     DEVICE_EXTENTS: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_T: tl.constexpr,
 ):
-    tiles = tl.cdiv(tokens, BLOCK_M)
-    head = (tl.program_id(0) // tiles) % heads
-    batch = (tl.program_id(0) // tiles // heads).to(tl.int64)
+    tile, head, image = program_place(tl.program_id(0), tl.cdiv(tokens, BLOCK_M), heads)
     if DEVICE_EXTENTS:  # noqa: SIM102  decided while compiling, the other while running
-        if head >= tl.load(extents):
+        if head >= heads_of(image, extents, extent_stride, images):
             return
+    batch = image.to(tl.int64)
     qkv_stride_b, qkv_stride_n = aligned(qkv_stride_b, HEAD_DIM), aligned(qkv_stride_n, HEAD_DIM)
     qkv_stride_part = aligned(qkv_stride_part, HEAD_DIM)
     out_stride_b, out_stride_n = aligned(out_stride_b, HEAD_DIM), aligned(out_stride_n, HEAD_DIM)
     dtype: tl.constexpr = qkv.dtype.element_ty
-    i = (tl.program_id(0) % tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
+    i = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     d = tl.arange(0, HEAD_PAD)
     in_head = d < HEAD_DIM
     inside = (i < tokens)[:, None] & in_head[None, :]
@@ -94,6 +100,8 @@ def attention_query_gradient_kernel(
         in_slots = (row_base + i)[:, None] * SLOTS + slot[None, :]
         tl.store(key_terms + in_slots, of_keys, (i < tokens)[:, None])
         tl.store(value_terms + in_slots, of_values, (i < tokens)[:, None])
+        if LOAD_TERMS:
+            tl.debug_barrier()  # other threads of this program read what was just written
         ds_sums = tl.zeros([BLOCK_M, SLOTS], tl.float32)
         p_sums = tl.zeros([BLOCK_M, SLOTS], tl.float32)
     dq = tl.zeros([BLOCK_M, HEAD_PAD], tl.float32)
@@ -108,8 +116,19 @@ def attention_query_gradient_kernel(
         dp = dot(do, tl.trans(v), zeros, PRECISION)
         if RELATIVE:
             slots = one_hot_tile(j, GRID_H, GRID_W, CLS, SLOTS, dtype)
-            s = dot(of_keys, tl.trans(slots), s, PRECISION)
-            dp = dot(of_values, tl.trans(slots), dp, PRECISION)
+            if LOAD_TERMS:
+                known = (i < tokens)[:, None] & (j < tokens)[None, :]
+                s += load_terms(
+                    key_terms + row_base * SLOTS, i[:, None], j[None, :], known, GRID_H, GRID_W,
+                    CLS, SLOTS,
+                )  # fmt: skip
+                dp += load_terms(
+                    value_terms + row_base * SLOTS, i[:, None], j[None, :], known, GRID_H, GRID_W,
+                    CLS, SLOTS,
+                )  # fmt: skip
+            else:
+                s = dot(of_keys, tl.trans(slots), s, PRECISION)
+                dp = dot(of_values, tl.trans(slots), dp, PRECISION)
         p = tl.exp2(s * scale2 - lse2[:, None])
         p = tl.where((j < tokens)[None, :], p, 0.0)
         ds = (p * (dp - mean[:, None])).to(dtype)
@@ -132,7 +151,35 @@ def attention_query_gradient_kernel(
     )
 
 
-@triton.jit(do_not_specialize=SIZES)
+SHARES_TILE = tl.constexpr(32)  # shares added at a time
+
+
+@triton.jit
+def add_shares(
+    partials,  # [shares, 2, ROWS, HEAD_PAD] float32
+    grad_tables,  # [4, TABLE_ROWS, d] contiguous, added to
+    at,  # row of the four tables, one after the other
+    shares,
+    TABLE_ROWS: tl.constexpr,
+    ROWS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    HEAD_PAD: tl.constexpr,
+):
+    """Adds one row's sums over the shares of the batch, in their order."""
+    side = at // (2 * TABLE_ROWS)
+    row = at % (2 * TABLE_ROWS)
+    d = tl.arange(0, HEAD_PAD)
+    total = tl.zeros([SHARES_TILE, HEAD_PAD], tl.float32)
+    for start in range(0, shares, SHARES_TILE):
+        share = start + tl.arange(0, SHARES_TILE)
+        place = ((share.to(tl.int64) * 2 + side) * ROWS + row)[:, None] * HEAD_PAD + d[None, :]
+        total += tl.load(partials + place, (share < shares)[:, None], 0.0)
+    target = grad_tables + at * HEAD_DIM + d
+    before = tl.load(target, d < HEAD_DIM, 0.0).to(tl.float32)
+    tl.store(target, (before + tl.sum(total, 0)).to(grad_tables.dtype.element_ty), d < HEAD_DIM)
+
+
+@triton.jit(do_not_specialize=[*SIZES, "shares", "folded"])
 def attention_key_gradient_kernel(
     qkv,
     dout,
@@ -141,7 +188,13 @@ def attention_key_gradient_kernel(
     key_terms,
     value_terms,  # read: see attention_query_gradient_kernel
     dqkv,  # k's and v's parts written
+    partials,
+    grad_tables,  # see `add_shares`
+    shares,
+    folded,  # rows of the tables, which as many programs add; 0 without a gradient
     extents,
+    extent_stride,
+    images,
     qkv_stride_b,
     qkv_stride_n,
     qkv_stride_part,
@@ -153,26 +206,37 @@ def attention_key_gradient_kernel(
     GRID_H: tl.constexpr,
     GRID_W: tl.constexpr,
     CLS: tl.constexpr,
+    TABLE_ROWS: tl.constexpr,
+    ROWS: tl.constexpr,
     SLOTS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     HEAD_PAD: tl.constexpr,
     RELATIVE: tl.constexpr,
+    LOAD_TERMS: tl.constexpr,
     DEVICE_EXTENTS: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    tiles = tl.cdiv(tokens, BLOCK_N)
-    head = (tl.program_id(0) // tiles) % heads
-    batch = (tl.program_id(0) // tiles // heads).to(tl.int64)
-    if DEVICE_EXTENTS:  # noqa: SIM102  decided while compiling, the other while running
-        if head >= tl.load(extents):
+    if RELATIVE:  # noqa: SIM102  decided while compiling, the other while running
+        if tl.program_id(0) < folded:
+            add_shares(
+                partials, grad_tables, tl.program_id(0), shares, TABLE_ROWS, ROWS, HEAD_DIM,
+                HEAD_PAD,
+            )  # fmt: skip
             return
+    tile, head, image = program_place(
+        tl.program_id(0) - folded, tl.cdiv(tokens, BLOCK_N), heads
+    )  # fmt: skip
+    if DEVICE_EXTENTS:  # noqa: SIM102  decided while compiling, the other while running
+        if head >= heads_of(image, extents, extent_stride, images):
+            return
+    batch = image.to(tl.int64)
     qkv_stride_b, qkv_stride_n = aligned(qkv_stride_b, HEAD_DIM), aligned(qkv_stride_n, HEAD_DIM)
     qkv_stride_part = aligned(qkv_stride_part, HEAD_DIM)
     out_stride_b, out_stride_n = aligned(out_stride_b, HEAD_DIM), aligned(out_stride_n, HEAD_DIM)
     dtype: tl.constexpr = qkv.dtype.element_ty
-    j = (tl.program_id(0) % tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
+    j = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     d = tl.arange(0, HEAD_PAD)
     in_head = d < HEAD_DIM
     base = qkv + batch * qkv_stride_b + head * HEAD_DIM
@@ -184,7 +248,7 @@ def attention_key_gradient_kernel(
     v = tl.load(base + 2 * qkv_stride_part + at, inside, 0.0)
     scale2 = scale * 1.4426950408889634
     slot = tl.arange(0, SLOTS)
-    if RELATIVE:
+    if RELATIVE and not LOAD_TERMS:
         slots = one_hot_tile(j, GRID_H, GRID_W, CLS, SLOTS, dtype)
     dk = tl.zeros([BLOCK_N, HEAD_PAD], tl.float32)
     dv = tl.zeros([BLOCK_N, HEAD_PAD], tl.float32)
@@ -199,7 +263,17 @@ def attention_key_gradient_kernel(
         zeros = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
         s = dot(k, tl.trans(q), zeros, PRECISION)
         dp = dot(v, tl.trans(do), zeros, PRECISION)
-        if RELATIVE:
+        if RELATIVE and LOAD_TERMS:
+            known = (j < tokens)[:, None] & (i < tokens)[None, :]
+            s += load_terms(
+                key_terms + row_base * SLOTS, i[None, :], j[:, None], known, GRID_H, GRID_W, CLS,
+                SLOTS,
+            )  # fmt: skip
+            dp += load_terms(
+                value_terms + row_base * SLOTS, i[None, :], j[:, None], known, GRID_H, GRID_W, CLS,
+                SLOTS,
+            )  # fmt: skip
+        elif RELATIVE:
             in_terms = (row_base + i)[:, None] * SLOTS + slot[None, :]
             of_keys = tl.load(key_terms + in_terms, (i < tokens)[:, None], 0.0)
             of_values = tl.load(value_terms + in_terms, (i < tokens)[:, None], 0.0)
@@ -223,6 +297,8 @@ def attention_table_partial_kernel(
     p_slots,  # [B, h, N, SLOTS] float32, read
     partials,  # [shares, 2, ROWS, HEAD_PAD] float32, written
     extents,
+    extent_stride,
+    images,
     qkv_stride_b,
     qkv_stride_n,
     out_stride_b,
@@ -262,7 +338,8 @@ def attention_table_partial_kernel(
         batch = (sequence // heads).to(tl.int64)
         active = sequence < sequences
         if DEVICE_EXTENTS:
-            active = active & (head < tl.load(extents))
+            image = tl.minimum(sequence, sequences - 1) // heads
+            active = active & (head < heads_of(image, extents, extent_stride, images))
         base = head * HEAD_DIM
         sums = tl.where(side == 0, ds_slots, p_slots) + sequence.to(tl.int64) * tokens * SLOTS
         for start in range(0, tl.where(active, tokens, 0), BLOCK_M):
@@ -287,28 +364,3 @@ def attention_table_partial_kernel(
     at = row[:, None] * HEAD_PAD + d[None, :]
     mine = partials + (share * 2 + side).to(tl.int64) * ROWS * HEAD_PAD
     tl.store(mine + at, total * tl.where(side == 0, scale, 1.0))
-
-
-@triton.jit(do_not_specialize=["shares"])
-def attention_table_gradient_kernel(
-    partials,  # [shares, 2, ROWS, HEAD_PAD] float32
-    grad,  # [4, TABLE_ROWS, d] contiguous, added to
-    shares,
-    TABLE_ROWS: tl.constexpr,
-    ROWS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    HEAD_PAD: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-):
-    """Adds one row of one table's partial sums, in the order of the shares."""
-    side = tl.program_id(0) // (2 * TABLE_ROWS)
-    row = tl.program_id(0) % (2 * TABLE_ROWS)
-    d = tl.arange(0, HEAD_PAD)
-    total = tl.zeros([BLOCK_M, HEAD_PAD], tl.float32)
-    for start in range(0, shares, BLOCK_M):
-        share = start + tl.arange(0, BLOCK_M)
-        at = ((share.to(tl.int64) * 2 + side) * ROWS + row)[:, None] * HEAD_PAD + d[None, :]
-        total += tl.load(partials + at, (share < shares)[:, None], 0.0)
-    target = grad + tl.program_id(0) * HEAD_DIM + d
-    before = tl.load(target, d < HEAD_DIM, 0.0).to(tl.float32)
-    tl.store(target, (before + tl.sum(total, 0)).to(grad.dtype.element_ty), d < HEAD_DIM)

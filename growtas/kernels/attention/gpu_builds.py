@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -9,7 +10,6 @@ import torch
 from growtas.kernels.attention.gpu_backward import (
     attention_key_gradient_kernel,
     attention_query_gradient_kernel,
-    attention_table_gradient_kernel,
     attention_table_partial_kernel,
 )
 from growtas.kernels.attention.gpu_common import SIZES
@@ -22,27 +22,23 @@ KERNELS = (
     attention_query_gradient_kernel,
     attention_key_gradient_kernel,
     attention_table_partial_kernel,
-    attention_table_gradient_kernel,
 )
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 STORED = ("qkv", "out", "dout", "key_terms", "value_terms", "dqkv")  # in the activations' dtype
 
 
 def builds(architecture: int) -> Iterator[Build]:
-    """With a class token, patches of 14 x 14 (224 pixels) and 24 x 24 (384), in half precision of
-    64 x 64 too. Float32 on grids of more than 62 rows and columns together is right but spills
-    registers, and is not promised here."""
+    """With a class token, patches of 14 x 14 (224 pixels), 24 x 24 (384), 32 x 32 and 64 x 64."""
     for dtype in ("bf16", "fp32"):
         for head_dim in (64, 32, 96, 128):
             yield from _builds(architecture, dtype, head_dim)
-        yield from _builds(architecture, dtype, 64, side=24)
-        yield from _builds(architecture, dtype, 128, side=24)
+        for side, head_dim in itertools.product((24, 32, 64), (64, 128)):
+            yield from _builds(architecture, dtype, head_dim, side=side)
         yield from _builds(architecture, dtype, 64, table_rows=None)
         yield from _builds(architecture, dtype, 64, device_extents=True)
-    yield from _builds(architecture, "bf16", 128, side=64)
     yield from _builds(architecture, "fp16", 64)
-    for head_dim in (64, 128):
-        yield from _builds(architecture, "fp32", head_dim, side=24, precision="tf32")
+    for side, head_dim in itertools.product((24, 64), (64, 128)):
+        yield from _builds(architecture, "fp32", head_dim, side=side, precision="tf32")
 
 
 def _builds(
@@ -78,8 +74,8 @@ def _type(argument: str, dtype: str) -> str:
     """Tables and their gradient in float32, as the parameters are."""
     if argument == "scale":
         return "fp32"
-    if argument in (*SIZES, "sequences", "each", "shares"):
-        return "i32"
     if argument == "extents":
         return "*i32"
+    if argument in (*SIZES, "sequences", "each", "shares", "folded"):
+        return "i32"
     return f"*{dtype}:16" if argument in STORED else "*fp32:16"

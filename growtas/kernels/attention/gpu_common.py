@@ -6,6 +6,9 @@ for the class token, so a key has two slots and a query H + W + 2 terms. A key t
 by one product with a one-hot tile made in registers from the keys' indices; sums of a row of
 probabilities by slot are a product with the same tile. Terms come from the query's products with
 all table rows by one gather per query tile, and slot sums go back to table rows by another.
+
+Products of float32 have no tensor cores and keep a row of each operand in registers: with many
+slots (``LOAD_TERMS``) a key tile instead loads its terms, two for each query and key.
 """
 
 from __future__ import annotations
@@ -15,12 +18,54 @@ import triton.language as tl
 
 from growtas.kernels.triton_functions import dot
 
-# Arguments that change from subnet to subnet: one compilation serves all their values. What the
-# compiler has to know of the strides, the head dim says.
+# Arguments that change from subnet to subnet, the address of an extent with the block: one
+# compilation serves all their values. What the compiler has to know of the strides, the head dim
+# says.
 SIZES = [
-    "qkv_stride_b", "qkv_stride_n", "qkv_stride_part", "out_stride_b", "out_stride_n", "heads",
-    "tokens",
+    "extents", "extent_stride", "images", "qkv_stride_b", "qkv_stride_n", "qkv_stride_part",
+    "out_stride_b", "out_stride_n", "heads", "tokens",
 ]  # fmt: skip
+
+
+@triton.jit
+def program_place(program, tiles, heads):
+    """Tile, head and image of a program. Programs of one head follow each other: its keys and
+    values stay in the L2 cache."""
+    sequence = program // tiles
+    return program % tiles, sequence % heads, sequence // heads
+
+
+@triton.jit
+def heads_of(image, extents, extent_stride, images):
+    """Heads of an image's subnet: so many images in a row have an extent of their own."""
+    return tl.load(extents + image // images * extent_stride)
+
+
+@triton.jit
+def key_slots(j, GRID_H: tl.constexpr, GRID_W: tl.constexpr, CLS: tl.constexpr):
+    """The slots of key tokens j: that of their row and that of their column."""
+    patch = j - CLS
+    token = patch < 0
+    row = tl.where(token, GRID_H, patch // GRID_W)
+    return row, tl.where(token, GRID_W, patch % GRID_W) + GRID_H + 1
+
+
+@triton.jit
+def load_terms(
+    terms,  # pointer to [tokens, SLOTS]
+    i,  # [M, 1] or [1, M] query tokens
+    j,  # [1, N] or [N, 1] key tokens
+    inside,  # [M, N] or [N, M]: queries and keys that exist
+    GRID_H: tl.constexpr,
+    GRID_W: tl.constexpr,
+    CLS: tl.constexpr,
+    SLOTS: tl.constexpr,
+):
+    """float32 like `inside`: what the keys' slots add to the queries' products."""
+    row, column = key_slots(j, GRID_H, GRID_W, CLS)
+    at = terms + i * SLOTS
+    of_row = tl.load(at + row, inside, 0.0)
+    return of_row.to(tl.float32) + tl.load(at + column, inside, 0.0).to(tl.float32)
 
 
 @triton.jit
@@ -33,10 +78,7 @@ def one_hot_tile(
     dtype: tl.constexpr,
 ):
     """[N, SLOTS]: 1 in the two slots of every key."""
-    patch = j - CLS
-    token = patch < 0
-    row = tl.where(token, GRID_H, patch // GRID_W)
-    column = tl.where(token, GRID_W, patch % GRID_W) + GRID_H + 1
+    row, column = key_slots(j, GRID_H, GRID_W, CLS)
     slot = tl.arange(0, SLOTS)[None, :]
     return tl.where((row[:, None] == slot) | (column[:, None] == slot), 1.0, 0.0).to(dtype)
 

@@ -8,7 +8,10 @@ import triton.language as tl
 from growtas.kernels.attention.gpu_common import (
     SIZES,
     add_tables_by_sums,
+    heads_of,
+    load_terms,
     one_hot_tile,
+    program_place,
     terms_by_slot,
 )
 from growtas.kernels.triton_functions import aligned, dot
@@ -20,8 +23,10 @@ def attention_forward_kernel(
     tables,  # [4, TABLE_ROWS, d] contiguous; not read without RELATIVE
     out,  # [B, N, h, d] by strides
     lse,  # [B, h, N] contiguous, float32: natural log-sum-exp of the logits
-    scratch,  # [B, h, N, SLOTS] float32, written with RELATIVE
-    extents,  # int32: heads of this subnet; read with DEVICE_EXTENTS
+    scratch,  # [B, h, N, SLOTS] float32: terms, then sums of a tile's queries; with RELATIVE
+    extents,  # int32 by stride, for every `images` images their heads; read with DEVICE_EXTENTS
+    extent_stride,
+    images,
     qkv_stride_b,
     qkv_stride_n,
     qkv_stride_part,
@@ -39,24 +44,23 @@ def attention_forward_kernel(
     HEAD_DIM: tl.constexpr,
     HEAD_PAD: tl.constexpr,
     RELATIVE: tl.constexpr,
+    LOAD_TERMS: tl.constexpr,
     DEVICE_EXTENTS: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_T: tl.constexpr,
 ):
-    # Programs of one head follow each other: its keys and values stay in the L2 cache.
-    tiles = tl.cdiv(tokens, BLOCK_M)
-    head = (tl.program_id(0) // tiles) % heads
-    batch = (tl.program_id(0) // tiles // heads).to(tl.int64)
+    tile, head, image = program_place(tl.program_id(0), tl.cdiv(tokens, BLOCK_M), heads)
     if DEVICE_EXTENTS:  # noqa: SIM102  decided while compiling, the other while running
-        if head >= tl.load(extents):
+        if head >= heads_of(image, extents, extent_stride, images):
             return
+    batch = image.to(tl.int64)
     qkv_stride_b, qkv_stride_n = aligned(qkv_stride_b, HEAD_DIM), aligned(qkv_stride_n, HEAD_DIM)
     qkv_stride_part = aligned(qkv_stride_part, HEAD_DIM)
     out_stride_b, out_stride_n = aligned(out_stride_b, HEAD_DIM), aligned(out_stride_n, HEAD_DIM)
     dtype: tl.constexpr = qkv.dtype.element_ty
-    i = (tl.program_id(0) % tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
+    i = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     d = tl.arange(0, HEAD_PAD)
     in_head = d < HEAD_DIM
     base = qkv + batch * qkv_stride_b + head * HEAD_DIM
@@ -72,6 +76,11 @@ def attention_forward_kernel(
             PRECISION, BLOCK_T,
         )  # fmt: skip
         sums = tl.zeros([BLOCK_M, SLOTS], tl.float32)
+        mine = scratch + (batch * heads + head) * tokens * SLOTS
+        in_slots = i[:, None] * SLOTS + tl.arange(0, SLOTS)[None, :]
+        if LOAD_TERMS:
+            tl.store(mine + in_slots, terms, (i < tokens)[:, None])
+            tl.debug_barrier()  # other threads of this program read what was just written
 
     highest = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
@@ -85,7 +94,13 @@ def attention_forward_kernel(
         s = dot(q, tl.trans(k), tl.zeros([BLOCK_M, BLOCK_N], tl.float32), PRECISION)
         if RELATIVE:
             slots = one_hot_tile(j, GRID_H, GRID_W, CLS, SLOTS, dtype)
-            s = dot(terms, tl.trans(slots), s, PRECISION)
+            if LOAD_TERMS:
+                known = (i < tokens)[:, None] & (j < tokens)[None, :]
+                s += load_terms(
+                    mine, i[:, None], j[None, :], known, GRID_H, GRID_W, CLS, SLOTS
+                )  # fmt: skip
+            else:
+                s = dot(terms, tl.trans(slots), s, PRECISION)
         s = tl.where((j < tokens)[None, :], s * scale2, float("-inf"))
         new = tl.maximum(highest, tl.max(s, 1))
         shrink = tl.exp2(highest - new)
@@ -98,9 +113,9 @@ def attention_forward_kernel(
             sums = dot(p, slots, sums * shrink[:, None], PRECISION)
         highest = new
     if RELATIVE:
-        mine = scratch + (batch * heads + head) * tokens * SLOTS
-        slot = tl.arange(0, SLOTS)
-        tl.store(mine + i[:, None] * SLOTS + slot[None, :], sums, (i < tokens)[:, None])
+        if LOAD_TERMS:
+            tl.debug_barrier()  # others may still read terms where the sums go
+        tl.store(mine + in_slots, sums, (i < tokens)[:, None])
         tl.debug_barrier()  # other threads of this program read what was just written
         acc = add_tables_by_sums(
             acc, mine, tables + 2 * TABLE_ROWS * HEAD_DIM, i, i < tokens, GRID_H, GRID_W, CLS,

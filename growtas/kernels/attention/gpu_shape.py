@@ -9,6 +9,8 @@ import torch
 from growtas.kernels.configs import Config, choose
 from growtas.kernels.triton_support import power_of_two
 
+MOST_SLOTS = 64  # of float32 terms that are taken by products
+
 
 class Shape:
     """The constants of a call, and with them the rows of the configuration tables.
@@ -48,6 +50,7 @@ class Shape:
             "TABLE_ROWS": rows,
             "ROWS": power_of_two(2 * rows),
             "RELATIVE": table_rows is not None,
+            "LOAD_TERMS": dtype == torch.float32 and self.slots > MOST_SLOTS,
             "DEVICE_EXTENTS": device_extents,
             "PRECISION": precision,
         }

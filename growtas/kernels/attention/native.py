@@ -1,11 +1,11 @@
-"""attention on the CPU by the compiled operators. A number of heads in a tensor costs nothing to
-read here: the same kernels run on the part of qkv that it says."""
+"""attention on the CPU by the compiled operators. Numbers of heads in a tensor cost nothing to
+read here: the same kernels run on the part of qkv that each of them says."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from growtas.kernels.attention.reference import accumulation_dtype
+from growtas.kernels.attention.reference import accumulation_dtype, groups
 from growtas.kernels.native_library import operators, unavailable, unsupported
 
 __all__ = ["available", "backward_", "forward", "unsupported"]
@@ -26,12 +26,12 @@ def forward(
     out = qkv.new_empty(batch, tokens, features // 3)
     lse = qkv.new_empty(batch, num_heads, tokens, dtype=accumulation_dtype(qkv.dtype))
     if extents is not None:
-        heads = int(extents)
-        if heads:
-            part, lse[:, :heads] = forward(
-                _heads(qkv, 3, num_heads, heads), tables, heads, grid, scale
-            )
-            out[..., : part.shape[-1]] = part
+        for extent, images, target, target_lse in groups(extents, qkv, out, lse):
+            if heads := int(extent):
+                part, target_lse[:, :heads] = forward(
+                    _heads(images, 3, num_heads, heads), tables, heads, grid, scale
+                )
+                target[..., : part.shape[-1]] = part
         return out, lse
     operators().attention_forward(
         qkv.contiguous(),
@@ -60,14 +60,14 @@ def backward_(
     """See :func:`growtas.kernels.attention.reference.backward_`; ``out`` is not read."""
     dqkv = qkv.new_empty(qkv.shape)
     if extents is not None:
-        heads = int(extents)
-        if heads:
-            part = backward_(
-                _heads(dout, 1, num_heads, heads), _heads(qkv, 3, num_heads, heads), tables, out,
-                lse[:, :heads].contiguous(), heads, grid, scale, grad_tables,
-            )  # fmt: skip
-            target = dqkv.unflatten(-1, (3, num_heads, -1))[..., :heads, :]
-            target.copy_(part.unflatten(-1, (3, heads, -1)))
+        for extent, douts, images, lses, target in groups(extents, dout, qkv, lse, dqkv):
+            if heads := int(extent):
+                part = backward_(
+                    _heads(douts, 1, num_heads, heads), _heads(images, 3, num_heads, heads),
+                    tables, out, lses[:, :heads].contiguous(), heads, grid, scale, grad_tables,
+                )  # fmt: skip
+                target = target.unflatten(-1, (3, num_heads, -1))[..., :heads, :]
+                target.copy_(part.unflatten(-1, (3, heads, -1)))
         return dqkv
     operators().attention_backward(
         dout.contiguous(),

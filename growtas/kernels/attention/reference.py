@@ -14,6 +14,8 @@ Unlike every other backend, this one stores the B x h x N x N probabilities.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -48,6 +50,12 @@ def relative_index(tokens: int, grid: tuple[int, int], rows: int, device: torch.
         index = distance.clamp(-reach, reach) + reach + 1
         indices.append(F.pad(index, (prefix, 0, prefix, 0)))
     return tuple(indices)
+
+
+def groups(extents: Tensor, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Of every subnet its extent, int32 ``[1]``, and its equal part of each tensor's images."""
+    count = len(extents)
+    return zip(extents.split(1), *(t.tensor_split(count) for t in tensors), strict=True)
 
 
 def _split(qkv: Tensor, num_heads: int, extents: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -90,8 +98,16 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """Returns out ``[B, N, h * d]`` and the log-sum-exp of the logits ``[B, h, N]``.
 
-    With the number of heads on the device, those beyond it are masked.
+    With the number of heads on the device, one for each group of images, those beyond it are
+    masked.
     """
+    if extents is not None and len(extents) > 1:
+        parts = [
+            forward(images, tables, num_heads, grid, scale, extent)
+            for extent, images in groups(extents, qkv)
+        ]
+        out, lse = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        return out, lse
     q, k, v = _split(qkv, num_heads, extents)
     index: Index = ()
     if tables is not None:
@@ -123,6 +139,12 @@ def backward_(
 
     Other backends recompute the probabilities from ``lse``; here softmax is run again.
     """
+    if extents is not None and len(extents) > 1:
+        parts = [
+            backward_(douts, qkvs, tables, out, lse, num_heads, grid, scale, grad_tables, extent)
+            for extent, douts, qkvs in groups(extents, dout, qkv)
+        ]
+        return torch.cat(parts)
     q, k, v = _split(qkv, num_heads, extents)
     index: Index = ()
     if tables is not None:

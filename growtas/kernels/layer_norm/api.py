@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from growtas.kernels.autocast import autocast_dtype
 from growtas.kernels.dispatch import select
-from growtas.kernels.extents import check_extent, if_present
+from growtas.kernels.extents import check_extent
 from growtas.kernels.gradients import GradientAccumulator, full_size_zeros
 from growtas.kernels.layer_norm.reference import statistics_dtype
 from growtas.kernels.library import define
@@ -34,19 +34,22 @@ def layer_norm(
         bias: whole parameter ``[width_max]``.
         eps: added to the variance; AutoFormer uses 1e-5 (timm's ViT 1e-6).
         gradients: None for dense gradients, or an accumulator to add into the slices of ``.grad``.
-        extents: int32 ``[1]`` on the device: the width. Then x's own is the largest that can occur;
-            what lies beyond the extent is not read, nor meaningful in outputs. The largest common
-            divisor of 8 and x's width must divide it.
-        present: int32 ``[1]``; 0 says that nothing reads the output, so that a gradient of zeros
-            arrives. Then the parameters have no part in x's gradient, whatever they hold.
+        extents: int32 ``[1]`` on the device: the width; or ``[G]``: of each of G subnets that share
+            the batch (x's first dimension) in equal consecutive parts. Then x's own is the largest
+            that can occur; what lies beyond the extent is not read, nor meaningful in outputs. The
+            largest common divisor of 8 and x's width must divide it.
+        present: like `extents`, and only with them; 0 says that nothing reads the output, so that a
+            gradient of zeros arrives. Then the parameters have no part in x's gradient, whatever
+            they hold.
 
     Returns:
         Like x; under autocast in the autocast dtype, because a product follows. Statistics are
         float32 (float64 for float64) in every case.
 
     Raises:
-        ValueError: x is wider than the parameters, they differ in size, or extents that are not
-            int32 ``[1]`` on x's device.
+        ValueError: x is wider than the parameters, they differ in size, extents that are not int32
+            on x's device, one for each of as many subnets as divide the batch, or `present` without
+            extents.
         TypeError: a parameter that is neither float32 nor of x's dtype.
     """
     if weight.shape != bias.shape or weight.dim() != 1:
@@ -61,8 +64,10 @@ def layer_norm(
             raise TypeError(
                 f"a parameter is {parameter.dtype}; with x {x.dtype} it must be that or float32"
             )
-    for extent in (extents, present):
-        check_extent(extent, x)
+    if present is not None and extents is None:
+        raise ValueError("present is given, extents are not")
+    check_extent(extents, x, present)
+    check_extent(present, x)
     out_dtype = autocast_dtype(x) or x.dtype
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or bias.requires_grad):
         return _LayerNorm.apply(x, weight, bias, eps, out_dtype, gradients, extents, present)
@@ -142,10 +147,9 @@ def _backward_impl(
     extents: Tensor | None = None,
     present: Tensor | None = None,
 ) -> Tensor:
-    backend = select("layer_norm", x, weight)
-    if present is not None:
-        weight = if_present(weight, present)
-    return backend.backward_(dy, x, weight, mean, rstd, grad_weight, grad_bias, extents)
+    return select("layer_norm", x, weight).backward_(
+        dy, x, weight, mean, rstd, grad_weight, grad_bias, extents, present
+    )
 
 
 def _backward_fake(

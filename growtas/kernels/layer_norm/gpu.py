@@ -13,7 +13,7 @@ from torch import Tensor
 
 from growtas.kernels.configs import Build, Config, architecture, choose
 from growtas.kernels.layout import as_rows
-from growtas.kernels.triton_functions import aligned, extent
+from growtas.kernels.triton_functions import aligned, extent, tile_of_rows
 from growtas.kernels.triton_support import power_of_two, unsupported
 
 __all__ = ["backward_", "builds", "forward", "unsupported"]
@@ -21,7 +21,10 @@ __all__ = ["backward_", "builds", "forward", "unsupported"]
 PROGRAMS = 264  # of the backward: two for each of an H100's processors
 FOLD = Config((32, 64), 4, 1)  # programs and columns per tile, where their sums are added
 # Arguments that change from subnet to subnet: one compilation serves all values of one ALIGNMENT.
-SIZES = ["rows", "width", "x_stride", "y_stride", "dy_stride", "dx_stride", "programs"]
+SIZES = [
+    "rows", "width", "width_stride", "present_stride", "x_stride", "y_stride", "dy_stride",
+    "dx_stride", "subnets", "programs",
+]  # fmt: skip
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -32,8 +35,9 @@ def layer_norm_forward_kernel(
     y,  # [rows, width] by row stride
     mean,
     rstd,  # [rows] float32
-    rows,
-    width,  # int or, with DEVICE_EXTENTS, pointer to int32; like the strides, times ALIGNMENT
+    rows,  # of each subnet
+    width,  # int or, with DEVICE_EXTENTS, int32 of each subnet; like the row strides, * ALIGNMENT
+    width_stride,
     x_stride,
     y_stride,
     eps,
@@ -42,11 +46,12 @@ def layer_norm_forward_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_E: tl.constexpr,
 ):
-    width = extent(width, DEVICE_EXTENTS, ALIGNMENT)
+    subnet, first, end = tile_of_rows(tl.program_id(0), rows, BLOCK_R, DEVICE_EXTENTS)
+    width = extent(width, DEVICE_EXTENTS, ALIGNMENT, subnet * width_stride)
     x_stride, y_stride = aligned(x_stride, ALIGNMENT), aligned(y_stride, ALIGNMENT)
-    r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    r = first + tl.arange(0, BLOCK_R)
     e = tl.arange(0, BLOCK_E)
-    inside = (r < rows)[:, None] & (e < width)[None, :]
+    inside = (r < end)[:, None] & (e < width)[None, :]
     row = r.to(tl.int64)[:, None]
     values = tl.load(x + row * x_stride + e[None, :], inside, 0.0).to(tl.float32)
     centre = tl.sum(values, 1) / width
@@ -56,8 +61,8 @@ def layer_norm_forward_kernel(
     b = tl.load(bias + e, e < width, 0.0).to(tl.float32)
     out = difference * scale[:, None] * w[None, :] + b[None, :]
     tl.store(y + row * y_stride + e[None, :], out.to(y.dtype.element_ty), inside)
-    tl.store(mean + r, centre, r < rows)
-    tl.store(rstd + r, scale, r < rows)
+    tl.store(mean + r, centre, r < end)
+    tl.store(rstd + r, scale, r < end)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -69,42 +74,53 @@ def layer_norm_backward_kernel(
     rstd,
     dx,  # [rows, width] by row stride
     partials,  # [programs, 2, BLOCK_E] float32: weight and bias gradient of a program's rows
+    present,  # int32 of each subnet, read with PRESENT: 0 where the parameters have no part in dx
     rows,
-    width,  # as above
+    width,
+    width_stride,  # as above
+    present_stride,
+    subnets,
     dy_stride,
     x_stride,
     dx_stride,
+    PRESENT: tl.constexpr,
     DEVICE_EXTENTS: tl.constexpr,
     ALIGNMENT: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_E: tl.constexpr,
 ):
-    width = extent(width, DEVICE_EXTENTS, ALIGNMENT)
     dy_stride, x_stride = aligned(dy_stride, ALIGNMENT), aligned(x_stride, ALIGNMENT)
     dx_stride = aligned(dx_stride, ALIGNMENT)
     e = tl.arange(0, BLOCK_E)
-    w = tl.load(weight + e, e < width, 0.0).to(tl.float32)
     dweight = tl.zeros([BLOCK_E], tl.float32)
     dbias = tl.zeros([BLOCK_E], tl.float32)
-    # Every program takes the same share of rows, in order: its sums do not depend on the others.
-    share = tl.cdiv(rows, tl.num_programs(0) * BLOCK_R) * BLOCK_R
+    # Every program takes the same share of tiles, in order: its sums do not depend on the others.
+    tiles = tl.cdiv(rows, BLOCK_R)
+    share = tl.cdiv(subnets * tiles, tl.num_programs(0))
     first = tl.program_id(0) * share
-    for start in range(first, tl.minimum(first + share, rows), BLOCK_R):
-        r = start + tl.arange(0, BLOCK_R)
-        inside = (r < rows)[:, None] & (e < width)[None, :]
-        row = r.to(tl.int64)[:, None]
-        g = tl.load(dy + row * dy_stride + e[None, :], inside, 0.0).to(tl.float32)
-        values = tl.load(x + row * x_stride + e[None, :], inside, 0.0).to(tl.float32)
-        centre = tl.load(mean + r, r < rows, 0.0)
-        scale = tl.load(rstd + r, r < rows, 0.0)
-        normal = tl.where(inside, (values - centre[:, None]) * scale[:, None], 0.0)
-        dweight += tl.sum(g * normal, 0)
-        dbias += tl.sum(g, 0)
-        g = g * w[None, :]
-        average = tl.sum(g, 1) / width
-        slope = tl.sum(g * normal, 1) / width
-        gradient = (g - average[:, None] - normal * slope[:, None]) * scale[:, None]
-        tl.store(dx + row * dx_stride + e[None, :], gradient.to(dx.dtype.element_ty), inside)
+    last = tl.minimum(first + share, subnets * tiles)
+    for subnet in range(first // tiles, tl.cdiv(last, tiles)):
+        columns = extent(width, DEVICE_EXTENTS, ALIGNMENT, subnet * width_stride)
+        w = tl.load(weight + e, e < columns, 0.0).to(tl.float32)
+        if PRESENT:
+            w = tl.where(tl.load(present + subnet * present_stride) > 0, w, 0.0)
+        base, end = subnet * tiles, (subnet + 1) * rows
+        for tile in range(tl.maximum(first - base, 0), tl.minimum(last - base, tiles)):
+            r = subnet * rows + tile * BLOCK_R + tl.arange(0, BLOCK_R)
+            inside = (r < end)[:, None] & (e < columns)[None, :]
+            row = r.to(tl.int64)[:, None]
+            g = tl.load(dy + row * dy_stride + e[None, :], inside, 0.0).to(tl.float32)
+            values = tl.load(x + row * x_stride + e[None, :], inside, 0.0).to(tl.float32)
+            centre = tl.load(mean + r, r < end, 0.0)
+            scale = tl.load(rstd + r, r < end, 0.0)
+            normal = tl.where(inside, (values - centre[:, None]) * scale[:, None], 0.0)
+            dweight += tl.sum(g * normal, 0)
+            dbias += tl.sum(g, 0)
+            g = g * w[None, :]
+            average = tl.sum(g, 1) / columns
+            slope = tl.sum(g * normal, 1) / columns
+            gradient = (g - average[:, None] - normal * slope[:, None]) * scale[:, None]
+            tl.store(dx + row * dx_stride + e[None, :], gradient.to(dx.dtype.element_ty), inside)
     mine = partials + tl.program_id(0) * 2 * BLOCK_E
     tl.store(mine + e, dweight)
     tl.store(mine + BLOCK_E + e, dbias)
@@ -116,7 +132,9 @@ def layer_norm_parameter_gradient_kernel(
     dweight,
     dbias,  # [width_max], the first `width` added to
     programs,
-    width,  # as above
+    width,
+    width_stride,  # as above
+    subnets,
     WEIGHT: tl.constexpr,
     BIAS: tl.constexpr,
     DEVICE_EXTENTS: tl.constexpr,
@@ -124,21 +142,23 @@ def layer_norm_parameter_gradient_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    width = extent(width, DEVICE_EXTENTS, 1)
+    widest = extent(width, DEVICE_EXTENTS, 1)
+    for subnet in range(1, subnets):
+        widest = tl.maximum(widest, extent(width, DEVICE_EXTENTS, 1, subnet * width_stride))
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     for which in tl.static_range(2):
         total = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
         for start in range(0, programs, BLOCK_P):
             p = start + tl.arange(0, BLOCK_P)
             at = (p * 2 + which)[:, None] * BLOCK_E + c[None, :]
-            total += tl.load(partials + at, (p < programs)[:, None] & (c < width)[None, :], 0.0)
+            total += tl.load(partials + at, (p < programs)[:, None] & (c < widest)[None, :], 0.0)
         added = tl.sum(total, 0)
         if which == 0 and WEIGHT:
-            before = tl.load(dweight + c, c < width, 0.0).to(tl.float32)
-            tl.store(dweight + c, (before + added).to(dweight.dtype.element_ty), c < width)
+            before = tl.load(dweight + c, c < widest, 0.0).to(tl.float32)
+            tl.store(dweight + c, (before + added).to(dweight.dtype.element_ty), c < widest)
         if which == 1 and BIAS:
-            before = tl.load(dbias + c, c < width, 0.0).to(tl.float32)
-            tl.store(dbias + c, (before + added).to(dbias.dtype.element_ty), c < width)
+            before = tl.load(dbias + c, c < widest, 0.0).to(tl.float32)
+            tl.store(dbias + c, (before + added).to(dbias.dtype.element_ty), c < widest)
 
 
 class _Call:
@@ -147,7 +167,10 @@ class _Call:
     def __init__(self, x: Tensor, strides: tuple[int, ...], extents: Tensor | None) -> None:
         width = x.shape[-1]
         self.block_e = power_of_two(width)
-        self.width: Any = width if extents is None else extents
+        self.subnets = 1 if extents is None else len(extents)
+        self.width: tuple[Any, int] = (
+            (width, 0) if extents is None else (extents, extents.stride(0))
+        )
         self.config = _config(architecture(x.device), self.block_e)
         self.device_extents = extents is not None
         self.tiles = {
@@ -169,7 +192,7 @@ def forward(
     """See :func:`growtas.kernels.layer_norm.reference.forward`.
 
     Args:
-        extents: int32 ``[1]`` on the device: the width of this subnet, a multiple of 8 and at most
+        extents: int32 ``[G]`` on the device: the width of each subnet, a multiple of 8 and at most
             x's last size, which then only is the pitch; beyond it nothing is read or written.
     """
     rows = as_rows(x)
@@ -179,8 +202,9 @@ def forward(
     count, pitch = rows.shape
     if count:
         call = _Call(x, (rows.stride(0), pitch), extents)
-        layer_norm_forward_kernel[(triton.cdiv(count, call.config.blocks[0]),)](
-            rows, weight, bias, y, mean, rstd, count, call.width, rows.stride(0), pitch, eps,
+        of_each = count // call.subnets
+        layer_norm_forward_kernel[(call.subnets * triton.cdiv(of_each, call.config.blocks[0]),)](
+            rows, weight, bias, y, mean, rstd, of_each, *call.width, rows.stride(0), pitch, eps,
             **call.tiles,
         )  # fmt: skip
     return y, mean, rstd
@@ -195,11 +219,13 @@ def backward_(
     grad_weight: Tensor | None,
     grad_bias: Tensor | None,
     extents: Tensor | None = None,
+    present: Tensor | None = None,
 ) -> Tensor:
     """See :func:`growtas.kernels.layer_norm.reference.backward_`. Deterministic.
 
     Args:
         extents: as in :func:`forward`.
+        present: int32 ``[G]``.
     """
     dy_rows, rows = as_rows(dy), as_rows(x)
     dx = x.new_empty(x.shape)
@@ -210,13 +236,15 @@ def backward_(
     programs = min(PROGRAMS, triton.cdiv(count, call.config.blocks[0]))
     partials = mean.new_empty(programs, 2, call.block_e)
     layer_norm_backward_kernel[(programs,)](
-        dy_rows, rows, weight, mean, rstd, dx, partials, count, call.width,
-        dy_rows.stride(0), rows.stride(0), pitch, **call.tiles,
+        dy_rows, rows, weight, mean, rstd, dx, partials, partials if present is None else present,
+        count // call.subnets, *call.width, 0 if present is None else present.stride(0),
+        call.subnets, dy_rows.stride(0), rows.stride(0), pitch, PRESENT=present is not None,
+        **call.tiles,
     )  # fmt: skip
     if grad_weight is not None or grad_bias is not None:
         layer_norm_parameter_gradient_kernel[(triton.cdiv(pitch, FOLD.blocks[1]),)](
             partials, partials if grad_weight is None else grad_weight,
-            partials if grad_bias is None else grad_bias, programs, call.width,
+            partials if grad_bias is None else grad_bias, programs, *call.width, call.subnets,
             WEIGHT=grad_weight is not None, BIAS=grad_bias is not None,
             DEVICE_EXTENTS=call.device_extents, BLOCK_E=call.block_e,
             BLOCK_P=FOLD.blocks[0], BLOCK_C=FOLD.blocks[1], num_warps=FOLD.warps,
@@ -243,9 +271,11 @@ def builds(architecture: int) -> Iterator[Build]:
                 constants = {
                     "DEVICE_EXTENTS": on_device, "ALIGNMENT": alignment, **_tiles(config, block_e),
                 }  # fmt: skip
-                for kernel in (layer_norm_forward_kernel, layer_norm_backward_kernel):
-                    types = _types(kernel, dtype, constants)
-                    yield Build(how, kernel, types, constants, config)
+                kernel = layer_norm_forward_kernel
+                yield Build(how, kernel, _types(kernel, dtype, constants), constants, config)
+                constants = constants | {"PRESENT": on_device}
+                kernel = layer_norm_backward_kernel
+                yield Build(how, kernel, _types(kernel, dtype, constants), constants, config)
         kernel = layer_norm_parameter_gradient_kernel
         for on_device in (False, True):
             constants = {
@@ -261,5 +291,5 @@ def _types(kernel: Any, dtype: str, constants: dict[str, Any]) -> dict[str, str]
     types |= dict.fromkeys(("x", "y", "dy", "dx"), f"*{dtype}:16")
     types |= dict.fromkeys(SIZES, "i32") | {"eps": "fp32"}
     if constants["DEVICE_EXTENTS"]:
-        types["width"] = "*i32"
+        types["width"] = types["present"] = "*i32"
     return {name: types[name] for name in kernel.arg_names if name not in constants}

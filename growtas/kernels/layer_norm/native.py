@@ -6,7 +6,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from growtas.kernels.layer_norm.reference import statistics_dtype
+from growtas.kernels.extents import if_present
+from growtas.kernels.layer_norm.reference import (
+    backward_one_by_one,
+    forward_one_by_one,
+    statistics_dtype,
+)
 from growtas.kernels.layout import as_rows
 from growtas.kernels.native_library import operators, unavailable, unsupported
 
@@ -24,6 +29,8 @@ def forward(
     extents: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`growtas.kernels.layer_norm.reference.forward`."""
+    if extents is not None and len(extents) > 1:
+        return forward_one_by_one(forward, x, weight, bias, eps, out_dtype, extents)
     if extents is not None:
         width = int(extents)
         narrow, mean, rstd = forward(x[..., :width], weight, bias, eps, out_dtype)
@@ -49,10 +56,17 @@ def backward_(
     grad_weight: Tensor | None,
     grad_bias: Tensor | None,
     extents: Tensor | None = None,
+    present: Tensor | None = None,
 ) -> Tensor:
     """See :func:`growtas.kernels.layer_norm.reference.backward_`."""
+    if extents is not None and len(extents) > 1:
+        return backward_one_by_one(
+            backward_, dy, x, weight, mean, rstd, grad_weight, grad_bias, extents, present
+        )
     if extents is not None:
         width = int(extents)
+        if present is not None:
+            weight = if_present(weight, present)
         parts = (dy[..., :width], x[..., :width])
         dx = x.new_empty(x.shape)
         dx[..., :width] = backward_(*parts, weight, mean, rstd, grad_weight, grad_bias)

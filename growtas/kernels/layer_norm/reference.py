@@ -6,10 +6,13 @@ whatever the storage dtype.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from growtas.kernels.extents import inside, masked
+from growtas.kernels.extents import if_present, inside, masked
+from growtas.kernels.layout import shares
 
 
 def unsupported(*tensors: Tensor) -> str | None:
@@ -34,6 +37,8 @@ def forward(
 
     With the extent on the device what lies beyond is masked, so no size is read on the host.
     """
+    if extents is not None and len(extents) > 1:
+        return forward_one_by_one(forward, x, weight, bias, eps, out_dtype, extents)
     width, dtype = x.shape[-1], statistics_dtype(x.dtype)
     x = x.to(dtype)
     mean = _mean(x, extents)
@@ -51,8 +56,15 @@ def backward_(
     grad_weight: Tensor | None,
     grad_bias: Tensor | None,
     extents: Tensor | None = None,
+    present: Tensor | None = None,
 ) -> Tensor:
     """Adds into the leading part of the max-size parameter gradients; returns dx in x's dtype."""
+    if extents is not None and len(extents) > 1:
+        return backward_one_by_one(
+            backward_, dy, x, weight, mean, rstd, grad_weight, grad_bias, extents, present
+        )
+    if present is not None:
+        weight = if_present(weight, present)
     width, dtype = x.shape[-1], statistics_dtype(x.dtype)
     dy, rstd = dy.to(dtype), rstd.unsqueeze(-1)
     normalised = (x.to(dtype) - mean.unsqueeze(-1)) * rstd
@@ -67,6 +79,44 @@ def backward_(
     dn = dy * w
     dx = dn - _mean(dn, extents) - normalised * _mean(dn * normalised, extents)
     return (rstd * dx).to(x.dtype)
+
+
+def forward_one_by_one(
+    forward: Callable[..., tuple[Tensor, ...]],
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    out_dtype: torch.dtype,
+    extents: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A backend's `forward` for each of several subnets on its share of the batch."""
+    of_subnets = zip(shares(x, len(extents)), extents.split(1), strict=True)
+    parts = [forward(x_, weight, bias, eps, out_dtype, width) for x_, width in of_subnets]
+    y, mean, rstd = (torch.cat(part) for part in zip(*parts, strict=True))
+    return y, mean, rstd
+
+
+def backward_one_by_one(
+    backward_: Callable[..., Tensor],
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    grad_weight: Tensor | None,
+    grad_bias: Tensor | None,
+    extents: Tensor,
+    present: Tensor | None,
+) -> Tensor:
+    """A backend's `backward_` for each of several subnets, in their order."""
+    of_subnets = zip(
+        *(shares(t, len(extents)) for t in (dy, x, mean, rstd, extents, present)), strict=True
+    )
+    return torch.cat([
+        backward_(dy_, x_, weight, mean_, rstd_, grad_weight, grad_bias, width, present_)
+        for dy_, x_, mean_, rstd_, width, present_ in of_subnets
+    ])  # fmt: skip
 
 
 def _mean(x: Tensor, extents: Tensor | None) -> Tensor:

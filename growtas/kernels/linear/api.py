@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from growtas.kernels.autocast import cast_to_autocast
 from growtas.kernels.dispatch import select
-from growtas.kernels.extents import LinearExtents, LinearSizes, check_extent, if_present
+from growtas.kernels.extents import LinearExtents, LinearSizes, check_extent
 from growtas.kernels.gradients import GradientAccumulator, full_size_zeros
 from growtas.kernels.layout import result_dtype
 from growtas.kernels.library import define
@@ -54,9 +54,11 @@ def linear(
             no gradient flows to it.
         residual: ``[..., G * out_features]``, added last.
         gradients: None for dense gradients, or an accumulator to add into the slices of ``.grad``.
-        extents: sizes on the device. Then ``in`` and `out_features` are the largest that can occur,
-            and what lies beyond the extents, in inputs, parameters and gradients, is not read; in
-            outputs it is not meaningful. The accumulator takes all that is launched for dirty.
+        extents: sizes on the device, of one subnet or of several that share the batch in equal
+            consecutive parts. Then ``in`` and `out_features` are the largest that can occur,
+            and what lies beyond a subnet's extents, in inputs, parameters and gradients, is not
+            read; in outputs it is not meaningful. The accumulator takes all that is launched for
+            dirty.
 
     Returns:
         ``[..., G * out_features]`` in x's dtype, promoted with the residual's if there is one.
@@ -64,7 +66,8 @@ def linear(
 
     Raises:
         ValueError: a size outside the parameter or of a scale or residual that does not fit, or
-            an unknown activation, or extents that are not int32 ``[1]`` on x's device.
+            an unknown activation, or extents that are not int32 on x's device, one for each of
+            as many subnets as divide the batch.
         TypeError: a weight that is neither float32 nor of x's dtype.
     """
     x = cast_to_autocast(x)
@@ -99,7 +102,7 @@ def linear(
     if weight.dtype not in (x.dtype, torch.float32):
         raise TypeError(f"weight is {weight.dtype}; with x {x.dtype} it must be that or float32")
     sizes = LinearExtents(None, None) if extents is None else extents
-    check_extent(sizes.out_features, x)
+    check_extent(sizes.out_features, x, sizes.in_features)
     check_extent(sizes.in_features, x)
 
     options = (
@@ -199,10 +202,7 @@ def _forward_impl(
     in_extent: Tensor | None = None,
     alignment: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    backend = select("linear", x, weight)
-    if bias is not None and in_extent is not None and residual is not None:
-        bias = if_present(bias, in_extent)
-    return backend.forward(
+    return select("linear", x, weight).forward(
         x, weight, bias, out_features, input_activation, activation, sample_scale, residual, save,
         _extents_of(x, out_features, out_extent, in_extent, alignment),
     )  # fmt: skip
@@ -218,9 +218,10 @@ def _extents_of(
     if out_extent is None and in_extent is None:
         return None
     if out_extent is None:
-        out_extent = x.new_full((1,), out_features, dtype=torch.int32)
+        assert in_extent is not None
+        out_extent = in_extent.new_full(in_extent.shape, out_features)
     if in_extent is None:
-        in_extent = x.new_full((1,), x.shape[-1], dtype=torch.int32)
+        in_extent = out_extent.new_full(out_extent.shape, x.shape[-1])
     return LinearSizes(out_extent, in_extent, alignment)
 
 

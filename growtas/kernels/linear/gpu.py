@@ -7,15 +7,18 @@ cuBLAS, which takes a slice as a view.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from growtas.kernels.configs import architecture
 from growtas.kernels.extents import LinearSizes
-from growtas.kernels.layout import as_matrices, as_rows, as_vectors, result_dtype
+from growtas.kernels.layout import as_matrices, as_rows, as_vectors, result_dtype, shares
 from growtas.kernels.linear.gpu_builds import builds
 from growtas.kernels.linear.gpu_plan import (
+    Launch,
     Options,
     Target,
     plan_forward,
@@ -122,14 +125,48 @@ def backward_(
             grad_bias[:out_features] += rows.sum(0)
         return dx
     groups = 1 if weight.dim() == 2 else weight.shape[0]
-    for launch in plan_weight_gradient(
-        _target(x), rows, z, inputs, groups, out_features, options,
-        None if grad_weight is None else grad_weight.view(groups, -1, weight.shape[-1]),
-        grad_bias if grad_bias is None or grad_bias.dim() == 1 else grad_bias.view(groups, -1),
-        extents,
-    ):  # fmt: skip
+    if grad_weight is not None:
+        grad_weight = grad_weight.view(groups, -1, weight.shape[-1])
+    if grad_bias is not None and grad_bias.dim() > 1:
+        grad_bias = grad_bias.view(groups, -1)
+    for launch in _add_to_parameters(
+        x, rows, z, inputs, groups, out_features, options, grad_weight, grad_bias, extents
+    ):
         launch.run()
     return dx
+
+
+def _add_to_parameters(
+    x: Tensor,
+    rows: Tensor,
+    z: Tensor,
+    inputs: Tensor,
+    groups: int,
+    out_features: int,
+    options: Options,
+    grad_weight: Tensor | None,
+    grad_bias: Tensor | None,
+    extents: LinearSizes | None,
+) -> Iterator[Launch]:
+    """The launches of the weight's and the bias's gradient."""
+    count = 1 if extents is None else len(extents.out_features)
+    if extents is None or count == 1 or groups == 1 or grad_bias is None or grad_bias.dim() > 1:
+        yield from plan_weight_gradient(
+            _target(x), rows, z, inputs, groups, out_features, options, grad_weight, grad_bias,
+            extents,
+        )  # fmt: skip
+        return
+    # An entry of a flat bias is another output's in every subnet: one subnet after another.
+    if grad_weight is not None:
+        yield from _add_to_parameters(
+            x, rows, z, inputs, groups, out_features, options, grad_weight, None, extents
+        )
+    of_subnets = (shares(t, count) for t in (rows, z, inputs, options.scale, *extents[:2]))
+    for dy_, z_, x_, scale, out, in_ in zip(*of_subnets, strict=True):
+        yield from plan_weight_gradient(
+            _target(x), dy_, z_, x_, groups, out_features, options._replace(scale=scale), None,
+            grad_bias, LinearSizes(out, in_, extents.alignment),
+        )  # fmt: skip
 
 
 def _target(x: Tensor) -> Target:

@@ -9,7 +9,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from growtas.kernels.triton_functions import aligned, dot, extent, gelu, gelu_slope
+from growtas.kernels.triton_functions import (
+    aligned,
+    dot,
+    extent,
+    gelu,
+    gelu_slope,
+    tile_of_rows,
+)
 
 
 @triton.jit
@@ -38,11 +45,28 @@ def load_dz(
     return dz.to(dtype)
 
 
+@triton.jit
+def in_some_subnet(
+    m, n, subnets, out_features, in_features, out_step, in_step, DEVICE_EXTENTS: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
+):  # fmt: skip
+    """Whether some subnet has row m and column n of the weight."""
+    inside = m < extent(out_features, DEVICE_EXTENTS, ALIGNMENT)
+    inside &= n < extent(in_features, DEVICE_EXTENTS, ALIGNMENT)
+    for subnet in range(1, subnets):
+        rows = extent(out_features, DEVICE_EXTENTS, ALIGNMENT, subnet * out_step)
+        columns = extent(in_features, DEVICE_EXTENTS, ALIGNMENT, subnet * in_step)
+        inside |= (m < rows) & (n < columns)
+    return inside
+
+
 @triton.jit(
     do_not_specialize=[
         "rows",
         "out_features",
         "in_features",
+        "out_step",
+        "in_step",
         "dy_stride",
         "dy_stride_group",
         "weight_stride_group",
@@ -60,9 +84,11 @@ def linear_input_gradient_kernel(
     sample_scale,  # [rows / rows_per_sample] float32: read with SCALE
     x,  # [rows, in] by row stride, read with INPUT_GELU
     dx,  # [rows, in] by row stride, written
-    rows,
-    out_features,
+    rows,  # of each subnet
+    out_features,  # int or, with DEVICE_EXTENTS, int32 of each subnet
     in_features,
+    out_step,  # between subnets
+    in_step,
     dy_stride,
     dy_stride_group,
     weight_stride_group,
@@ -82,17 +108,18 @@ def linear_input_gradient_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    k_extent = extent(out_features, DEVICE_EXTENTS, ALIGNMENT)
-    n_extent = extent(in_features, DEVICE_EXTENTS, ALIGNMENT)
+    row_tile = tl.program_id(0) // column_tiles
+    subnet, start, end = tile_of_rows(row_tile, rows, BLOCK_M, DEVICE_EXTENTS)
+    k_extent = extent(out_features, DEVICE_EXTENTS, ALIGNMENT, subnet * out_step)
+    n_extent = extent(in_features, DEVICE_EXTENTS, ALIGNMENT, subnet * in_step)
     first = (tl.program_id(0) % column_tiles) * BLOCK_N
     if first >= n_extent:
         return
     dtype: tl.constexpr = dx.dtype.element_ty
-    start = (tl.program_id(0) // column_tiles) * BLOCK_M
     m = tl.arange(0, BLOCK_M)
     n = first + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
-    in_rows = (start + m < rows)[:, None]
+    in_rows = (start + m < end)[:, None]
     in_columns = (n < n_extent)[None, :]
     row = (start + m).to(tl.int64)[:, None]
     dy_rows = row * aligned(dy_stride, ALIGNMENT)
@@ -125,6 +152,9 @@ def linear_input_gradient_kernel(
         "rows",
         "out_features",
         "in_features",
+        "out_step",
+        "in_step",
+        "subnets",
         "dy_stride",
         "dy_stride_group",
         "x_stride",
@@ -141,9 +171,12 @@ def linear_weight_gradient_kernel(
     sample_scale,  # [rows / rows_per_sample] float32: read with SCALE
     partials,  # [splits, GROUPS, launched_out, launched_in] float32, written with WEIGHT
     bias_partials,  # [splits, GROUPS, launched_out] float32, written with BIAS
-    rows,
-    out_features,
+    rows,  # of each subnet
+    out_features,  # int or, with DEVICE_EXTENTS, int32 of each subnet
     in_features,
+    out_step,  # between subnets
+    in_step,
+    subnets,
     dy_stride,
     dy_stride_group,
     x_stride,
@@ -164,8 +197,6 @@ def linear_weight_gradient_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    m_extent = extent(out_features, DEVICE_EXTENTS, ALIGNMENT)
-    n_extent = extent(in_features, DEVICE_EXTENTS, ALIGNMENT)
     row_tiles = tl.cdiv(launched_out, BLOCK_M)
     column_tiles = tl.cdiv(launched_in, BLOCK_N) if WEIGHT else 1
     tile = tl.program_id(0) % (GROUPS * row_tiles * column_tiles)
@@ -173,40 +204,57 @@ def linear_weight_gradient_kernel(
     group = tile // (row_tiles * column_tiles)
     first_m = (tile // column_tiles % row_tiles) * BLOCK_M
     first_n = (tile % column_tiles) * BLOCK_N
-    if (first_m >= m_extent) | (first_n >= n_extent):
+    used = in_some_subnet(
+        first_m, first_n, subnets, out_features, in_features, out_step, in_step, DEVICE_EXTENTS,
+        ALIGNMENT,
+    )  # fmt: skip
+    if not used:
         return
     dtype: tl.constexpr = x.dtype.element_ty
     m = first_m + tl.arange(0, BLOCK_M)
     n = first_n + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
-    in_m = m < m_extent
-    in_n = n < n_extent
     column = group * aligned(dy_stride_group, ALIGNMENT) + m
     dy_row = aligned(dy_stride, ALIGNMENT)
     x_row = aligned(x_stride, ALIGNMENT)
-    share = tl.cdiv(tl.cdiv(rows, BLOCK_K), splits) * BLOCK_K
+    blocks = tl.cdiv(rows, BLOCK_K)
+    share = tl.cdiv(subnets * blocks, splits)
+    first = split * share
+    last = tl.minimum(first + share, subnets * blocks)
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     bias_acc = tl.zeros([BLOCK_K, BLOCK_M], tl.float32)
-    for start in range(split * share, tl.minimum((split + 1) * share, rows), BLOCK_K):
-        in_k = start + k < rows
-        row = (start + k).to(tl.int64)[:, None]
-        dz = load_dz(
-            dy, preactivation, sample_scale, (start + k)[:, None], row * dy_row + column[None, :],
-            in_k[:, None], in_m[None, :], rows_per_sample, GELU, SCALE, dtype,
-        )  # fmt: skip
-        if BIAS:
-            bias_acc += dz.to(tl.float32)
-        if WEIGHT:
-            a = tl.load(x + row * x_row + n[None, :], in_k[:, None] & in_n[None, :], 0.0)
-            if INPUT_GELU:
-                a = gelu(a.to(tl.float32)).to(dtype)
-            acc = dot(tl.trans(dz), a, acc, PRECISION)
+    for subnet in range(first // blocks, tl.cdiv(last, blocks)):
+        m_extent = extent(out_features, DEVICE_EXTENTS, ALIGNMENT, subnet * out_step)
+        n_extent = extent(in_features, DEVICE_EXTENTS, ALIGNMENT, subnet * in_step)
+        in_m = m < m_extent
+        in_n = n < n_extent
+        end = (subnet + 1) * rows
+        base = subnet * blocks
+        until = tl.minimum(last - base, blocks)
+        until = tl.where((first_m < m_extent) & (first_n < n_extent), until, 0)
+        for block in range(tl.maximum(first - base, 0), until):
+            start = subnet * rows + block * BLOCK_K
+            in_k = start + k < end
+            row = (start + k).to(tl.int64)[:, None]
+            dz = load_dz(
+                dy, preactivation, sample_scale, (start + k)[:, None],
+                row * dy_row + column[None, :], in_k[:, None], in_m[None, :], rows_per_sample,
+                GELU, SCALE, dtype,
+            )  # fmt: skip
+            if BIAS:
+                bias_acc += dz.to(tl.float32)
+            if WEIGHT:
+                a = tl.load(x + row * x_row + n[None, :], in_k[:, None] & in_n[None, :], 0.0)
+                if INPUT_GELU:
+                    a = gelu(a.to(tl.float32)).to(dtype)
+                acc = dot(tl.trans(dz), a, acc, PRECISION)
     target = (split * GROUPS + group) * launched_out + m
     if WEIGHT:
         at = target[:, None] * aligned(launched_in, ALIGNMENT) + n[None, :]
-        tl.store(partials + at, acc, in_m[:, None] & in_n[None, :])
+        launched = (m < launched_out)[:, None] & (n < launched_in)[None, :]
+        tl.store(partials + at, acc, launched)
     if BIAS:
-        by_me = m < tl.where(first_n == 0, m_extent, 0)
+        by_me = m < tl.where(first_n == 0, launched_out, 0)
         tl.store(bias_partials + target, tl.sum(bias_acc, 0), by_me)
 
 
@@ -214,6 +262,9 @@ def linear_weight_gradient_kernel(
     do_not_specialize=[
         "out_features",
         "in_features",
+        "out_step",
+        "in_step",
+        "subnets",
         "launched_out",
         "launched_in",
         "splits",
@@ -229,12 +280,15 @@ def linear_fold_kernel(
     grad_bias,  # [GROUPS, out_max], or a vector added to up to GROUPS * out: with BIAS
     out_features,
     in_features,
+    out_step,
+    in_step,
+    subnets,
     launched_out,
     launched_in,
     splits,
     weight_stride_group,
     weight_stride,
-    bias_stride_group,  # 0: group follows group in the vector
+    bias_stride_group,  # 0: group follows group in the vector, with one subnet only
     GROUPS: tl.constexpr,
     WEIGHT: tl.constexpr,
     BIAS: tl.constexpr,
@@ -243,20 +297,24 @@ def linear_fold_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    m_extent = extent(out_features, DEVICE_EXTENTS, ALIGNMENT)
-    n_extent = extent(in_features, DEVICE_EXTENTS, ALIGNMENT)
     row_tiles = tl.cdiv(launched_out, BLOCK_M)
     column_tiles = tl.cdiv(launched_in, BLOCK_N) if WEIGHT else 1
     group = tl.program_id(0) // (row_tiles * column_tiles)
     first_m = (tl.program_id(0) // column_tiles % row_tiles) * BLOCK_M
     first_n = (tl.program_id(0) % column_tiles) * BLOCK_N
-    if (first_m >= m_extent) | (first_n >= n_extent):
+    used = in_some_subnet(
+        first_m, first_n, subnets, out_features, in_features, out_step, in_step, DEVICE_EXTENTS,
+        ALIGNMENT,
+    )  # fmt: skip
+    if not used:
         return
     m = first_m + tl.arange(0, BLOCK_M)
     n = first_n + tl.arange(0, BLOCK_N)
-    in_m = m < m_extent
     if WEIGHT:
-        inside = in_m[:, None] & (n < n_extent)[None, :]
+        inside = in_some_subnet(
+            m[:, None], n[None, :], subnets, out_features, in_features, out_step, in_step,
+            DEVICE_EXTENTS, ALIGNMENT,
+        )  # fmt: skip
         acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         row_stride = aligned(launched_in, ALIGNMENT)
         for split in range(splits):
@@ -267,12 +325,17 @@ def linear_fold_kernel(
         acc += tl.load(at, inside, 0.0).to(tl.float32)
         tl.store(at, acc.to(grad_weight.dtype.element_ty), inside)
     if BIAS:
-        by_me = m < tl.where(first_n == 0, m_extent, 0)
+        by_me = in_some_subnet(
+            m, first_n + tl.zeros([BLOCK_M], tl.int32), subnets, out_features, in_features,
+            out_step, in_step, DEVICE_EXTENTS, ALIGNMENT,
+        )  # fmt: skip
+        by_me &= m < tl.where(first_n == 0, launched_out, 0)
         total = tl.zeros([BLOCK_M], tl.float32)
         for split in range(splits):
             total += tl.load(
                 bias_partials + (split * GROUPS + group) * launched_out + m, by_me, 0.0
             )
+        m_extent = extent(out_features, DEVICE_EXTENTS, ALIGNMENT)
         at = grad_bias + group * (bias_stride_group if bias_stride_group > 0 else m_extent) + m
         total += tl.load(at, by_me, 0.0).to(tl.float32)
         tl.store(at, total.to(grad_bias.dtype.element_ty), by_me)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from growtas.kernels.triton_functions import aligned, dot, extent, gelu
+from growtas.kernels.triton_functions import aligned, dot, extent, gelu, tile_of_rows
 
 
 @triton.jit(
@@ -13,6 +13,8 @@ from growtas.kernels.triton_functions import aligned, dot, extent, gelu
         "rows",
         "out_features",
         "in_features",
+        "out_step",
+        "in_step",
         "x_stride",
         "weight_stride_group",
         "weight_stride",
@@ -32,9 +34,11 @@ def linear_forward_kernel(
     residual,  # like y by row stride, read with RESIDUAL
     y,  # [rows, GROUPS, out] by strides, written
     preactivation,  # like y, written with SAVE
-    rows,
-    out_features,
+    rows,  # of each subnet
+    out_features,  # int or, with DEVICE_EXTENTS, int32 of each subnet
     in_features,
+    out_step,  # between subnets
+    in_step,
     x_stride,
     weight_stride_group,
     weight_stride,
@@ -58,8 +62,10 @@ def linear_forward_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    n_extent = extent(out_features, DEVICE_EXTENTS, ALIGNMENT)
-    k_extent = extent(in_features, DEVICE_EXTENTS, ALIGNMENT)
+    row_tile = tl.program_id(0) // (GROUPS * column_tiles)
+    subnet, start, end = tile_of_rows(row_tile, rows, BLOCK_M, DEVICE_EXTENTS)
+    n_extent = extent(out_features, DEVICE_EXTENTS, ALIGNMENT, subnet * out_step)
+    k_extent = extent(in_features, DEVICE_EXTENTS, ALIGNMENT, subnet * in_step)
     # Neighbours share rows of x; the weight stays in the L2 cache.
     tile = tl.program_id(0) % (GROUPS * column_tiles)
     group = tile // column_tiles
@@ -67,7 +73,6 @@ def linear_forward_kernel(
     if first >= n_extent:
         return
     dtype: tl.constexpr = x.dtype.element_ty
-    start = (tl.program_id(0) // (GROUPS * column_tiles)) * BLOCK_M
     m = tl.arange(0, BLOCK_M)
     n = first + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
@@ -75,7 +80,7 @@ def linear_forward_kernel(
     x_rows += m[:, None] * aligned(x_stride, ALIGNMENT)
     weight_rows = weight + group * aligned(weight_stride_group, ALIGNMENT)
     weight_rows += n[:, None] * aligned(weight_stride, ALIGNMENT)
-    in_rows = (start + m < rows)[:, None]
+    in_rows = (start + m < end)[:, None]
     in_columns = (n < n_extent)[None, :]
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for k_start in range(0, k_extent, BLOCK_K):
@@ -87,7 +92,8 @@ def linear_forward_kernel(
         acc = dot(a, tl.trans(b.to(dtype)), acc, PRECISION)
     if BIAS:
         first_bias = group * (bias_stride_group if bias_stride_group > 0 else n_extent)
-        acc += tl.load(bias + first_bias + n, n < n_extent, 0.0).to(tl.float32)[None, :]
+        present = n < tl.where(k_extent > 0, n_extent, 0)
+        acc += tl.load(bias + first_bias + n, present, 0.0).to(tl.float32)[None, :]
     inside = in_rows & in_columns
     column = group * aligned(y_stride_group, ALIGNMENT) + n
     row = (start + m).to(tl.int64)
@@ -97,7 +103,7 @@ def linear_forward_kernel(
     if GELU:
         acc = gelu(acc)
     if SCALE:
-        factor = tl.load(sample_scale + (start + m) // rows_per_sample, start + m < rows, 0.0)
+        factor = tl.load(sample_scale + (start + m) // rows_per_sample, start + m < end, 0.0)
         acc *= factor[:, None]
     if RESIDUAL:
         from_residual = row[:, None] * aligned(residual_stride, ALIGNMENT) + column[None, :]

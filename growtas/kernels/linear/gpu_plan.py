@@ -85,16 +85,17 @@ def plan_forward(
 ) -> Launch:
     """`linear_forward_kernel`."""
     (rows, in_features), groups = x.shape, weight.shape[0]
-    config = _config(target, linear_forward_kernel, x, rows, out_features)
+    of_each = rows // _subnets(extents)
+    config = _config(target, linear_forward_kernel, x, of_each, out_features)
     block_m, block_n, block_k = config.blocks
     column_tiles = _tiles(out_features, block_n)
     strides = (x.stride(0), *weight.stride()[:2])
     of_residual = 0 if residual is None else residual.stride(0)
-    out, in_ = _sizes(out_features, in_features, extents)
     arguments = (
         x, weight, x if bias is None else bias, _or(options.scale, x), _or(residual, x),
-        y, _or(preactivation, y), rows, out, in_, *strides, _group_stride(bias),
-        of_residual, y.stride(0), out_features, column_tiles, _rows_per_sample(rows, options),
+        y, _or(preactivation, y), of_each, *_sizes(out_features, in_features, extents), *strides,
+        _group_stride(bias), of_residual, y.stride(0), out_features, column_tiles,
+        _rows_per_sample(rows, options),
     )  # fmt: skip
     constants = {
         "GROUPS": groups,
@@ -110,7 +111,7 @@ def plan_forward(
         "BLOCK_N": block_n,
         "BLOCK_K": block_k,
     }
-    programs = groups * column_tiles * _tiles(rows, block_m)
+    programs = groups * column_tiles * _subnets(extents) * _tiles(of_each, block_m)
     return Launch(linear_forward_kernel, programs, arguments, constants, config)
 
 
@@ -127,15 +128,15 @@ def plan_input_gradient(
 ) -> Launch:
     """`linear_input_gradient_kernel`."""
     (rows, in_features), groups = x.shape, weight.shape[0]
-    config = _config(target, linear_input_gradient_kernel, x, rows, in_features)
+    of_each = rows // _subnets(extents)
+    config = _config(target, linear_input_gradient_kernel, x, of_each, in_features)
     block_m, block_n, block_k = config.blocks
     column_tiles = _tiles(in_features, block_n)
     strides = (*weight.stride()[:2], x.stride(0), dx.stride(0))
-    out, in_ = _sizes(out_features, in_features, extents)
     arguments = (
         dy, preactivation if options.gelu else dy, weight, _or(options.scale, x), x, dx,
-        rows, out, in_, dy.stride(0), out_features, *strides, column_tiles,
-        _rows_per_sample(rows, options),
+        of_each, *_sizes(out_features, in_features, extents), dy.stride(0), out_features, *strides,
+        column_tiles, _rows_per_sample(rows, options),
     )  # fmt: skip
     constants = {
         "GROUPS": groups,
@@ -148,7 +149,7 @@ def plan_input_gradient(
         "BLOCK_N": block_n,
         "BLOCK_K": block_k,
     }
-    programs = column_tiles * _tiles(rows, block_m)
+    programs = column_tiles * _subnets(extents) * _tiles(of_each, block_m)
     return Launch(linear_input_gradient_kernel, programs, arguments, constants, config)
 
 
@@ -164,7 +165,8 @@ def plan_weight_gradient(
     grad_bias: Tensor | None,  # [entries] or [G, out_max], added to
     extents: LinearSizes | None = None,
 ) -> tuple[Launch, Launch]:
-    """`linear_weight_gradient_kernel` and `linear_fold_kernel`; one gradient at least is wanted."""
+    """`linear_weight_gradient_kernel` and `linear_fold_kernel`; one gradient at least is wanted.
+    With several subnets `grad_bias` is a vector only where there is one matrix."""
     rows, in_features = x.shape
     config = _config(target, linear_weight_gradient_kernel, x, out_features, in_features)
     block_m, block_n, block_k = config.blocks
@@ -174,12 +176,12 @@ def plan_weight_gradient(
     splits = max(1, min(PROGRAMS // tiles, _tiles(rows, MIN_SPLIT)))
     partials = x.new_empty(splits, groups, out_features, columns, dtype=torch.float32)
     bias_partials = x.new_empty(splits, groups, out_features, dtype=torch.float32)
-    sizes = _sizes(out_features, in_features, extents)
+    sizes = (*_sizes(out_features, in_features, extents), _subnets(extents))
     launched = (out_features, in_features)
     arguments = (
         dy, preactivation if options.gelu else dy, x, _or(options.scale, x), partials,
-        bias_partials, rows, *sizes, dy.stride(0), out_features, x.stride(0), *launched,
-        _rows_per_sample(rows, options), splits,
+        bias_partials, rows // _subnets(extents), *sizes, dy.stride(0), out_features, x.stride(0),
+        *launched, _rows_per_sample(rows, options), splits,
     )  # fmt: skip
     constants = {
         "GROUPS": groups,
@@ -226,10 +228,17 @@ def _config(target: Target, kernel: Any, stored: Tensor, *sizes: int) -> Config:
     return choose(target.architecture, kernel.__name__, stored.dtype, sizes)
 
 
+def _subnets(extents: LinearSizes | None) -> int:
+    return 1 if extents is None else len(extents.out_features)
+
+
 def _sizes(
     out_features: int, in_features: int, extents: LinearSizes | None
-) -> tuple[Tensor | int, Tensor | int]:
-    return (out_features, in_features) if extents is None else extents[:2]
+) -> tuple[Tensor | int, ...]:
+    """Both, and how far apart those of two subnets lie."""
+    if extents is None:
+        return out_features, in_features, 0, 0
+    return *extents[:2], extents.out_features.stride(0), extents.in_features.stride(0)
 
 
 def _rows_per_sample(rows: int, options: Options) -> int:

@@ -40,6 +40,11 @@ def forward(
     extents: LinearSizes | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See :func:`growtas.kernels.linear.reference.forward`."""
+    if extents is not None and len(extents.out_features) > 1:
+        return reference.forward_one_by_one(
+            forward, x, weight, bias, out_features, input_activation, activation, sample_scale,
+            residual, save, extents,
+        )  # fmt: skip
     if extents is not None:
         return _forward_within(
             x, weight, bias, out_features, input_activation, activation, sample_scale, residual,
@@ -85,6 +90,11 @@ def backward_(
     extents: LinearSizes | None = None,
 ) -> Tensor:
     """See :func:`growtas.kernels.linear.reference.backward_`."""
+    if extents is not None and len(extents.out_features) > 1:
+        return reference.backward_one_by_one(
+            backward_, dy, x, weight, preactivation, out_features, input_activation, activation,
+            sample_scale, need_dx, grad_weight, grad_bias, extents,
+        )  # fmt: skip
     if extents is not None:
         return _backward_within(
             dy, x, weight, preactivation, out_features, input_activation, activation, sample_scale,

@@ -10,11 +10,14 @@ bias for a stacked weight is a plain prefix of ``G * out_features`` (AutoFormer'
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from growtas.kernels.extents import LinearSizes, inside, masked
+from growtas.kernels.extents import LinearSizes, if_present, inside, masked
+from growtas.kernels.layout import shares
 
 
 def unsupported(*tensors: Tensor) -> str | None:
@@ -57,12 +60,18 @@ def forward(
 
     With extents on the device everything beyond them is masked, so no size is read on the host.
     """
+    if extents is not None and len(extents.out_features) > 1:
+        return forward_one_by_one(
+            forward, x, weight, bias, out_features, input_activation, activation, sample_scale,
+            residual, save, extents,
+        )  # fmt: skip
     w = weight_slice(weight, out_features, x.shape[-1])
     b = None if bias is None else bias_slice(bias, w.shape[0], out_features)
     if extents is not None:
         x = masked(x, extents.in_features)
         w = torch.where(_rectangle(w, extents), w, 0.0)
-        b = None if bias is None else _masked_bias(bias, w.shape[0], out_features, extents)
+        if bias is not None:
+            b = _masked_bias(bias, w.shape[0], out_features, extents)
     b = None if b is None else b.flatten().to(x.dtype)
     inputs = F.gelu(x) if input_activation == "gelu" else x
     z = F.linear(inputs, w.flatten(0, 1).to(x.dtype), b)
@@ -87,6 +96,11 @@ def backward_(
     extents: LinearSizes | None = None,
 ) -> Tensor:
     """Adds into the slices of the max-size ``grad_weight`` and ``grad_bias``; returns dx."""
+    if extents is not None and len(extents.out_features) > 1:
+        return backward_one_by_one(
+            backward_, dy, x, weight, preactivation, out_features, input_activation, activation,
+            sample_scale, need_dx, grad_weight, grad_bias, extents,
+        )  # fmt: skip
     w = weight_slice(weight, out_features, x.shape[-1])
     rectangle = None
     if extents is not None:
@@ -121,6 +135,64 @@ def backward_(
     return torch.ops.aten.gelu_backward(dx, x) if input_activation == "gelu" else dx
 
 
+def forward_one_by_one(
+    forward: Callable[..., tuple[Tensor, Tensor]],
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    out_features: int,
+    input_activation: str,
+    activation: str,
+    sample_scale: Tensor | None,
+    residual: Tensor | None,
+    save: bool,
+    extents: LinearSizes,
+) -> tuple[Tensor, Tensor]:
+    """A backend's `forward` for each of several subnets on its share of the batch."""
+    count = len(extents.out_features)
+    of_subnets = zip(
+        *(shares(t, count) for t in (x, sample_scale, residual, *extents[:2])), strict=True
+    )
+    parts = [
+        forward(
+            x_, weight, bias, out_features, input_activation, activation, scale_, residual_, save,
+            LinearSizes(out, in_, extents.alignment),
+        )
+        for x_, scale_, residual_, out, in_ in of_subnets
+    ]  # fmt: skip
+    y, preactivation = (torch.cat(part) for part in zip(*parts, strict=True))
+    return y, preactivation
+
+
+def backward_one_by_one(
+    backward_: Callable[..., Tensor],
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    preactivation: Tensor,
+    out_features: int,
+    input_activation: str,
+    activation: str,
+    sample_scale: Tensor | None,
+    need_dx: bool,
+    grad_weight: Tensor | None,
+    grad_bias: Tensor | None,
+    extents: LinearSizes,
+) -> Tensor:
+    """A backend's `backward_` for each of several subnets, in their order."""
+    count = len(extents.out_features)
+    of_subnets = zip(
+        *(shares(t, count) for t in (dy, x, preactivation, sample_scale, *extents[:2])), strict=True
+    )
+    return torch.cat([
+        backward_(
+            dy_, x_, weight, z_, out_features, input_activation, activation, scale_, need_dx,
+            grad_weight, grad_bias, LinearSizes(out, in_, extents.alignment),
+        )
+        for dy_, x_, z_, scale_, out, in_ in of_subnets
+    ])  # fmt: skip
+
+
 def _rectangle(w: Tensor, extents: LinearSizes) -> Tensor:
     """bool ``[out, in]``: what the extents cover of the launched slice."""
     rows = inside(w.shape[-2], extents.out_features)
@@ -140,12 +212,13 @@ def _masked_bias(bias: Tensor, groups: int, out_features: int, extents: LinearSi
         values = bias[_prefix(bias, groups, out_features, extents)]
     else:
         values = bias_slice(bias, groups, out_features)
-    return masked(values, extents.out_features)
+    values = masked(values, extents.out_features)
+    return if_present(values, extents.in_features)  # where there is no layer, it has no bias either
 
 
 def _add_masked_bias(grad_bias: Tensor, db: Tensor, extents: LinearSizes) -> None:
-    """db ``[G, out_features]``; where there is no layer, it has no bias either."""
-    db = torch.where(extents.in_features > 0, db, 0.0).to(grad_bias.dtype)
+    """db ``[G, out_features]``."""
+    db = if_present(db, extents.in_features).to(grad_bias.dtype)
     if grad_bias.dim() == 1:
         grad_bias.index_add_(
             0, _prefix(grad_bias, db.shape[0], db.shape[1], extents).flatten(), db.flatten()

@@ -91,6 +91,13 @@ def test_distances_are_clamped(device, reach, class_token):
 
 
 @pytest.mark.parametrize("class_token", [True, False], ids=["cls", "nocls"])
+@pytest.mark.parametrize("grid", [(1, 63), (40, 1)], ids=str)
+def test_more_slots_than_float32_products_take(device, grid, class_token):
+    """More than 62 rows and columns together, and one shape below."""
+    check(*case(grid, class_token=class_token), device)
+
+
+@pytest.mark.parametrize("class_token", [True, False], ids=["cls", "nocls"])
 def test_without_tables(device, class_token):
     check(*case((3, 6), class_token=class_token, relative=False), device)
 
@@ -199,3 +206,28 @@ def test_number_of_heads_on_the_device(device, gpu):
     assert bits_equal(narrowed(wide_dqkv, 3), dqkv)
     assert wide_dqkv.view(batch, tokens, 3, 3, 32)[:, :, :, 2].isnan().all()
     torch.testing.assert_close(wide_gradient, gradient)  # shares are cut otherwise
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_launches(device, gpu, monkeypatch, relative):
+    """One forward; backward three, or two where there are no tables."""
+    launched = []
+
+    def counted(name, kernel):
+        class Counted:
+            arg_names, __name__ = kernel.arg_names, name
+
+            def __getitem__(self, grid):
+                launched.append(name)
+                return kernel[grid]
+
+        return Counted()
+
+    for name in [name for name in vars(gpu) if name.endswith("_kernel")]:
+        monkeypatch.setattr(gpu, name, counted(name, getattr(gpu, name)))
+    inputs, cotangent, arguments = case((1, 3), relative=relative)
+    stored = {name: x.to(device).requires_grad_() for name, x in inputs.items()}
+    out = kernels.attention(**stored, **arguments)
+    assert len(launched) == 1
+    out.backward(cotangent.to(device))
+    assert len(launched) == (4 if relative else 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import oracles
 import pytest
+import several
 import torch
 from oracles import assert_within_budget, bits_equal
 
@@ -133,3 +134,15 @@ def test_width_on_the_device(device, gpu):
     assert bits_equal(gradients[2], gradients[0])
     assert bits_equal(gradients[3], gradients[1])
     assert torch.all(gradients[2][24:] == 2)
+
+
+@pytest.mark.parametrize("programs", [2, 5, 264])
+@pytest.mark.parametrize("widths", [[24], [8, 40], [40, 16, 24]], ids=str)
+def test_several_subnets(device, gpu, monkeypatch, widths, programs):
+    """Of 30 rows each, shared among programs that take part of one subnet, or of several."""
+    monkeypatch.setattr(gpu, "PROGRAMS", programs)
+    several.check_layer_norm(widths, device=device, exact=len(widths) == 1, images=6)
+
+
+def test_several_subnets_of_which_one_is_not_read(device):
+    several.check_layer_norm([24, 40, 16], device=device, exact=False, absent=(1,))

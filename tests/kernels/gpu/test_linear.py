@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import oracles
 import pytest
+import several
 import torch
 from oracles import DTYPES, assert_within_budget, bits_equal
 
@@ -357,3 +358,25 @@ def test_parameters_of_another_dtype_are_not_left_to_cublas(monkeypatch, device,
     inputs, _ = case(device, 24, 40)
     kernels.linear(inputs["x"].half(), inputs["weight"], inputs["bias"], out_features=40)
     assert launched == ["linear_forward_kernel"]
+
+
+@pytest.mark.parametrize("sizes", several.LINEAR_SIZES.values(), ids=several.LINEAR_SIZES)
+@pytest.mark.parametrize("layout", ["matrix", "stacked", "flat"])
+def test_several_subnets(device, sizes, layout):
+    """Of 30 rows each, in one launch: tiles of rows belong to one subnet, sums over rows to all."""
+    several.check_linear(
+        sizes, device=device, exact=len(sizes) == 1, stacked=layout != "matrix",
+        flat=layout == "flat", images=6,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_several_subnets_in_half_precision(device, dtype):
+    several.check_linear(
+        [(16, 72), (72, 24), (40, 40)], device=device, dtype=dtype, exact=False, images=6,
+        launched=(72, 72),
+    )  # fmt: skip
+
+
+def test_several_subnets_of_which_one_has_no_outputs(device):
+    several.check_linear([(13, 9), (0, 9)], device=device, exact=False, fused=False)
