@@ -362,7 +362,7 @@ def stand_in(monkeypatch):
             log.append(generator)
 
     @contextlib.contextmanager
-    def capture(graph, stream):
+    def capture(graph, stream, capture_error_mode):
         log.append("capture")
         yield
 
