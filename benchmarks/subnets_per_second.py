@@ -1,7 +1,7 @@
 """Another subnet at every step: training steps and evaluations per second over random subnets.
 
-    python -m benchmarks.subnets_per_second --quick      # minutes, CPU, nothing stored
-    python -m benchmarks.subnets_per_second              # CPU set
+    python -m benchmarks.subnets_per_second --quick      # a minute, CPU, nothing stored
+    python -m benchmarks.subnets_per_second              # CPU set, mostly compiling
     python -m benchmarks.subnets_per_second --device cuda --cases 'autoformer-tiny/*/128/*'
 
 All variants take turns on the same chunks of subnets, and wait for the device only at the end of
@@ -105,7 +105,7 @@ CPU = Plan(
     variants=("naive", "smart", *COMPILED, EXTRACTED, *OURS["cpu"]),
     count=20,
     chunk=2,
-    images=64,
+    images=32,
     population=50,
     effort=Effort(min_rounds=3, max_rounds=5, seconds=60),
 )
