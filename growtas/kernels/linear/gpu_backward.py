@@ -138,7 +138,10 @@ def linear_weight_gradient_kernel(
     last = tl.minimum(first + share, subnets * blocks)
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     bias_acc = tl.zeros([BLOCK_K, BLOCK_M], tl.float32)
-    for subnet in range(first // blocks, tl.cdiv(last, blocks)):
+    first_subnet, end_subnet = 0, 1
+    if DEVICE_EXTENTS:
+        first_subnet, end_subnet = first // blocks, tl.cdiv(last, blocks)
+    for subnet in range(first_subnet, end_subnet):
         m_extent = extent(out_features, DEVICE_EXTENTS, ALIGNMENT, subnet * out_step)
         n_extent = extent(in_features, DEVICE_EXTENTS, ALIGNMENT, subnet * in_step)
         in_m = m < m_extent
