@@ -51,7 +51,7 @@ format: $(VENV)/.dev
 
 # A build of its own under build/; the core in use is not touched.
 sanitize: $(VENV)/.dev
-	GROWTAS_BUILD=1 GROWTAS_SANITIZE=1 $(BIN)/python setup.py -q build \
+	GROWTAS_BUILD=1 GROWTAS_CUDA=0 GROWTAS_SANITIZE=1 $(BIN)/python setup.py -q build \
 		--build-base build/sanitize --build-lib build/sanitize/lib
 	$(BIN)/python tests/sanitize/run.py build/sanitize/lib
 

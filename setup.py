@@ -7,15 +7,20 @@ printed and recorded in ``growtas/_build.json``. Everything static is in pyproje
 keeps that build apart and runs the operator tests on it.
 
 Two extensions: ``growtas._ops`` (operators, torch's stable ABI, loaded by torch.ops.load_library)
-and ``growtas._C`` (pybind11, no torch: build facts and CPU features).
+and ``growtas._C`` (pybind11, no torch: build facts and CPU features). Where there are nvcc and a
+torch for CUDA, also ``growtas/_cuda.so`` (operators for CUDA devices): ``GROWTAS_CUDA`` chooses
+``auto``, ``1`` or ``0`` for it as ``GROWTAS_BUILD`` does for the rest, TORCH_CUDA_ARCH_LIST (such
+as "8.0 9.0") for which devices.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -28,6 +33,8 @@ PACKAGE = "growtas"
 OPERATORS = "growtas._ops"
 # The oldest torch whose stable ABI the operators use, and that the build therefore needs.
 TORCH_TARGET = (2, 11)
+CUDA_LIBRARY = "_cuda.so"
+CUDA_ARCHITECTURES = "8.0 9.0"
 
 # No -march=native and no -ffast-math: a binary runs anywhere, and NaN must propagate.
 CXX_FLAGS = [
@@ -62,10 +69,10 @@ class CannotBuild(Exception):
     """Why the compiled core cannot be built here."""
 
 
-def requested_mode() -> str:
-    mode = os.environ.get("GROWTAS_BUILD", "auto")
+def requested_mode(variable: str = "GROWTAS_BUILD") -> str:
+    mode = os.environ.get(variable, "auto")
     if mode not in ("auto", "0", "1"):
-        sys.exit(f"GROWTAS_BUILD={mode!r}: choose auto, 0 or 1")
+        sys.exit(f"{variable}={mode!r}: choose auto, 0 or 1")
     return mode
 
 
@@ -83,16 +90,20 @@ def find_torch():
     return torch, cpp_extension
 
 
+def torch_target() -> str:
+    """The value of TORCH_TARGET_VERSION."""
+    major, minor = TORCH_TARGET
+    return f"0x{(major << 56) | (minor << 48):016x}"
+
+
 def extensions(cpp_extension) -> list[Extension]:
     try:
         import pybind11
     except ImportError as error:
         raise CannotBuild("pybind11 is not installed") from error
-    major, minor = TORCH_TARGET
-    target = f"0x{(major << 56) | (minor << 48):016x}"
-    macros = [("TORCH_TARGET_VERSION", target)]
+    macros = [("TORCH_TARGET_VERSION", torch_target())]
     kernels = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/cpu/*.cpp"))
-    headers = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/cpu/*.[hi]*"))
+    headers = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*.[hi]*"))
     return [
         Extension(
             OPERATORS,
@@ -117,6 +128,55 @@ def extensions(cpp_extension) -> list[Extension]:
             language="c++",
         ),
     ]
+
+
+def cuda_command(output: Path) -> list[str]:
+    """How the library for CUDA devices is compiled; CannotBuild where it cannot be."""
+    if requested_mode("GROWTAS_CUDA") == "0":
+        raise CannotBuild("GROWTAS_CUDA=0 was set when it was installed")
+    torch, cpp_extension = find_torch()
+    if torch.version.cuda is None:
+        raise CannotBuild(f"torch {torch.__version__} is not for CUDA")
+    home = cpp_extension.CUDA_HOME
+    nvcc = shutil.which("nvcc", path=os.path.join(home, "bin") if home else None)
+    if nvcc is None:
+        raise CannotBuild("there is no nvcc")
+    said = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"release (\d+)", said)
+    needed = torch.version.cuda.split(".")[0]
+    if found is None or found[1] != needed:
+        raise CannotBuild(f"nvcc is of CUDA {found and found[1]}, torch of CUDA {needed}")
+    sources = [*sorted(ROOT.glob("csrc/cuda/*.cu")), ROOT / "csrc/cuda/bindings.cpp"]
+    # Code for every architecture, and the newest one's also as PTX for what comes after it.
+    numbers = os.environ.get("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES).split()
+    names = [re.sub(r"\D", "", number) for number in numbers]
+    codes = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in names]
+    codes.append(f"-gencode=arch=compute_{names[-1]},code=compute_{names[-1]}")
+    return [
+        nvcc, "-shared", "-cudart", "shared", "-std=c++20", "-O3", *codes,
+        "-Xcompiler", "-fPIC,-fvisibility=hidden", "-DUSE_CUDA",
+        f"-DTORCH_TARGET_VERSION={torch_target()}",
+        *(f"-I{path}" for path in cpp_extension.include_paths()),
+        *(f"-L{path}" for path in cpp_extension.library_paths()),
+        *map(str, sources), "-ltorch_cpu", "-ltorch_cuda", "-o", str(output),
+    ]  # fmt: skip
+
+
+def build_cuda(folder: Path) -> str:
+    """Compile the library for CUDA devices into the package; why not, empty if it was."""
+    library = folder / CUDA_LIBRARY
+    library.unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        done = subprocess.run(cuda_command(library), capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise CannotBuild(f"compiling failed: {done.stderr[-2000:]}")
+    except CannotBuild as error:
+        if requested_mode("GROWTAS_CUDA") == "1":
+            sys.exit(f"growtas: the library for CUDA devices cannot be built: {error}")
+        print(f"growtas: the library for CUDA devices is NOT built: {error}", file=sys.stderr)
+        return str(error)
+    return ""
 
 
 def record(folder: Path, **facts: object) -> None:
@@ -171,7 +231,7 @@ class build_ext(BASE_BUILD_EXT):  # type: ignore[misc, valid-type]
             if requested_mode() == "1":
                 raise
             reason = str(error) if isinstance(error, CannotBuild) else f"compiling failed: {error}"
-            for stale in [*folder.glob("_ops*.so"), *folder.glob("_C*.so")]:
+            for stale in folder.glob("_*.so"):
                 stale.unlink()
             self.extensions = []
             record_not_built(folder, reason)
@@ -182,6 +242,7 @@ class build_ext(BASE_BUILD_EXT):  # type: ignore[misc, valid-type]
             reason="",
             torch=TORCH_VERSION,
             cxx_flags=CXX_FLAGS,
+            cuda=build_cuda(folder) or "built",
         )
 
 

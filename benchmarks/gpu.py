@@ -29,7 +29,18 @@ BUDGET = 570.0  # seconds, of the ten minutes that such a machine may be lent fo
 QUICK_BUDGET = 225.0
 LEAST = 10.0  # seconds that a step must have left to be begun
 
-MEMORY_CHECKED = "(clamped and 1-cls) or boxes_of_many_rows or one_parameter_gradient"
+TESTS = (
+    "tests/kernels/gpu",
+    "tests/supernet/test_static_triton.py",
+    "tests/supernet/test_launches.py",
+    "tests/training/test_graph_cuda.py",
+    "--ignore",
+    "tests/kernels/gpu/test_precompile.py",
+)
+MEMORY_CHECKED = (
+    "(clamped and 1-cls) or boxes_of_many_rows or one_parameter_gradient or one_gradient_only "
+    "or several_subnets"
+)
 
 
 @dataclass(frozen=True)
@@ -47,27 +58,31 @@ def _python(*arguments: str) -> tuple[str, ...]:
 
 
 def _measure(out: Path, parts: str, *arguments: str) -> tuple[str, ...]:
-    device = ("--device", "cuda", "--out", str(out))
-    return _python("benchmarks.run", *device, "--parts", parts, *arguments)
+    return _python("benchmarks.run", *_place(out), "--parts", parts, *arguments)
+
+
+def _place(out: Path) -> tuple[str, ...]:
+    return "--device", "cuda", "--out", str(out)
 
 
 def steps(out: Path, *, quick: bool, sanitizer: str | None) -> list[Step]:
     """What is run, in order; without the memory check if there is no `sanitizer`."""
-    tests = ("tests/kernels/gpu", "--ignore", "tests/kernels/gpu/test_precompile.py")
-    found = [Step("tests", _python("benchmarks.gpu_tests", *tests), 60 if quick else 150)]
+    found = [Step("tests", _python("benchmarks.gpu_tests", *TESTS), 60 if quick else 150)]
     if sanitizer is not None:
         check = (sanitizer, "--tool", "memcheck", "--error-exitcode", "1")
-        command = (*check, *_python("pytest", *tests, "-k", MEMORY_CHECKED))
+        command = (*check, *_python("pytest", *TESTS, "-k", MEMORY_CHECKED))
         # Without the caching allocator every tensor is an allocation that can be overrun.
         uncached = (("PYTORCH_NO_CUDA_MEMORY_CACHING", "1"),)
         found.append(Step("memory check", command, 45 if quick else 90, uncached))
     roofline = _python("benchmarks.roofline", "--out", str(out))
+    subnets = _python("benchmarks.subnets_per_second", *_place(out))
     if quick:
         return [
             *found,
             Step("train", _measure(out, "train", "--quick"), 60),
             Step("switching", _measure(out, "switching", "--quick"), 45),
             Step("roofline", (*roofline, "--rounds", "5"), 45),
+            Step("subnets per second", (*subnets, "--quick"), 60),
         ]
     tiny = ("--cases", "autoformer-tiny/*")
     # Compiling a subnet as a whole takes long: there is one case of it.
@@ -77,6 +92,7 @@ def steps(out: Path, *, quick: bool, sanitizer: str | None) -> list[Step]:
     return [
         *found,
         Step("train, T", _measure(out, "train", *tiny, *others), 180),
+        Step("subnets per second, T", (*subnets, "--cases", "autoformer-tiny/*/128/*"), 180),
         Step("roofline", roofline, 60),
         Step("switching", _measure(out, "switching"), 90),
         Step("memory", _measure(out, "memory"), 90),

@@ -96,7 +96,7 @@ TARGETS = (
 def _variants(target: Target) -> dict[str, str]:
     """The variant column that measures the target -> which of ours it is."""
     found = {}
-    for mode in ("dense", "accumulate"):
+    for mode in ("dense", "accumulate", "graph"):
         ours = f"growtas-{BACKEND[target.device]}-{mode}"
         name = f"{target.baseline} / {ours}" if target.baseline else ours
         if target.metric == "extra_memory_ratio":
@@ -193,6 +193,35 @@ def product_rates(found: Sequence[rows.Row]) -> str:
     return "\n".join(lines)
 
 
+def subnet_rates(found: Sequence[rows.Row]) -> str:
+    """Markdown: subnets per second, another one at every step, and what the host spends on each.
+    Empty where none was measured."""
+    measured: dict[tuple[object, ...], rows.Row] = {
+        (r.task, r.space, r.batch, r.dtype, r.variant, r.metric): r
+        for r in found
+        if r.task.startswith("subnets-")
+    }
+    lines = []
+    for (*case, metric), row in measured.items():
+        if metric != "subnets_per_second":
+            continue
+        cold = measured.get((*case, "subnets_per_second_from_cold"))
+        host = measured.get((*case, "host_time"))
+        lines.append(
+            f"| {row.task.removeprefix('subnets-')} | {row.space} | {row.batch} | {row.dtype} "
+            f"| {row.variant} | {row.median:.4g} ({row.q20:.4g} - {row.q80:.4g}) "
+            f"| {f'{cold.median:.4g}' if cold else ''} "
+            f"| {f'{1000 * host.median:.3f}' if host else ''} |"
+        )
+    if not lines:
+        return ""
+    head = (
+        "| random subnets | space | batch | dtype | variant | per second (20 - 80 %) "
+        "| warm-up counted in | host, ms |"
+    )
+    return "\n".join([head, "|---|---|---|---|---|---|---|---|", *lines])
+
+
 def page(found: Sequence[rows.Row]) -> str:
     """Runs, targets and compile times; generated, not to be edited."""
     parts = (
@@ -203,6 +232,7 @@ def page(found: Sequence[rows.Row]) -> str:
         table(found),
         compile_times(found),
         product_rates(found),
+        subnet_rates(found),
     )
     return "\n\n".join(part for part in parts if part) + "\n"
 

@@ -67,7 +67,7 @@ OURS_CPU = (
     "growtas-reference-dense",
     "growtas-reference-accumulate",
 )
-OURS_CUDA = tuple(f"growtas-triton-{mode}" for mode in ("dense", "accumulate"))
+OURS_CUDA = tuple(f"growtas-triton-{mode}" for mode in ("dense", "accumulate", "graph"))
 
 CPU = Plan(
     workloads=(TINY, TINY_LARGEST),

@@ -56,7 +56,7 @@ def run_switching(
     rows = Rows.of_case(where, case, device, task="switching")
     for name, variant in variants.items():
         variant.model.train()
-        for subnet in (*_all_block_shapes(case.space), fixed):
+        for subnet in (*block_shapes(case.space), fixed):
             variant.train_step(case, *batch, subnet)
         with no_gc():
             pairs = [
@@ -84,7 +84,7 @@ def _time(variant: Variant, case: Case, batch: tuple[Tensor, Tensor], subnet: Su
     return measure_once(lambda: variant.train_step(case, *batch, subnet), device)["wall_time"]
 
 
-def _all_block_shapes(space: SearchSpace) -> list[Subnet]:
+def block_shapes(space: SearchSpace) -> list[Subnet]:
     """Few subnets that together hold every (width, heads, ratio) a block can have."""
     shapes = [(h, r) for h in space.num_heads for r in space.mlp_ratio]
     depth = space.supernet.depth

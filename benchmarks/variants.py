@@ -17,6 +17,8 @@ from benchmarks.baselines.smart import SmartSupernet
 from benchmarks.baselines.timm_vit import timm_vit
 from benchmarks.cases import Case, naive_to_growtas, random_weights, supernet_sizes
 from growtas.space import Subnet
+from growtas.supernet.graph import WARM_UP, GraphedForward
+from growtas.training.graph import GraphedStep
 from growtas.training.optimizer import AdamW
 
 
@@ -26,6 +28,7 @@ class Variant(ABC):
     name: str
     model: nn.Module
     same_function = True  # its logits and gradients must equal the naive supernet's
+    settling = 1  # calls until it does what it will do from then on
 
     @abstractmethod
     def logits(self, images: Tensor, subnet: Subnet) -> Tensor:
@@ -137,12 +140,13 @@ class Timm(Variant):
 
 
 class ExtractedGraph(Variant):
-    """The subnet on its own, compiled and replayed from CUDA graphs: it cannot be retrained as
+    """The subnet on its own, compiled and, on CUDA, replayed from graphs: it cannot be retrained as
     another subnet without building it anew. Its weights have other shapes, so only its logits are
     compared, before it is compiled."""
 
     name = "extracted-graph"
     same_function = False
+    settling = 3  # run, record, replay
 
     def __init__(self, case: Case, weights: dict[str, Tensor], device: str) -> None:
         self.image_size = case.image_size
@@ -160,12 +164,14 @@ class ExtractedGraph(Variant):
                 self.model.eval()(images), self.supernet.eval()(images, subnet),
                 rtol=1e-3, atol=1e-3,
             )  # fmt: skip
-        self.compiled = torch.compile(self.model, mode="reduce-overhead")
+        mode = "reduce-overhead" if device.type == "cuda" else None
+        self.compiled = torch.compile(self.model, mode=mode)
 
     def logits(self, images: Tensor, subnet: Subnet) -> Tensor:
         if subnet != self.subnet:
             raise ValueError(f"built for {self.subnet}, asked to run {subnet}")
-        torch.compiler.cudagraph_mark_step_begin()
+        if images.is_cuda:
+            torch.compiler.cudagraph_mark_step_begin()
         return self.compiled(images)
 
 
@@ -180,7 +186,7 @@ class Growtas(Variant):
     ) -> None:
         self.name = f"growtas-{backend}-{'accumulate' if accumulate else 'dense'}"
         self.backend = backend
-        self.model = growtas.Supernet(case.space, **case.model_sizes).to(device)
+        self.model: growtas.Supernet = growtas.Supernet(case.space, **case.model_sizes).to(device)
         self.model.load_state_dict(naive_to_growtas(weights, case.space))
         self.accumulator = (
             growtas.kernels.GradientAccumulator(self.model.parameters()) if accumulate else None
@@ -202,6 +208,45 @@ class Growtas(Variant):
         return growtas.kernels.use_backend(self.backend)
 
 
+class GrowtasGraph(Growtas):
+    """One CUDA graph for every subnet, whatever the shapes of the batch; a training step includes
+    AdamW at a rate of zero. Without a CUDA device the same steps run eagerly."""
+
+    settling = WARM_UP + 1
+
+    def __init__(self, case: Case, weights: dict[str, Tensor], device: str, backend: str) -> None:
+        super().__init__(case, weights, device, backend, accumulate=False)
+        self.name = f"growtas-{backend}-graph"
+        self._steps: dict[tuple[str, torch.Size], GraphedStep] = {}
+        self._forwards: dict[tuple[str, torch.Size], GraphedForward] = {}
+
+    def zero_grad(self) -> None:
+        """The step does it."""
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Nothing: the step does it."""
+        return torch.optim.SGD([torch.zeros(1)], lr=0.0)
+
+    def forward_step(self, case: Case, images: Tensor, subnet: Subnet) -> Tensor:
+        key, dtype = (case.dtype, images.shape), _autocast_dtype(case)
+        with self.context():
+            if key not in self._forwards:
+                self._forwards[key] = GraphedForward(self.model, images, dtype=dtype)
+            return self._forwards[key](images, subnet)
+
+    def train_step(self, case: Case, images: Tensor, labels: Tensor, subnet: Subnet) -> Tensor:
+        key, dtype = (case.dtype, images.shape), _autocast_dtype(case)
+        with self.context():
+            if key not in self._steps:
+                optimizer = AdamW(self.model.parameters(), lr=0.0)
+                self._steps[key] = GraphedStep(self.model, optimizer, images, labels, dtype=dtype)
+            return self._steps[key](images, labels, subnet).logits
+
+
+def _autocast_dtype(case: Case) -> torch.dtype | None:
+    return torch.bfloat16 if case.dtype == "bfloat16" else None
+
+
 Builder = Callable[[Case, dict[str, Tensor], str], Variant]
 
 
@@ -221,6 +266,9 @@ VARIANTS: dict[str, Builder] = {
         for backend in ("reference", "native", "triton")
         for mode in ("dense", "accumulate")
     },
+    "growtas-triton-graph": lambda case, weights, device: GrowtasGraph(
+        case, weights, device, "triton"
+    ),
 }
 
 

@@ -1,5 +1,5 @@
-// The one file that registers operators. Stable ABI only: one build serves every torch from
-// TORCH_TARGET_VERSION on. All operators write into given tensors, so Python owns allocation.
+// The one file that registers operators (cuda/bindings.cpp: those of the CUDA library). Stable ABI
+// only: one build serves every torch from TORCH_TARGET_VERSION on. All operators write into given tensors, so Python owns allocation.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
@@ -9,6 +9,7 @@
 #include <optional>
 #include <vector>
 
+#include "adamw_static_plan.h"
 #include "cpu/ops.h"
 
 namespace {
@@ -360,7 +361,7 @@ void adamw_(std::vector<Tensor> parameters, std::vector<Tensor> gradients,
             std::vector<Tensor> exp_avgs, std::vector<Tensor> exp_avg_sqs,
             std::vector<Tensor> counts, std::vector<Tensor> shadows, std::vector<double> steps,
             std::vector<int64_t> boxes, double lr, double beta1, double beta2, double eps,
-            double weight_decay) {
+            double weight_decay, double gradient_factor) {
   using growtas::kBoxDims;
   const size_t n = parameters.size();
   const auto fits = [n](size_t size, bool optional) { return size == n || (optional && size == 0); };
@@ -398,6 +399,7 @@ void adamw_(std::vector<Tensor> parameters, std::vector<Tensor> gradients,
     box.step.log_beta2 = std::log(beta2);
     box.step.eps = eps;
     box.step.weight_decay = weight_decay;
+    box.step.gradient_factor = gradient_factor;
     bool empty = false;
     for (int64_t d = 0; d < kBoxDims; ++d) {
       const int64_t own = d - (kBoxDims - p.dim());
@@ -412,6 +414,11 @@ void adamw_(std::vector<Tensor> parameters, std::vector<Tensor> gradients,
     if (!empty) work.push_back(box);
   }
   growtas::adamw_step(work.data(), int64_t(work.size()));
+}
+
+void run_adamw_static(const growtas::StaticAdamW& plan, const Tensor& targets) {
+  STD_TORCH_CHECK(targets.is_cpu(), "targets: must be a CPU tensor");
+  growtas::adamw_static_cpu(plan);
 }
 
 }  // namespace
@@ -440,7 +447,9 @@ STABLE_TORCH_LIBRARY(growtas_native, m) {
   m.def(
       "adamw_(Tensor(a!)[] parameters, Tensor[] gradients, Tensor(b!)[] exp_avgs, "
       "Tensor(c!)[] exp_avg_sqs, Tensor(d!)[] counts, Tensor(e!)[] shadows, float[] steps, "
-      "int[] boxes, float lr, float beta1, float beta2, float eps, float weight_decay) -> ()");
+      "int[] boxes, float lr, float beta1, float beta2, float eps, float weight_decay, "
+      "float gradient_factor) -> ()");
+  m.def(growtas::kAdamWStaticSchema);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(growtas_native, CPU, m) {
@@ -451,4 +460,5 @@ STABLE_TORCH_LIBRARY_IMPL(growtas_native, CPU, m) {
   m.impl("attention_forward", TORCH_BOX(&attention_forward));
   m.impl("attention_backward", TORCH_BOX(&attention_backward));
   m.impl("adamw_", TORCH_BOX(&adamw_));
+  m.impl("adamw_static_", TORCH_BOX(&growtas::adamw_static<run_adamw_static>));
 }

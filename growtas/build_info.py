@@ -17,7 +17,8 @@ def build_info() -> dict[str, Any]:
 
     Returns:
         ``built`` (bool), ``reason`` (why not; empty when built), ``torch`` (the version whose
-        headers were used), ``cxx_flags``, and from the compiled module ``compiler``,
+        headers were used), ``cxx_flags``, ``cuda`` ("built", or why there is no library for CUDA
+        devices), and from the compiled module ``compiler``,
         ``torch_target`` (the oldest torch the operators run with) and ``simd_levels`` (those
         compiled in; ``growtas._C.simd_level()`` is the one in use). None or empty where nothing
         was built.
@@ -30,6 +31,7 @@ def build_info() -> dict[str, Any]:
         "torch_target": None,
         "simd_levels": [],
         "cxx_flags": [],
+        "cuda": None,
     }
     if _RECORD.exists():
         info.update(json.loads(_RECORD.read_text(encoding="utf-8")))

@@ -21,9 +21,10 @@ void adamw_span(const AdamW& a, double count, int64_t begin, int64_t n) {
   const T step_size = T(a.lr / -std::expm1(count * a.log_beta1));
   const T root_scale = T(1 / std::sqrt(-std::expm1(count * a.log_beta2)));
   const T keep = T(1 - a.lr * a.weight_decay), eps = T(a.eps);
+  const T factor = T(a.gradient_factor);
   const T blend1 = T(1 - a.beta1), beta2 = T(a.beta2), blend2 = T(1 - a.beta2);
   for_each_vector<T>(n, [&](int64_t i, int64_t lanes) {
-    const Vec<T> g = load_n(gradient + i, lanes);
+    const Vec<T> g = load_n(gradient + i, lanes) * factor;
     Vec<T> m = load_n(exp_avg + i, lanes);
     m += (g - m) * blend1;
     const Vec<T> v = load_n(exp_avg_sq + i, lanes) * beta2 + g * g * blend2;

@@ -8,6 +8,10 @@
 namespace growtas {
 
 const KernelSet& kernels() {
+#if defined(GROWTAS_TILE_LEVELS)
+  if (active_level() == "amx") return kernels_amx();
+  if (active_level() == "amx_emulated") return kernels_amx_emulated();
+#endif
 #if defined(GROWTAS_X86_LEVELS)
   static const KernelSet& set = active_level() == "avx512_bf16" ? kernels_avx512_bf16()
                                 : active_level() == "avx512"    ? kernels_avx512()

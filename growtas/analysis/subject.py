@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from growtas.config import ConfigError, differences
 from growtas.run_folder import Run, Say, Split
 from growtas.search import Candidate, CostFunction, Scorer, model_cost
+from growtas.search.scoring import Scoring
 from growtas.space import SearchSpace, Subnet
 from growtas.training.optional import require
 
@@ -53,10 +54,11 @@ class Subject:
 
     def score(self, subnets: Iterable[Subnet]) -> list[Candidate]:
         """Every subnet with its size and score, in the order given."""
-        cost = self.cost
+        cost, given = self.cost, list(subnets)
+        shown = with_bar(given, self.name, self.progress)
         return [
-            Candidate(subnet, *cost(subnet), self.evaluator.score(subnet))
-            for subnet in with_bar(list(subnets), self.name, self.progress)
+            Candidate(subnet, *cost(subnet), score)
+            for subnet, score in zip(shown, Scoring(self.evaluator)(given), strict=True)
         ]
 
 

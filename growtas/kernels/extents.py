@@ -1,9 +1,12 @@
-"""The sizes of a subnet on the device, so that no launch depends on which subnet runs.
+"""The sizes of subnets on the device, so that no launch depends on which subnets run.
 
 With extents on the device, activations are as wide as the supernet, every launch is as large as the
 largest subnet's, and an operator reads how far to go from a table in memory. What lies beyond the
 extents is neither read nor meaningful. A captured CUDA graph then serves every subnet: another one
 is a copy of one small table and a replay.
+
+Several subnets can share a launch: the batch is divided in as many equal groups of consecutive
+samples, and every extent has an entry for each group.
 """
 
 from __future__ import annotations
@@ -31,7 +34,8 @@ class BlockSizes(Protocol):
 
 
 class BlockExtents(NamedTuple):
-    """A block's entries of the table, each int32 ``[1]``: views, so they follow what is written.
+    """A block's columns of the table, each int32 ``[G]``, an entry for each group: views, so they
+    follow what is written.
 
     Attributes:
         embed: width of the residual stream, the same in all blocks, the inactive ones too.
@@ -56,9 +60,9 @@ class LinearExtents(NamedTuple):
     """How much of its weight a linear layer reads.
 
     Attributes:
-        out_features: int32 ``[1]``: rows taken of each matrix; None for what the host says. Where
+        out_features: int32 ``[G]``: rows taken of each matrix; None for what the host says. Where
             it is 0, there is no output.
-        in_features: int32 ``[1]``: columns taken; None for x's width. 0 only with a
+        in_features: int32 ``[G]``: columns taken; None for x's width. 0 only with a
             residual: then there is no layer, the output is the residual, and the bias too is
             neither read nor given a gradient.
         alignment: divides both.
@@ -78,26 +82,28 @@ class LinearSizes(NamedTuple):
 
 
 class Extents:
-    """The table of one subnet's sizes: int32, one row per block of the supernet.
+    """The table of the sizes of one subnet, or of one for each group of the batch.
 
     Kernels are compiled for sizes of which they know a common divisor, because 16-byte copies need
     one; a subnet that breaks the promise is refused.
 
     Args:
         depth, embed_dim, num_heads, head_dim, hidden_dim: of the supernet, the largest that occur.
-        hidden_multiple: divides every hidden width that will occur, and `hidden_dim`; 8 or more is
-            best for two-byte values, 4 is enough for float32.
+        embed_multiple, hidden_multiple: divide every embedding and hidden width that will occur,
+            and `embed_dim` and `hidden_dim`; 8 or more is best for two-byte values, 4 is enough
+            for float32. The embedding's default is the largest common divisor of 8 and
+            `embed_dim`.
+        groups: subnets in the table, G below; a batch must be a multiple of it.
         device: of the table.
 
     Attributes:
-        table: int32 ``[1, depth, 5]``, columns as in `COLUMNS`; the first dimension is for several
-            subnets in one launch. Written in place only: its address stays.
-        blocks: views of its rows.
-        embed_multiple: divides every embedding width: the largest common divisor of 8 and
-            `embed_dim`.
+        table: int32 ``[G, depth, 5]``, columns as in `COLUMNS`. Written in place only: its address
+            stays.
+        blocks: views of it.
+        embed_multiple: what is promised of embedding widths, at most 8.
 
     Raises:
-        ValueError: a size below 1, or a multiple that does not divide `hidden_dim`.
+        ValueError: a size below 1, or a multiple that does not divide its size.
     """
 
     def __init__(
@@ -108,35 +114,61 @@ class Extents:
         head_dim: int,
         hidden_dim: int,
         *,
+        embed_multiple: int | None = None,
         hidden_multiple: int = 1,
+        groups: int = 1,
         device: torch.device | str = "cpu",
     ) -> None:
-        sizes = (depth, embed_dim, num_heads, head_dim, hidden_dim, hidden_multiple)
-        if min(sizes) < 1:
-            raise ValueError(f"sizes must be 1 or more, got {sizes}")
+        if embed_multiple is None:
+            embed_multiple = math.gcd(COPY_BYTES // 2, embed_dim)
+        sizes = (depth, embed_dim, num_heads, head_dim, hidden_dim)
+        if min(*sizes, embed_multiple, hidden_multiple, groups) < 1:
+            raise ValueError(
+                f"sizes must be 1 or more, got {sizes} in {groups} groups, multiples of "
+                f"{embed_multiple} and {hidden_multiple}"
+            )
+        if embed_dim % embed_multiple:
+            raise ValueError(f"embed_multiple is {embed_multiple}, embed_dim {embed_dim}")
         if hidden_dim % hidden_multiple:
             raise ValueError(f"hidden_multiple is {hidden_multiple}, hidden_dim {hidden_dim}")
         self.depth = depth
         self.head_dim = head_dim
-        self.embed_multiple = math.gcd(COPY_BYTES // 2, embed_dim)
+        self.embed_multiple = math.gcd(COPY_BYTES // 2, embed_multiple)
         self.hidden_multiple = math.gcd(COPY_BYTES // 2, hidden_multiple)
         self._largest = {"embed_dim": embed_dim, "num_heads": num_heads, "hidden_dim": hidden_dim}
-        self.table = torch.zeros(1, depth, len(COLUMNS), dtype=torch.int32, device=device)
+        self.table = torch.zeros(groups, depth, len(COLUMNS), dtype=torch.int32, device=device)
         alignments = [math.gcd(self.embed_multiple, n) for n in (head_dim, self.hidden_multiple)]
-        self.blocks = tuple(BlockExtents(*row.split(1), *alignments) for row in self.table[0])
+        self.blocks = tuple(
+            BlockExtents._make((*block.unbind(1), *alignments)) for block in self.table.unbind(1)
+        )
+
+    @property
+    def groups(self) -> int:
+        """Subnets in the table."""
+        return len(self.table)
 
     @property
     def embed(self) -> Tensor:
-        """Width of the residual stream, int32 ``[1]``."""
+        """Width of the residual stream, int32 ``[G]``."""
         return self.blocks[0].embed
 
-    def write(self, subnet: BlockSizes) -> None:
-        """Make it the table of `subnet`: one small copy, and the host does not wait for it.
+    def write(self, subnets: BlockSizes | Sequence[BlockSizes]) -> None:
+        """Make it the table of one subnet, or of so many: one small copy, and the host does not
+        wait for it.
+
+        Args:
+            subnets: one for each group, in the order of the batch.
 
         Raises:
-            ValueError: a subnet that the supernet does not hold, or a width that is no multiple of
-                what was promised. The table is then what it was.
+            ValueError: more or fewer subnets than groups, a subnet that the supernet does not hold,
+                or a width that is no multiple of what was promised. The table is then what it was.
         """
+        given = subnets if isinstance(subnets, Sequence) else (subnets,)
+        if len(given) != self.groups:
+            raise ValueError(f"{len(given)} subnets for {self.groups} groups")
+        copy_from_host(self.table, [self._rows(subnet) for subnet in given])
+
+    def _rows(self, subnet: BlockSizes) -> list[tuple[int, ...]]:
         depth = len(subnet.num_heads)
         if not 1 <= depth <= self.depth or len(subnet.hidden_dims) != depth:
             raise ValueError(
@@ -144,13 +176,12 @@ class Extents:
                 f"supernet has 1 to {self.depth} blocks"
             )
         embed = self._checked("embed_dim", subnet.embed_dim, self.embed_multiple)
-        rows = []
+        rows: list[tuple[int, ...]] = []
         for heads, hidden in zip(subnet.num_heads, subnet.hidden_dims, strict=True):
             heads = self._checked("num_heads", heads, 1)
             hidden = self._checked("hidden_dim", hidden, self.hidden_multiple)
             rows.append((embed, heads, hidden, 1, heads * self.head_dim))
-        rows += [(embed, 0, 0, 0, 0)] * (self.depth - depth)
-        copy_from_host(self.table[0], rows)
+        return rows + [(embed, 0, 0, 0, 0)] * (self.depth - depth)
 
     def _checked(self, name: str, value: int, multiple: int) -> int:
         largest = self._largest[name]
@@ -187,6 +218,14 @@ def check_extent(extent: Tensor | None, like: Tensor, other: Tensor | None = Non
         raise ValueError(f"extents of {count} and of {len(other)} subnets in one call")
 
 
+def check_groups(batch: Tensor, groups: int) -> None:
+    """ValueError unless the batch's first dimension can be divided in so many equal groups."""
+    if groups < 1 or len(batch) % groups:
+        raise ValueError(
+            f"a batch of {len(batch)} cannot be divided in {groups} equal groups, one per subnet"
+        )
+
+
 def copy_from_host(target: Tensor, values: Sequence) -> None:
     """Overwrite `target`. To a CUDA device through pinned memory of its own, which is not used
     again before the copy is done: any number of copies may be under way."""
@@ -196,12 +235,13 @@ def copy_from_host(target: Tensor, values: Sequence) -> None:
 
 
 def inside(size: int, extent: Tensor) -> Tensor:
-    """bool ``[size]``: which of so many entries an extent covers; nothing waits for the device."""
+    """bool ``[size]``: which of so many entries an extent covers; nothing waits for the device.
+    Of extents ``[..., 1]``: ``[..., size]``."""
     return torch.arange(size, device=extent.device, dtype=extent.dtype) < extent
 
 
 def masked(x: Tensor, extent: Tensor) -> Tensor:
-    """x ``[..., width]``, zeros beyond the extent, whatever was there."""
+    """x ``[..., width]``, zeros beyond the extent, whatever was there; extents as for `inside`."""
     return torch.where(inside(x.shape[-1], extent), x, 0.0)
 
 

@@ -1,7 +1,8 @@
 """The compiled operator library: found, loaded once, or the reason why not.
 
 The library holds ``torch.ops.growtas_native.*``, CPU operators registered through torch's stable
-ABI. They write into tensors given to them and return nothing.
+ABI; a second one, where it was built, holds implementations for CUDA devices. They write into
+tensors given to them and return nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import torch
 
 from growtas.build_info import build_info
 
-_LIBRARY = Path(__file__).resolve().parent.parent / "_ops.so"
+_FOLDER = Path(__file__).resolve().parent.parent
+_LIBRARY = _FOLDER / "_ops.so"
+_CUDA_LIBRARY = _FOLDER / "_cuda.so"
 _OPERATORS = (
     "linear_forward",
     "linear_backward",
@@ -24,6 +27,7 @@ _OPERATORS = (
     "attention_forward",
     "attention_backward",
     "adamw_",
+    "adamw_static_",
 )
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -53,6 +57,22 @@ def status() -> LibraryStatus:
     for name in _OPERATORS:
         torch.library.register_fake(f"growtas_native::{name}", _fake)
     return LibraryStatus(True, "")
+
+
+@functools.cache
+def cuda_unavailable() -> str | None:
+    """Why the compiled operators for CUDA devices cannot run in this process; None if they can.
+    They belong to the same namespace; the library is loaded on the first call."""
+    reason = unavailable()
+    if reason is not None:
+        return reason
+    if not _CUDA_LIBRARY.exists():
+        return f"the library for CUDA devices is not built: {build_info().get('cuda', 'unknown')}"
+    try:
+        torch.ops.load_library(_CUDA_LIBRARY)
+    except OSError as error:
+        return f"the library for CUDA devices does not load: {error}"
+    return None
 
 
 def _fake(*args: object) -> None:

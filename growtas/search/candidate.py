@@ -24,7 +24,9 @@ class Score(NamedTuple):
 class Scorer(Protocol):
     """Anything that scores a subnet; `growtas.search.Evaluator` is the one for supernets.
 
-    A scorer may also have ``fingerprint() -> str``: a resumed search refuses scores of another one.
+    A scorer may also have ``score_many(subnets) -> list[Score]``, which a search then calls with
+    many subnets at once, and ``fingerprint() -> str``: a resumed search refuses scores of another
+    one.
     """
 
     def score(self, subnet: Subnet) -> Score:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from growtas.precision import amp_dtype, autocast
 from growtas.search import distributed
 from growtas.search.candidate import Score
+from growtas.search.population import OneGraph, SharedPrefixes
 from growtas.space import Subnet
+from growtas.supernet import Supernet
 
 Precision = Literal["auto", "bf16", "fp16", "off"]
 
@@ -34,7 +37,7 @@ class Evaluator:
         model: called as ``model(images, subnet)``, returns logits [B, num_classes].
         images: [N, C, H, W]; float as the model reads them, or uint8, which needs `mean` and `std`.
         labels: [N] class indices, an integer dtype.
-        batch_size: images per forward pass.
+        batch_size: images per forward pass; of several subnets together.
         amp: autocast to "bf16" or "fp16", "off", or "auto": bf16 (fp16 where there is none) on a
             GPU, off on CPU.
         device: where the model is; its parameters' device if left out.
@@ -42,6 +45,8 @@ class Evaluator:
             float32.
         sharded: the images are this rank's own part already. Otherwise all ranks pass the same
             images and rank r keeps every world_size-th one, starting with image r.
+        groups: at most so many subnets in one launch, where the backend runs several (see
+            `score_many`): each on ``batch_size // groups`` images at a time.
 
     Raises:
         TypeError: images or labels of a wrong dtype.
@@ -60,18 +65,22 @@ class Evaluator:
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         sharded: bool = False,
+        groups: int = 8,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        for name, value in (("batch_size", batch_size), ("groups", groups)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
         _check_data(images, labels)
         if not sharded:
             images = images[distributed.rank() :: distributed.world_size()].contiguous()
             labels = labels[distributed.rank() :: distributed.world_size()]
         self.model = model
         self.batch_size = batch_size
+        self.groups = min(groups, batch_size)
         self.device = torch.device(device) if device is not None else _device_of(model)
         self._amp_dtype = amp_dtype(amp, self.device)
         self._normalize = _normalization(images.dtype, mean, std, self.device)
+        self._graph: OneGraph | None = None
         self._images = _keep(images, self.device)
         self._largest_label = int(labels.max()) if len(labels) else 0
         self._labels = labels.to(self.device, torch.int64)
@@ -108,7 +117,7 @@ class Evaluator:
             mean, std: per channel, of the normalisation.
             sharded: the loader yields only this rank's part. Otherwise every rank reads all images
                 and keeps its share.
-            options: batch_size, amp and device of `Evaluator`.
+            options: batch_size, amp, device and groups of `Evaluator`.
 
         Raises:
             TypeError, ValueError: as for `Evaluator`; or `max_images` with a loader of unknown
@@ -144,32 +153,71 @@ class Evaluator:
         Raises:
             ValueError: a label is not one of the model's classes; and what the model raises.
         """
-        training = [module for module in self.model.modules() if module.training]
-        self.model.eval()
-        try:
-            sums = torch.zeros(2, dtype=torch.float64, device=self.device)
-            for start in range(0, len(self._labels), self.batch_size):
-                sums += self._batch_sums(subnet, start)
-        finally:
-            for module in training:
-                module.training = True
-        correct, loss = distributed.all_reduce_sum(sums).tolist()
-        return Score(correct / self.count, loss / self.count, self.count)
+        sums = torch.zeros(1, 2, dtype=torch.float64, device=self.device)
+        with _evaluating(self.model):
+            for images, labels in self._batches(self.batch_size):
+                with autocast(self._amp_dtype, self.device):
+                    logits = self.model(images, subnet)
+                sums[0] += self._sums(logits, labels)
+        return self._scores(sums)[0]
 
-    def _batch_sums(self, subnet: Subnet, start: int) -> torch.Tensor:
-        """[correct predictions, sum of the losses] of the batch that begins at image `start`."""
-        images = self._images[start : start + self.batch_size].to(self.device, non_blocking=True)
-        labels = self._labels[start : start + self.batch_size]
-        with autocast(self._amp_dtype, self.device):
-            logits = self.model(self._normalize(images), subnet).float()
-        if self._largest_label >= logits.shape[1]:
+    @torch.no_grad()
+    def score_many(self, subnets: Sequence[Subnet]) -> list[Score]:
+        """The score of every subnet, in the order given.
+
+        With extents on the device (the Triton backend) `groups` subnets share each launch, all
+        launches come from one CUDA graph, and a subnet costs a copy of its sizes to set up.
+        Elsewhere subnets that begin with the same blocks share what those compute, and the scores
+        are those of `score` to the bit; of the residual stream at most one is kept for each depth
+        at which subnets part. A model that is no `Supernet` is scored one subnet after another.
+
+        Raises:
+            ValueError: as for `score`; and a subnet that extents on the device cannot hold
+                (`Supernet.new_extents`).
+        """
+        if not isinstance(self.model, Supernet) or len(subnets) < 2:
+            return [self.score(subnet) for subnet in subnets]
+        sums = torch.zeros(len(subnets), 2, dtype=torch.float64, device=self.device)
+        with _evaluating(self.model):
+            if self.model.reads_extents_on_device():
+                for images, labels in self._batches(self.batch_size // self.groups):
+                    if self._graph is None:
+                        self._graph = OneGraph(self.model, images, self.groups, self._amp_dtype)
+                    for some, logits in self._graph(images, subnets):
+                        sums[some] += self._sums(logits, labels)
+            else:
+                shared = SharedPrefixes(self.model, subnets, self._amp_dtype)
+                for images, labels in self._batches(self.batch_size):
+                    for index, logits in shared(images):
+                        sums[index] += self._sums(logits, labels)
+        return self._scores(sums)
+
+    def _batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """This rank's images, as the model reads them, and labels; at most `size` at a time."""
+        for start in range(0, len(self._labels), size):
+            images = self._images[start : start + size].to(self.device, non_blocking=True)
+            yield self._normalize(images), self._labels[start : start + size]
+
+    def _sums(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """[correct predictions, sum of the losses] ``[..., 2]`` of logits ``[..., B, classes]``."""
+        logits = logits.float()
+        if self._largest_label >= logits.shape[-1]:
             raise ValueError(
-                f"the model has {logits.shape[1]} classes, "
+                f"the model has {logits.shape[-1]} classes, "
                 f"but there is a label {self._largest_label}"
             )
-        right = (logits.argmax(1) == labels) & logits.isfinite().all(1)
-        loss = F.cross_entropy(logits, labels, reduction="sum")
-        return torch.stack((right.sum().double(), loss.double()))
+        right = (logits.argmax(-1) == labels) & logits.isfinite().all(-1)
+        labels = labels.expand(right.shape).flatten()
+        losses = F.cross_entropy(logits.flatten(0, -2), labels, reduction="none")
+        loss = losses.view(right.shape).sum(-1, dtype=torch.float64)
+        return torch.stack((right.sum(-1).double(), loss), -1)
+
+    def _scores(self, sums: Tensor) -> list[Score]:
+        """Of ``[subnets, 2]`` sums over this rank's images."""
+        for one in sums:  # apart: the order of a sum over ranks may depend on its neighbours
+            distributed.all_reduce_sum(one)
+        count = self.count
+        return [Score(right / count, loss / count, count) for right, loss in sums.tolist()]
 
     def fingerprint(self) -> str:
         """A hash of the model's weights and of the labels: equal if scores can be compared.
@@ -184,6 +232,18 @@ class Evaluator:
         labels = torch.tensor([_checksum(self._labels)], device=self.device)
         digest.update(repr(int(distributed.all_reduce_sum(labels))).encode())
         return digest.hexdigest()
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode; afterwards every module in its own."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def _device_of(model: nn.Module) -> torch.device:

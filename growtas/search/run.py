@@ -22,13 +22,14 @@ from growtas.search.result import (
     to_json,
     write_atomically,
 )
+from growtas.search.scoring import PART_SECONDS, Scoring
 from growtas.search.window import Window
 from growtas.size_table import SizeTable
 from growtas.space import SearchSpace, Subnet
 
 STATE_FILE = "search_state.json"
 RESULT_FILE = "search.json"
-SAVE_SECONDS = 30.0  # at most this much scoring is lost when the process is killed
+SAVE_SECONDS = PART_SECONDS  # about twice as much scoring is lost when the process is killed
 
 # A resumed search may go on for more generations, and batches change nothing but speed.
 _MAY_CHANGE = ("generations", "batch_size")
@@ -90,6 +91,7 @@ class _Search:
     ) -> None:
         self.space = space
         self.evaluator = evaluator
+        self.scoring = Scoring(evaluator)
         self.config = config
         self.cost = cost
         self.folder = folder
@@ -125,10 +127,10 @@ class _Search:
                 raise window.empty_error()
             self.save()
         try:
-            for subnet in self.pending:
-                if subnet not in self.archive:
-                    self.archive[subnet] = _evaluate(subnet, self.evaluator, self.cost)
-                    bar.update()
+            new = [subnet for subnet in self.pending if subnet not in self.archive]
+            for subnet, score in zip(new, self.scoring(new), strict=True):
+                self.archive[subnet] = Candidate(subnet, *self.cost(subnet), score)
+                bar.update()
                 if time.monotonic() - self.saved_at > SAVE_SECONDS:
                     self.save()
         except BaseException:  # an interrupt too must not lose what was scored
@@ -273,17 +275,16 @@ def score_random(
     """
     rng, window = random.Random(seed), Window(space, Limit(), cost)
     scored = {candidate.subnet: candidate for candidate in known}
-    drawn: dict[Subnet, Candidate] = {}
+    drawn: dict[Subnet, None] = {}
     while len(drawn) < count:
         subnet = window.draw(rng, lambda subnet: subnet not in drawn)
         if subnet is None:
             break
-        drawn[subnet] = scored.get(subnet) or _evaluate(subnet, evaluator, cost)
-    return list(drawn.values())
-
-
-def _evaluate(subnet: Subnet, evaluator: Scorer, cost: CostFunction) -> Candidate:
-    return Candidate(subnet, *cost(subnet), evaluator.score(subnet))
+        drawn[subnet] = None
+    new = [subnet for subnet in drawn if subnet not in scored]
+    for subnet, score in zip(new, Scoring(evaluator)(new), strict=True):
+        scored[subnet] = Candidate(subnet, *cost(subnet), score)
+    return [scored[subnet] for subnet in drawn]
 
 
 def _seed(config: SearchConfig, limit: Limit) -> int | str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from growtas import cost
 from growtas.checks import positive_int
 from growtas.kernels import GradientAccumulator
-from growtas.kernels.extents import Extents, LinearExtents, masked
+from growtas.kernels.dispatch import select
+from growtas.kernels.extents import Extents, LinearExtents, check_groups, masked
 from growtas.space import SearchSpace, Subnet
 from growtas.supernet.layers import INIT_STD, Block, PatchEmbedding, SlicedLayerNorm, SlicedLinear
 from growtas.supernet.standalone import VisionTransformer
@@ -145,13 +146,22 @@ class Supernet(nn.Module):
         return cls(space, **values)
 
     def forward(
-        self, images: Tensor, subnet: Subnet, *, gradients: GradientAccumulator | None = None
+        self,
+        images: Tensor,
+        subnet: Subnet | Sequence[Subnet],
+        *,
+        gradients: GradientAccumulator | None = None,
     ) -> Tensor:
-        """Class logits of one subnet.
+        """Class logits of one subnet, or of several, each on its part of the batch.
+
+        Several run in one launch of each kernel on the Triton backend (:meth:`forward_static`),
+        and one after another elsewhere: on a CPU that is faster, because nothing is launched and
+        each is computed at its own size.
 
         Args:
             images: ``[B, in_chans, height, width]``, normalised floats.
-            subnet: any subnet that fits the supernet's sizes.
+            subnet: any subnet that fits the supernet's sizes; or G of them, where subnet g gets the
+                images ``g * B / G`` to ``(g + 1) * B / G``.
             gradients: None for ordinary dense gradients; an accumulator makes the operators add
                 into the slices of ``.grad`` instead.
 
@@ -160,18 +170,53 @@ class Supernet(nn.Module):
             the autocast dtype).
 
         Raises:
-            ValueError: images of another shape, or a subnet larger than the supernet.
+            ValueError: images of another shape, or that G does not divide; a subnet larger than the
+                supernet; of several on Triton, one that :meth:`new_extents` does not take.
         """
-        self._check(images, subnet)
-        x = self.patch_embed(images, subnet.embed_dim, gradients=gradients)
-        if self.cls_token is not None:
-            token = self.cls_token[..., : subnet.embed_dim].expand(x.shape[0], -1, -1)
-            x = torch.cat((token.to(x.dtype), x), 1)
-        if self.pos_embed is not None:
-            x = x + self.pos_embed[..., : subnet.embed_dim]
+        if isinstance(subnet, Sequence):
+            return self._forward_several(images, subnet, gradients)
+        # the operators check extents too; compiled code must not depend on the ratios' values
+        if not torch.compiler.is_compiling():
+            self.space.supernet.validate(subnet)
+        x = self.embed(images, subnet.embed_dim, gradients=gradients)
         for i in range(subnet.depth):
             x = self.blocks[i](x, subnet.num_heads[i], subnet.hidden_dims[i], self.grid, gradients)
+        return self.classify(x, gradients=gradients)
+
+    def embed(
+        self, images: Tensor, embed_dim: int, *, gradients: GradientAccumulator | None = None
+    ) -> Tensor:
+        """What the first block reads, ``[B, N, embed_dim]``.
+
+        Raises:
+            ValueError: images of another shape.
+        """
+        self._check_images(images)
+        x = self.patch_embed(images, embed_dim, gradients=gradients)
+        if self.cls_token is not None:
+            token = self.cls_token[..., :embed_dim].expand(x.shape[0], -1, -1)
+            x = torch.cat((token.to(x.dtype), x), 1)
+        if self.pos_embed is not None:
+            x = x + self.pos_embed[..., :embed_dim]
+        return x
+
+    def classify(self, x: Tensor, *, gradients: GradientAccumulator | None = None) -> Tensor:
+        """Class logits of what the last block gave, ``[B, N, embed_dim]``."""
         return self.head(self._pooled(self.norm(x, gradients=gradients)), gradients=gradients)
+
+    def _forward_several(
+        self, images: Tensor, subnets: Sequence[Subnet], gradients: GradientAccumulator | None
+    ) -> Tensor:
+        check_groups(images, len(subnets))
+        if self.reads_extents_on_device():
+            extents = self.new_extents(len(subnets))
+            extents.write(subnets)
+            return self.forward_static(images, extents, gradients=gradients)
+        parts = images.tensor_split(len(subnets))
+        logits = [
+            self.forward(x, s, gradients=gradients) for x, s in zip(parts, subnets, strict=True)
+        ]
+        return torch.cat(logits)
 
     def forward_static(
         self,
@@ -181,26 +226,29 @@ class Supernet(nn.Module):
         gradients: GradientAccumulator | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Class logits of the subnet that `extents` holds, in one fixed sequence of launches.
+        """Class logits of the subnets that `extents` holds, in one fixed sequence of launches.
 
-        No shape, branch or argument depends on the subnet, so one CUDA graph serves all: see
-        docs/one-graph.md. Every block runs; those beyond the subnet's depth pass the stream on.
+        No shape, branch or argument depends on the subnets, so one CUDA graph serves all: see
+        docs/one-graph.md. Every block runs; those beyond a subnet's depth pass the stream on.
 
         Args:
             images: ``[B, in_chans, height, width]``, normalised floats.
-            extents: of :meth:`new_extents`, on the images' device. Not to be written between
-                forward and backward.
+            extents: of :meth:`new_extents`, on the images' device, for G subnets: the images are
+                divided among them as in :meth:`forward`. Not to be written between forward and
+                backward.
             gradients: as for :meth:`forward`; all that is launched is taken for dirty.
             generator: of drop path, on the images' device; None: the default one.
 
         Returns:
-            As :meth:`forward` for that subnet, up to the order of sums; drop path draws other
+            As :meth:`forward` for those subnets, up to the order of sums; drop path draws other
             numbers.
 
         Raises:
-            ValueError: images of another shape, or extents of another supernet.
+            ValueError: images of another shape, or that G does not divide; or extents of another
+                supernet.
         """
         self._check_images(images)
+        check_groups(images, extents.groups)
         if len(extents.blocks) != len(self.blocks):
             raise ValueError(
                 f"extents have {len(extents.blocks)} blocks, the supernet {len(self.blocks)}"
@@ -210,11 +258,13 @@ class Supernet(nn.Module):
             images, self.space.supernet.embed_dim, gradients=gradients,
             extents=LinearExtents(width, None, multiple),
         )  # fmt: skip
+        x, by_group = x.unflatten(0, (extents.groups, -1)), width.view(-1, 1, 1, 1)
         if self.cls_token is not None:
-            token = masked(self.cls_token, width).expand(x.shape[0], -1, -1)
-            x = torch.cat((token.to(x.dtype), x), 1)
+            token = masked(self.cls_token, by_group).expand(-1, x.shape[1], -1, -1)
+            x = torch.cat((token.to(x.dtype), x), 2)
         if self.pos_embed is not None:
-            x = x + masked(self.pos_embed, width)
+            x = x + masked(self.pos_embed, by_group)
+        x = x.flatten(0, 1)
         survival = self._survival(images, generator)
         for i, (block, sizes) in enumerate(zip(self.blocks, extents.blocks, strict=True)):
             factors = None if survival is None else survival[i]
@@ -237,9 +287,10 @@ class Supernet(nn.Module):
         shape = (count, 2, images.shape[0])
         return torch.rand(shape, generator=generator, device=images.device).lt(keep) / keep
 
-    def new_extents(self) -> Extents:
-        """A table on the parameters' device for :meth:`forward_static`, to be written for a subnet.
-        It takes what fits the supernet and shares the common divisors of the space's widths."""
+    def new_extents(self, groups: int = 1) -> Extents:
+        """A table on the parameters' device for :meth:`forward_static`, to be written for so many
+        subnets. It takes every subnet of the space, and of the others that fit the supernet those
+        whose widths share the common divisors of the space's."""
         size, space = self.space.supernet, self.space
         hidden = [int(e * r) for e in space.embed_dim for r in space.mlp_ratio]
         return Extents(
@@ -248,15 +299,16 @@ class Supernet(nn.Module):
             size.num_heads,
             space.head_dim,
             size.hidden_dim,
+            embed_multiple=math.gcd(size.embed_dim, *space.embed_dim),
             hidden_multiple=math.gcd(size.hidden_dim, *hidden),
+            groups=groups,
             device=self.head.weight.device,
         )
 
-    def _check(self, images: Tensor, subnet: Subnet) -> None:
-        self._check_images(images)
-        # the operators check extents too; compiled code must not depend on the ratios' values
-        if not torch.compiler.is_compiling():
-            self.space.supernet.validate(subnet)
+    def reads_extents_on_device(self) -> bool:
+        """Whether the backend in use runs several subnets in one launch: the Triton one."""
+        weight = self.head.weight
+        return select("linear", weight, weight).__name__.endswith(".gpu")
 
     def _check_images(self, images: Tensor) -> None:
         expected = (self.config["in_chans"], *self.image_size)

@@ -278,6 +278,9 @@ class TrainConfig:
     ema_warmup: bool = True  # let the average follow quickly at first
     accumulate: int = 1  # pieces a process cuts its share of a batch into (saves memory)
     compile: bool = False  # torch.compile every block
+    # A step in one CUDA graph for every subnet: "auto" (on a GPU, without compile and accumulate),
+    # "on" (on a CPU the same functions run without a graph) or "off".
+    graph: str = "auto"
     eval_every: int = 1  # epochs between evaluations on the search split
     checkpoint_every: int = 1  # epochs between checkpoints
     log_every: int = 50  # steps between readings of the loss (reading waits for the GPU)
@@ -293,6 +296,7 @@ class TrainConfig:
         if self.threads is not None:
             _integer("train.threads", self.threads, 1)
         _choice("train.amp", self.amp, ("auto", "bf16", "fp16", "off"))
+        _choice("train.graph", self.graph, ("auto", "on", "off"))
         _number("train.ema_decay", self.ema_decay, 0.0)
         _require(self.ema_decay < 1, "train.ema_decay", self.ema_decay, "0 (off) to below 1")
         if not isinstance(self.device, str):

@@ -1,4 +1,4 @@
-"""One CUDA graph for every subnet: a training step and a forward pass that are captured once.
+"""One CUDA graph for every subnet: a training step that is captured once.
 
 A step is then: copy the batch, the subnet's extents and a few numbers, replay. See
 docs/one-graph.md. Where there is no graph the same functions run eagerly, and `reason` says why.
@@ -6,149 +6,29 @@ docs/one-graph.md. Where there is no graph the same functions run eagerly, and `
 
 from __future__ import annotations
 
-import warnings
-import weakref
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from growtas.kernels import AdamWRow, GradientAccumulator, adamw_, gradient_norm
-from growtas.kernels.dispatch import select
-from growtas.kernels.extents import copy_from_host
+from growtas.kernels import GradientAccumulator
 from growtas.precision import autocast
 from growtas.space import Subnet
 from growtas.supernet import Supernet
-from growtas.training.boxes import leading_box
+from growtas.supernet.graph import Graph, check_batch, logits_buffer
 from growtas.training.optimizer import AdamW
-
-WARM_UP = 3  # calls before the capture: kernels are compiled, tables and workspaces allocated
-
-# Whose numbers the update kernels' tables on the device are made for: one step per optimizer.
-_holders: weakref.WeakKeyDictionary[AdamW, weakref.ref[GraphedStep]] = weakref.WeakKeyDictionary()
-
-
-class Graph:
-    """Calls a function of no arguments: some times as it is, then as a CUDA graph of it.
-
-    The first calls are real ones, on the side stream that the capture uses later, so nothing has to
-    be undone after them.
-
-    Args:
-        function: reads and writes tensors that stay where they are.
-        device: of those tensors.
-        generators: random generators that it uses besides the device's default one.
-
-    Attributes:
-        reason: why there is no graph and will be none; None if there is one, or will be after
-            `WARM_UP` calls.
-    """
-
-    def __init__(
-        self,
-        function: Callable[[], None],
-        device: torch.device,
-        generators: tuple[torch.Generator, ...] = (),
-    ) -> None:
-        self.function = function
-        self.device = device
-        self.generators = generators
-        self.reason: str | None = None
-        self._calls = 0
-        self._graph: torch.cuda.CUDAGraph | None = None
-        if device.type != "cuda":
-            self.reason = f"the model is on {device.type}; a CUDA graph needs a CUDA device"
-        else:
-            self._stream = torch.cuda.Stream(device)
-
-    def __call__(self) -> None:
-        if self._graph is None and self.reason is None and self._calls == WARM_UP:
-            self._capture()
-        if self._graph is not None:
-            self._graph.replay()
-        elif self.reason is not None:
-            self.function()
-        else:
-            self._calls += 1
-            current = torch.cuda.current_stream(self.device)
-            self._stream.wait_stream(current)
-            with torch.cuda.stream(self._stream):
-                self.function()
-            current.wait_stream(self._stream)
-
-    def _capture(self) -> None:
-        graph = torch.cuda.CUDAGraph()
-        for generator in self.generators:
-            graph.register_generator_state(generator)
-        try:
-            with torch.cuda.graph(graph, stream=self._stream):
-                self.function()
-        except RuntimeError as error:
-            self.reason = f"the capture failed: {error}"
-            warnings.warn(f"growtas runs without a CUDA graph: {self.reason}", stacklevel=4)
-        else:
-            self._graph = graph
-
-
-class GraphedForward:
-    """Logits of any subnet on batches of one shape, from one CUDA graph; without gradients.
-
-    Args:
-        model: in evaluation mode while it runs; its weights are read where they are, so they may be
-            changed in place.
-        images: a batch like those to come, ``[B, channels, height, width]``; copied.
-        dtype: of autocast; None for none.
-
-    Attributes:
-        reason: why there is no graph; None if there is or will be one.
-    """
-
-    def __init__(
-        self, model: Supernet, images: Tensor, *, dtype: torch.dtype | None = None
-    ) -> None:
-        self.model = model
-        self.dtype = dtype
-        self.device = model.head.weight.device
-        self._images = images.to(self.device, copy=True)
-        self._logits = _logits_of(model, self._images)
-        self._extents = model.new_extents()
-        self._graph = Graph(self._forward, self.device)
-
-    @property
-    def reason(self) -> str | None:
-        return self._graph.reason
-
-    def __call__(self, images: Tensor, subnet: Subnet) -> Tensor:
-        """Class logits, float32 ``[B, classes]``: overwritten by the next call.
-
-        Raises:
-            ValueError: a batch of another shape, or a subnet that extents on the device cannot
-                hold (see :meth:`growtas.Supernet.new_extents`).
-        """
-        _check_batch("images", images, self._images)
-        self._extents.write(subnet)
-        self._images.copy_(images, non_blocking=True)
-        self._graph()
-        return self._logits
-
-    @torch.no_grad()
-    def _forward(self) -> None:
-        training = self.model.training
-        self.model.eval()
-        try:
-            with autocast(self.dtype, self.device):
-                logits = self.model.forward_static(self._images, self._extents)
-        finally:
-            self.model.train(training)
-        self._logits.copy_(logits)
+from growtas.training.sides import sampled_sides
+from growtas.training.static_update import StaticUpdate
+from growtas.training.update import update
 
 
 class StepOutput(NamedTuple):
     """What a step computed; both are overwritten by the next one.
 
     Attributes:
-        loss: float32 ``[]``.
+        loss: float32 ``[]``, of this process's images.
         logits: float32 ``[B, classes]``.
     """
 
@@ -156,35 +36,31 @@ class StepOutput(NamedTuple):
     logits: Tensor
 
 
-class _Part(NamedTuple):
-    """Parameters that begin together and share settings."""
-
-    group: dict[str, Any]
-    first_depth: int  # of the smallest subnet that reads them
-    states: list[dict[str, Any]]
-    rows: list[AdamWRow]
-    lr: Tensor  # float32 [1]
-
-
 class GraphedStep:
-    """A whole training step - forward, loss, backward, clipping, AdamW - for any subnet, from one
-    CUDA graph.
+    """A whole training step - forward, loss, backward, exchange of gradients, clipping, AdamW,
+    averaging, loss scale - for any subnet, from one CUDA graph.
 
-    The update is part of the graph where it moves whole parameters (``inactive="dense"``, nothing
-    frozen, nothing reset). Otherwise its boxes depend on the subnet: then it follows the replay as
-    an ordinary step of the optimizer, and `update_reason` says why.
+    Learning rates, what is frozen, which state the optimizer has and how it counts are numbers on
+    the device: stages and phases of a schedule, a loaded or forgotten state and ordinary steps of
+    the optimizer in between cost a few copies. Weights, optimizer state and loss scale are the
+    model's, the optimizer's and the scaler's own. The gradients' memory is allocated here.
 
-    Weights and optimizer state are the model's and the optimizer's own. An ordinary step of the
-    optimizer in between (zero the gradients before it), another graphed step over it, a loaded
-    state or a change of what is frozen cost a new capture.
+    Where AdamW cannot step on the device (`update_reason` says why) it follows the replay as an
+    ordinary step.
+
+    With several processes each captures its own share of the batch; gradients become the mean over
+    all of them, as with DistributedDataParallel, in one exchange of one buffer.
 
     Args:
-        model: trained in place, in training mode, on one process.
+        model: trained in place, in training mode. The first process's weights count.
         optimizer: over its parameters.
-        images, targets: a batch like those to come; copied.
+        images, targets: a batch like those to come; copied. Targets may be labels or, for mixed
+            images, soft ones.
         loss: of float32 logits and targets; a function that does not look at numbers on the host.
         clip_grad: largest norm of the gradient; None for no clipping.
-        dtype: of autocast: bfloat16, or None for none.
+        dtype: of autocast; None for none.
+        scaler: of the loss, for float16; None for none.
+        average: a copy of the model that follows it as timm's ModelEmaV3 does; None for none.
         generator: of drop path, on the model's device; None: the default one.
 
     Attributes:
@@ -192,7 +68,7 @@ class GraphedStep:
         update_reason: why the update is not part of it; None if it is.
 
     Raises:
-        ValueError: float16, which needs a loss scale, or several processes.
+        ValueError: float16 without a scaler.
     """
 
     def __init__(
@@ -205,40 +81,52 @@ class GraphedStep:
         loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy,
         clip_grad: float | None = None,
         dtype: torch.dtype | None = None,
+        scaler: torch.amp.GradScaler | None = None,
+        average: Supernet | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        if dtype not in (None, torch.bfloat16):
-            raise ValueError(f"dtype is {dtype}, allowed: None, torch.bfloat16")
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if distributed and torch.distributed.get_world_size() > 1:
-            raise ValueError("a graphed step does not exchange gradients: one process only")
+        self.device = model.head.weight.device
+        if scaler is None:
+            scaler = torch.amp.GradScaler(self.device.type, enabled=False)
+        if dtype is torch.float16 and not scaler.is_enabled():
+            raise ValueError("dtype is torch.float16, which needs a loss scale: pass a GradScaler")
         self.model = model
         self.optimizer = optimizer
         self.loss_of = loss
         self.clip_grad = clip_grad
         self.dtype = dtype
+        self.scaler = scaler
         self.generator = generator
-        self.device = model.head.weight.device
-        self._parameters = dict(model.named_parameters())
+        self.world_size = dist.get_world_size() if dist.is_initialized() else 1
+        if self.world_size > 1:
+            for parameter in model.parameters():
+                dist.broadcast(parameter.detach(), 0)
         trained = [p for p in model.parameters() if p.requires_grad]
+        self._flat, self._buffers = _flat_gradients(trained)
         self._gradients = GradientAccumulator(trained)
-        self._buffers: dict[Tensor, Tensor] = {p: p.grad for p in trained if p.grad is not None}
+        self._averages: dict[Tensor, Tensor] = {}
+        if average is not None:
+            pairs = zip(model.parameters(), average.parameters(), strict=True)
+            self._averages = {p: a.detach() for p, a in pairs if p.requires_grad}
+        sides = sampled_sides(model)
+        self._static = StaticUpdate(
+            optimizer,
+            {p: sides[name] for name, p in model.named_parameters()},
+            self._buffers,
+            self._averages,
+        )
         self._images = images.to(self.device, copy=True)
         self._targets = targets.to(self.device, copy=True)
         self._extents = model.new_extents()
         self._output = StepOutput(
-            torch.zeros((), device=self.device), _logits_of(model, self._images)
+            torch.zeros((), device=self.device), logits_buffer(model, self._images)
         )
-        optimizer.register_step_post_hook(_ordinary_step)
-        self._prepare()
+        if scaler.is_enabled():
+            scaler.scale(self._output.loss)  # makes the tensors that hold its state
+        self._begin(self._static.unavailable())
 
-    def _prepare(self) -> None:
-        """Start anew, with the optimizer as it is now."""
-        _holders[self.optimizer] = weakref.ref(self)
-        self.update_reason = self.optimizer.in_parts() or self._update_on_host()
-        self._parts: list[_Part] = []
-        if self.update_reason is None:
-            self._make_parts()
+    def _begin(self, update_reason: str | None) -> None:
+        self.update_reason = update_reason
         generators = () if self.generator is None else (self.generator,)
         self._graph = Graph(self._step, self.device, generators)
 
@@ -247,7 +135,12 @@ class GraphedStep:
         return self._graph.reason
 
     def __call__(
-        self, images: Tensor, targets: Tensor, subnet: Subnet, lr_scale: float = 1.0
+        self,
+        images: Tensor,
+        targets: Tensor,
+        subnet: Subnet,
+        lr_scale: float = 1.0,
+        decay: float = 0.0,
     ) -> StepOutput:
         """One step of `subnet`. The learning rates are those of the optimizer's groups now.
 
@@ -255,142 +148,86 @@ class GraphedStep:
             images, targets: the batch, shaped as the first one.
             subnet: what to train.
             lr_scale: factor on every group's learning rate, for this step.
+            decay: of the average, for this step.
 
         Raises:
             ValueError: a batch of another shape, or a subnet that extents on the device cannot
-                hold, or one of less depth than the model's space has.
+                hold.
         """
-        _check_batch("images", images, self._images)
-        _check_batch("targets", targets, self._targets)
-        least = self.model.space.depth[0]
-        if subnet.depth < least:
-            raise ValueError(f"depth is {subnet.depth}; the model's space has {least} or more")
-        if not self._current():
-            self._prepare()
+        check_batch("images", images, self._images)
+        check_batch("targets", targets, self._targets)
+        update_reason = self._static.unavailable()
+        if update_reason != self.update_reason:
+            self._begin(update_reason)
         for parameter, buffer in self._buffers.items():
             if parameter.grad is not buffer:  # zero_grad(set_to_none=True)
                 parameter.grad = buffer
         self._extents.write(subnet)
         self._images.copy_(images, non_blocking=True)
         self._targets.copy_(targets, non_blocking=True)
-        if self.update_reason is None:
-            self._write_scalars(subnet, lr_scale)
+        if update_reason is None:
+            self._static.prepare(lr_scale, 1.0 - decay)
         self._graph()
-        if self.update_reason is not None:
-            self._update_by_boxes(subnet, lr_scale)
+        if update_reason is not None:
+            update(
+                self.model, self.optimizer, self.scaler, [subnet],
+                lr_scale=lr_scale, clip_grad=self.clip_grad,
+            )  # fmt: skip
+            self._follow(1.0 - decay)
         return self._output
+
+    def zero_(self) -> None:
+        """Zero the gradients, for those who step in between without this object."""
+        self._flat.zero_()
 
     def _step(self) -> None:
         if not self.model.training:
             self.model.train()
-        torch._foreach_zero_(list(self._buffers.values()))
+        self.zero_()
         with autocast(self.dtype, self.device):
             logits = self.model.forward_static(
                 self._images, self._extents, gradients=self._gradients, generator=self.generator
             )
         logits = logits.float()
         loss = self.loss_of(logits, self._targets)
-        loss.backward()
+        self.scaler.scale(loss / self.world_size).backward()
+        if self.world_size > 1:
+            dist.all_reduce(self._flat)
         self._output.loss.copy_(loss.detach())
         self._output.logits.copy_(logits.detach())
         if self.update_reason is None:
             self._update()
 
     def _update(self) -> None:
-        clip = None
-        if self.clip_grad is not None:
-            clip = (gradient_norm([row for p in self._parts for row in p.rows]), self.clip_grad)
-        for part in self._parts:
-            adamw_(
-                part.rows, lr=part.lr, betas=part.group["betas"], eps=part.group["eps"],
-                weight_decay=part.group["weight_decay"], clip=clip,
+        scaler = self.scaler
+        scale = scaler._scale if scaler.is_enabled() else None
+        found_inf = self._static(self._extents.table, self.clip_grad, scale)
+        if scale is not None:
+            assert scaler._growth_tracker is not None  # made together with the scale
+            torch._amp_update_scale_(
+                scale, scaler._growth_tracker, found_inf, scaler.get_growth_factor(),
+                scaler.get_backoff_factor(), scaler.get_growth_interval(),
             )  # fmt: skip
 
-    def _make_parts(self) -> None:
-        """Parameters of one group that are always sampled, or lie in one block that is not."""
-        least = self.model.space.depth[0]
-        first = dict.fromkeys(self._parameters.values(), 1)
-        for index, block in enumerate(self.model.blocks):
-            first.update(dict.fromkeys(block.parameters(), index + 1 if index >= least else 1))
-        found: dict[tuple[int, int], list[Tensor]] = {}
-        for number, group in enumerate(self.optimizer.param_groups):
-            for parameter in group["params"]:
-                if parameter in self._buffers:
-                    found.setdefault((number, first[parameter]), []).append(parameter)
-        count = sum(map(len, found.values()))
-        self._scalars = torch.zeros(len(found) + count, device=self.device)
-        rates, steps = self._scalars.split([len(found), count])
-        step_of = iter(steps.split(1))
-        for lr, ((number, depth), parameters) in zip(rates.split(1), found.items(), strict=True):
-            states = [self.optimizer.begin(p) for p in parameters]
-            rows = [
-                AdamWRow(
-                    p,
-                    self._buffers[p],
-                    state["exp_avg"],
-                    state["exp_avg_sq"],
-                    [leading_box(p.shape)],
-                    next(step_of),
-                )
-                for p, state in zip(parameters, states, strict=True)
-            ]
-            self._parts.append(_Part(self.optimizer.param_groups[number], depth, states, rows, lr))
-
-    def _current(self) -> bool:
-        """Whether the optimizer is what it was: its ways, its state, and nobody stepped since."""
-        if (self.optimizer.in_parts() or self._update_on_host()) != self.update_reason:
-            return False
-        if self.update_reason is not None:
-            return True
-        holder, part = _holders.get(self.optimizer), self._parts[0]
-        state = self.optimizer.state.get(part.rows[0].parameter)
-        return holder is not None and holder() is self and state is part.states[0]
-
-    def _write_scalars(self, subnet: Subnet, lr_scale: float) -> None:
-        """Learning rates and step counts to the device, in one copy. Parameters that no step has
-        sampled yet have a learning rate of 0: their moments stay 0 and no bit of them changes."""
-        rates, steps = [], []
-        for part in self._parts:
-            begun = part.first_depth <= subnet.depth or part.states[0]["shells"][0][1] > 0
-            rates.append(float(part.group["lr"]) * lr_scale if begun else 0.0)
-            for state in part.states:
-                [(shape, count)] = state["shells"]
-                if begun:
-                    count += 1
-                    state["shells"] = [(shape, count)]
-                steps.append(float(max(count, 1)))
-        copy_from_host(self._scalars, rates + steps)
-
-    def _update_on_host(self) -> str | None:
-        sample = self._parameters["head.weight"]
-        backend = select("adamw", sample, sample)
-        if self.device.type == "cuda" and not backend.__name__.endswith(".gpu"):
-            return "only the triton AdamW takes its learning rate from the device"
-        return None
-
-    def _update_by_boxes(self, subnet: Subnet, lr_scale: float) -> None:
-        """As a trainer updates: the host knows the subnet."""
-        self.optimizer.zero_frozen_grad()
-        if self.clip_grad is not None:
-            nn.utils.clip_grad_norm_(self._parameters.values(), self.clip_grad)
-        boxes = self.model.extents(subnet)
-        active: dict[Tensor, Sequence[int]] = {
-            self._parameters[name]: box for name, box in boxes.items()
-        }
-        self.optimizer.step(active=[active], lr_scale=lr_scale)
+    @torch.no_grad()
+    def _follow(self, blend: float) -> None:
+        if self._averages:
+            torch._foreach_lerp_(list(self._averages.values()), list(self._averages), blend)
 
 
-def _ordinary_step(optimizer: Any, *arguments: Any) -> None:
-    _holders.pop(optimizer, None)
+def _flat_gradients(parameters: list[nn.Parameter]) -> tuple[Tensor, dict[Tensor, Tensor]]:
+    """One buffer of zeros, and each parameter's ``.grad`` as a part of it that starts at 16 bytes.
 
-
-def _logits_of(model: Supernet, images: Tensor) -> Tensor:
-    return torch.zeros(len(images), model.config["num_classes"], device=images.device)
-
-
-def _check_batch(name: str, batch: Tensor, buffer: Tensor) -> None:
-    if batch.shape != buffer.shape or batch.dtype != buffer.dtype:
-        raise ValueError(
-            f"{name} are {batch.dtype} {tuple(batch.shape)}; this graph takes "
-            f"{buffer.dtype} {tuple(buffer.shape)}"
-        )
+    Raises:
+        ValueError: parameters of several dtypes.
+    """
+    dtypes = {p.dtype for p in parameters}
+    if len(dtypes) != 1:
+        raise ValueError(f"parameters that train are {dtypes}; allowed: one dtype")
+    rooms = [-(-p.numel() // 4) * 4 for p in parameters]
+    flat = torch.zeros(sum(rooms), dtype=dtypes.pop(), device=parameters[0].device)
+    buffers: dict[Tensor, Tensor] = {}
+    for parameter, part in zip(parameters, flat.split(rooms), strict=True):
+        parameter.grad = part[: parameter.numel()].view(parameter.shape)
+        buffers[parameter] = parameter.grad
+    return flat, buffers

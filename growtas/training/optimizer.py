@@ -6,13 +6,13 @@ AdamW: Loshchilov and Hutter, "Decoupled Weight Decay Regularization", algorithm
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from growtas.kernels import AdamWRow, adamw_
-from growtas.training.boxes import Extents, boxes_outside, check_extents, leading_box, within
+from growtas.kernels import AdamWRow, adamw_, gradient_norm
+from growtas.training.boxes import Extents, boxes_outside, check_extents, within
 
 INACTIVE = ("dense", "masked", "skip")
 
@@ -21,6 +21,13 @@ _MASKED_STATE = ("exp_avg", "exp_avg_sq", "count")
 # Nested leading boxes of a tensor, smallest first, the whole tensor last. What each adds to the one
 # before counts its steps on its own; 0: it has not begun.
 Shells = list[tuple[tuple[int, ...], int]]
+
+
+class Keeper(Protocol):
+    """Who counts steps in the optimizer's place, see :meth:`AdamW.lend`."""
+
+    def recall(self) -> None:
+        """Write the step counts back to the optimizer's state."""
 
 
 class AdamW(torch.optim.Optimizer):
@@ -49,6 +56,10 @@ class AdamW(torch.optim.Optimizer):
         weight_decay: decoupled weight decay, times lr.
         inactive: "dense", "masked" or "skip".
 
+    Attributes:
+        changes: how often something happened that who steps in the optimizer's place must know of:
+            a step of its own, other state, other frozen boxes.
+
     Raises:
         ValueError: a setting is out of range.
     """
@@ -75,6 +86,8 @@ class AdamW(torch.optim.Optimizer):
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, defaults)
         self.inactive = inactive
+        self.changes = 0
+        self._keeper: Keeper | None = None
         self._frozen: dict[Tensor, tuple[int, ...]] = {}
 
     def freeze(self, extents: Mapping[Tensor, Extents]) -> None:
@@ -87,17 +100,30 @@ class AdamW(torch.optim.Optimizer):
         """
         self._check(extents)
         self._frozen = {p: tuple(extent) for p, extent in extents.items() if all(extent)}
+        self.changes += 1
 
-    @torch.no_grad()
-    def zero_frozen_grad(self) -> None:
-        """Zero the gradient inside frozen boxes, so that norms and logs see only what moves."""
-        for parameter, extent in self._frozen.items():
-            if parameter.grad is not None:
-                parameter.grad[leading_box(extent)].zero_()
+    @property
+    def frozen(self) -> Mapping[Tensor, tuple[int, ...]]:
+        """The frozen boxes, none of them empty."""
+        return self._frozen
+
+    def lend(self, keeper: Keeper) -> None:
+        """From now on `keeper` steps and counts the steps, in the arrays of this optimizer's state.
+        It is recalled before the counts are needed here, which is a change."""
+        self._recall()
+        self._keeper = keeper
+
+    def _recall(self) -> None:
+        keeper, self._keeper = self._keeper, None
+        if keeper is not None:
+            keeper.recall()
+            self.changes += 1
 
     def restart(self) -> None:
         """Forget all moments and step counts."""
+        self._keeper = None
         self.state.clear()
+        self.changes += 1
 
     @torch.no_grad()
     def reset(self, old: Mapping[Tensor, Extents], new: Mapping[Tensor, Extents]) -> None:
@@ -116,6 +142,8 @@ class AdamW(torch.optim.Optimizer):
         """
         self._check(old)
         self._check(new)
+        self._recall()
+        self.changes += 1
         regions = []
         for parameter, outer in new.items():
             inner = tuple(old.get(parameter, (0,) * parameter.dim()))
@@ -142,6 +170,7 @@ class AdamW(torch.optim.Optimizer):
         *,
         active: Sequence[Mapping[Tensor, Extents]] | None = None,
         lr_scale: float = 1.0,
+        clip_grad: float | None = None,
     ) -> float | None:
         """One update.
 
@@ -151,6 +180,8 @@ class AdamW(torch.optim.Optimizer):
                 it reads. None: whole parameters, those that have a gradient (torch's own rule; not
                 for "masked").
             lr_scale: factor on every group's learning rate, for this step.
+            clip_grad: largest norm of the gradient of all that moves; gradients count as scaled
+                down to it, but are not written. None for no clipping.
 
         Raises:
             ValueError: "masked" without `active`, a box that does not fit, or an active parameter
@@ -162,19 +193,25 @@ class AdamW(torch.optim.Optimizer):
                 loss = closure()
         if self.inactive == "masked" and active is None:
             raise ValueError("inactive='masked' needs `active`, the boxes that the step sampled")
+        self._recall()
+        self.changes += 1
         rows_of = self._masked_rows if self.inactive == "masked" else self._dense_rows
-        for group in self.param_groups:
-            rows = [
-                row
-                for parameter in group["params"]
-                for row in rows_of(parameter, _sampled(parameter, active))
-            ]
+        rows = [
+            [r for p in group["params"] for r in rows_of(p, _sampled(p, active))]
+            for group in self.param_groups
+        ]
+        everything = [row for own in rows for row in own]
+        clip = None
+        if clip_grad is not None and everything:
+            clip = (gradient_norm(everything), clip_grad)
+        for group, own in zip(self.param_groups, rows, strict=True):
             adamw_(
-                rows,
+                own,
                 lr=float(group["lr"]) * lr_scale,
                 betas=group["betas"],
                 eps=group["eps"],
                 weight_decay=group["weight_decay"],
+                clip=clip,
             )
         return loss
 
@@ -212,40 +249,23 @@ class AdamW(torch.optim.Optimizer):
     def _masked_rows(self, parameter: Tensor, sampled: Sequence[tuple[int, ...]]) -> list[AdamWRow]:
         if not sampled:
             return []
-        state = self.state.get(parameter)
-        if not state:
-            state = self._begin(parameter)
-            # One count per weight: a weight first sampled late still gets its bias correction.
-            state["count"] = torch.zeros_like(parameter, dtype=torch.float32)
+        state = self.begin(parameter)
         assert parameter.grad is not None  # _sampled has seen to it
         boxes = boxes_outside(sampled, self._frozen_boxes(parameter))
         arrays = (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])
         return [AdamWRow(*arrays, boxes, counts=state["count"])]
 
-    def in_parts(self) -> str | None:
-        """Why a step is more than one update of whole parameters, each with one step count; None if
-        it is just that."""
-        if self.inactive != "dense":
-            return f"inactive={self.inactive!r} updates what the step sampled, boxes of any size"
-        if self._frozen:
-            return "frozen boxes are left out of the update"
-        if any(len(state["shells"]) > 1 for state in self.state.values()):
-            return "boxes that were reset count their steps on their own"
-        return None
-
     def begin(self, parameter: Tensor) -> dict[str, Any]:
         """The state of a parameter, made now if there is none: moments zero, no step taken."""
-        state = self.state.get(parameter)
-        if not state:
-            state = self._begin(parameter)
-            state["shells"] = [(tuple(parameter.shape), 0)]
-        return state
-
-    def _begin(self, parameter: Tensor) -> dict[str, Any]:
-        """The state of a parameter that takes its first step, moments zero."""
         state = self.state[parameter]
-        state["exp_avg"] = torch.zeros_like(parameter)
-        state["exp_avg_sq"] = torch.zeros_like(parameter)
+        if not state:
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
+            if self.inactive == "masked":
+                # One count per weight: a weight first sampled late still gets its bias correction.
+                state["count"] = torch.zeros_like(parameter, dtype=torch.float32)
+            else:
+                state["shells"] = [(tuple(parameter.shape), 0)]
         return state
 
     def _frozen_boxes(self, parameter: Tensor) -> list[tuple[int, ...]]:
@@ -256,6 +276,8 @@ class AdamW(torch.optim.Optimizer):
         saved = state_dict.get("inactive")
         if saved != self.inactive:
             raise ValueError(f"state of inactive={saved!r} cannot be loaded into {self.inactive!r}")
+        self._keeper = None
+        self.changes += 1
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "inactive"})
         for state in self.state.values():  # torch casts to the parameter's dtype; counts stay exact
             if "count" in state:
@@ -263,6 +285,7 @@ class AdamW(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """As in torch, and which meaning of `inactive` the state belongs to."""
+        self._recall()
         return {**super().state_dict(), "inactive": self.inactive}
 
 

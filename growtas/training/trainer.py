@@ -15,8 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from growtas.config import differences, to_plain
-from growtas.kernels import GradientAccumulator
-from growtas.precision import amp_dtype
 from growtas.schedule import Phase, StepContext, StepPlan, Strategy, total_epochs
 from growtas.supernet import Supernet, save_supernet
 from growtas.training import distributed
@@ -29,9 +27,10 @@ from growtas.training.identity import lasting
 from growtas.training.learning_rate import LearningRate, has_own_rate, segment_of
 from growtas.training.metrics import MetricsLog
 from growtas.training.optional import require
-from growtas.training.parts import SearchBatches, build_average, build_mix, build_optimizer, wrap
-from growtas.training.passes import PassRunner, StepLosses, trains
+from growtas.training.parts import build_optimizer
+from growtas.training.passes import StepLosses
 from growtas.training.progress import Progress
+from growtas.training.step import TrainStep
 
 CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "supernet.safetensors"
@@ -105,7 +104,6 @@ class Trainer:
         self.process = distributed.start(config.device, config.threads)
         _check_fit(model, data)
         self.model = model.to(self.process.device)
-        self.dtype = amp_dtype(config.amp, self.process.device)
         self.phases = strategy.phases(model.space, config.epochs)
         self.epochs = total_epochs(strategy, config.epochs)
         self.loader = data.train_loader(
@@ -120,32 +118,10 @@ class Trainer:
         # Fails now rather than at the start of a late phase.
         for index in range(len(self.phases)):
             self._learning_rate(index)
-        self.scaler = torch.amp.GradScaler(
-            self.process.device.type, enabled=self.dtype is torch.float16
+        self.train_step = TrainStep(
+            self.model, self.optimizer, data, config, self.optim, self.process
         )
-        wrapped = wrap(model, self.process)
-        self.ema = build_average(model, config)
-        if config.compile:
-            for block in self.model.blocks:
-                block.compile(dynamic=True)
-        # Gradients go straight into the sampled slices where nothing needs them at full size.
-        self._gradients = (
-            GradientAccumulator(p for p in self._parameters.values() if p.requires_grad)
-            if self.process.world_size == 1 and not config.compile
-            else None
-        )
-        self.runner = PassRunner(
-            wrapped,
-            self.model,
-            self.process,
-            dtype=self.dtype,
-            smoothing=data.augment.smoothing,
-            mix=build_mix(data, self.process.world_size),
-            scale_loss=self.scaler.scale,
-            search_batch=SearchBatches(data, config.seed, self.process),
-            accumulate=config.accumulate,
-            **({} if self._gradients is None else {"gradients": self._gradients}),
-        )
+        self.ema = self.train_step.average
         self.epoch = 0
         self.step = 0
         self._phase = -1
@@ -267,33 +243,13 @@ class Trainer:
         position = self.step - self.epoch * self.steps_per_epoch
         plan = self.strategy.plan(StepContext(rng, self.step, epoch, self.phase, position))
         self._recent.append((self.step, plan))
-        self._zero_grad()
-        result = self.runner.run(plan, images, labels, self.step)
+        result = self.train_step(plan, images, labels, self.step)
         first_bad = (self._bad_step == _NEVER) & ~result.losses.isfinite().all()
         self._bad_step = torch.where(first_bad, self.step, self._bad_step)
-        self._update(plan)
-        if self.ema is not None:
-            self.ema.update(self.model, self.step + 1)
         self.strategy.observe(plan, StepLosses(result.losses, self.process))
         self.step += 1
         lr = float(self.optimizer.param_groups[0]["lr"]) * plan.lr_scale
         return result.objective, result.correct, lr
-
-    def _zero_grad(self) -> None:
-        if self._gradients is not None:
-            self._gradients.zero_()
-        else:
-            self.optimizer.zero_grad(set_to_none=True)
-
-    def _update(self, plan: StepPlan) -> None:
-        self.scaler.unscale_(self.optimizer)
-        self.optimizer.zero_frozen_grad()
-        if self.optim.clip_grad is not None:
-            nn.utils.clip_grad_norm_(self._parameters.values(), self.optim.clip_grad)
-        subnets = dict.fromkeys(step.subnet for step in plan.passes if trains(step))
-        active = [self._boxes(self.model.extents(subnet)) for subnet in subnets]
-        self.scaler.step(self.optimizer, active=active, lr_scale=plan.lr_scale)
-        self.scaler.update()
 
     def _begin_phase(self, index: int) -> None:
         """Enter a phase for the first time: averages, fresh moments, growth, freezing, rate."""
@@ -350,7 +306,9 @@ class Trainer:
             device=self.process.device,
         )
         subnets = [space.smallest(), space.largest()]
-        small, large = evaluate(self.final_model, subnets, loader, self.process, self.dtype)
+        small, large = evaluate(
+            self.final_model, subnets, loader, self.process, self.train_step.dtype
+        )
         return {
             "smallest_accuracy": small.accuracy,
             "smallest_loss": small.loss,
@@ -390,7 +348,7 @@ class Trainer:
                 "model": self.model.state_dict(),
                 "ema": None if self.ema is None else self.ema.module.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(),
+                "scaler": self.train_step.scaler.state_dict(),
                 "strategy": self.strategy.state_dict(),
             }
             save_checkpoint(state, path)
@@ -407,7 +365,7 @@ class Trainer:
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        self.train_step.scaler.load_state_dict(state["scaler"])
         self.strategy.load_state_dict(state["strategy"])
         self.epoch, self.step = state["epoch"], state["step"]
         self._apply_phase(state["phase"])
@@ -444,7 +402,7 @@ class Trainer:
         return Progress(steps, self.step, bar=bar, say=self.say)
 
     def _tell(self, progress: Progress) -> None:
-        for note in self.strategy.notes():
+        for note in [*self.strategy.notes(), *self.train_step.notes()]:
             self._notes.append(note)
             progress.tell(note)
 

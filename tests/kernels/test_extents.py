@@ -270,6 +270,43 @@ def test_the_table_of_a_subnet():
     assert int(extents.embed) == 24
 
 
+def test_the_table_of_several_subnets():
+    """A row of the table for each; a column of all of them for each extent."""
+    extents = Extents(2, 48, 3, 8, 192, groups=3)
+    address = extents.table.data_ptr()
+    extents.write([Subnet(24, (2,), (1.0,)), Subnet(48, (3, 1), (4.0, 2.0)), Subnet(8, (1,), (2,))])
+    assert extents.groups == 3
+    assert extents.table.tolist() == [
+        [[24, 2, 24, 1, 16], [24, 0, 0, 0, 0]],
+        [[48, 3, 192, 1, 24], [48, 1, 96, 1, 8]],
+        [[8, 1, 16, 1, 8], [8, 0, 0, 0, 0]],
+    ]
+    assert extents.embed.tolist() == [24, 48, 8]
+    assert extents.blocks[1].hidden.tolist() == [0, 96, 0]
+    assert extents.blocks[1].hidden.stride() == (10,)
+    before = extents.table.clone()
+    one = Subnet(24, (1,), (1.0,))
+    for count, given in ((0, []), (1, one), (2, [one, one])):
+        with pytest.raises(ValueError, match=f"{count} subnets for 3 groups"):
+            extents.write(given)
+    with pytest.raises(ValueError, match="embed_dim is 56"):
+        extents.write([one, one, Subnet(56, (1,), (1.0,))])
+    assert torch.equal(extents.table, before)
+    assert extents.table.data_ptr() == address
+
+
+def test_multiples_that_are_promised():
+    extents = Extents(1, 48, 3, 8, 192, embed_multiple=12)
+    assert extents.embed_multiple == 4
+    extents.write(Subnet(36, (1,), (1.0,)))
+    with pytest.raises(ValueError, match=r"embed_dim is 22.*multiples of 4"):
+        extents.write(Subnet(22, (1,), (1.0,)))
+    with pytest.raises(ValueError, match="embed_multiple is 5, embed_dim 48"):
+        Extents(1, 48, 3, 8, 192, embed_multiple=5)
+    with pytest.raises(ValueError, match="in 0 groups"):
+        Extents(1, 48, 3, 8, 192, groups=0)
+
+
 @pytest.mark.parametrize(
     ("subnet", "message"),
     [

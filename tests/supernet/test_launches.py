@@ -25,8 +25,8 @@ BACKWARD = {
     "linear_weight_gradient_kernel": 4,
     "linear_input_gradient_kernel": 4,
     "attention_query_gradient_kernel": 1,
-    "attention_table_partial_kernel": 1,
     "attention_key_gradient_kernel": 1,
+    "attention_table_partial_kernel": 1,
 }
 
 

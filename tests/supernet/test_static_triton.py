@@ -10,6 +10,7 @@ from poison import poison_uninitialised_memory
 from growtas import Subnet, kernels
 from growtas.kernels import dispatch
 
+from .test_several import assert_gradients, one_by_one, poison, read
 from .test_static import Steps, close, described
 
 SUBNETS = (
@@ -87,3 +88,26 @@ def test_any_subnet_from_the_same_launches(steps, launches):
     assert len(traces[0]) > 60
     for trace in traces[1:]:
         assert trace == traces[0]
+
+
+def test_two_subnets_from_the_launches_of_one(steps, launches):
+    """Logits and gradients of one by one, in as many launches as one subnet takes; and the same
+    launches for every pair. `Supernet.forward` on a list runs this way."""
+    counts = []
+    traces = []
+    steps.images = torch.cat((steps.images, steps.images.flip(-1)))
+    steps.cotangent = torch.cat((steps.cotangent, steps.cotangent.flip(-1)))
+    for subnets in (SUBNETS[1:2], SUBNETS[:2], (SUBNETS[2], SUBNETS[0])):
+        masks = read(steps.model, subnets)
+        poison(steps.model, steps.clean, masks)
+        launches.clear()
+        with kernels.use_backend("triton"):
+            logits = steps.model(steps.images, subnets, gradients=steps.accumulator)
+            logits.backward(steps.cotangent)
+        counts.append(len(launches))
+        traces.append(list(launches))
+        with kernels.use_backend("reference"):
+            close(logits.detach(), one_by_one(steps, subnets), 1e-5)
+        assert_gradients(steps, masks, 1e-4)
+    assert traces[1] == traces[2]
+    assert counts[0] == counts[1]

@@ -49,6 +49,7 @@ CASES = {
     "sandwich": (Sandwich, STEEP, {}),
     "plus": (growtas_plus, replace(STEEP, inactive="masked"), {"ema_decay": 0.9}),
     "pieces": (Uniform, STEEP, {"accumulate": 2}),
+    "graphed": (growtas_plus, STEEP, {"ema_decay": 0.9, "graph": "on"}),
     "adaptive": (adaptive, STEEP, {"epochs": 4}),
 }
 

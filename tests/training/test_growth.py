@@ -219,7 +219,7 @@ def test_reset_moments_takes_the_kick_out_of_the_first_steps(tmp_path, inactive)
     for reset in (False, True):
         optim = replace(RATE, inactive=inactive, weight_decay=0.0, betas=betas, warmup_epochs=0)
         run = trainer(tmp_path / str(reset), optim, {"reset_moments": reset}, epochs=2)
-        update = run._update
+        update = run.train_step.update
 
         def spy(plan, run=run, update=update, reset=reset):
             column = run.model.blocks[0].mlp.fc1.weight
@@ -232,7 +232,7 @@ def test_reset_moments_takes_the_kick_out_of_the_first_steps(tmp_path, inactive)
                 moved[reset] = ((column - before)[:hidden, 16:].abs() / lr).median().item()
                 first[reset] = run.step + 1
 
-        run._update = spy
+        run.train_step.update = spy
         run.fit()
     assert first[True] == first[False]
     assert moved[True] == pytest.approx(1.0, rel=1e-3)

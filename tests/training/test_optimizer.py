@@ -271,14 +271,69 @@ def test_masked_step_of_several_subnets_moves_the_union_of_their_boxes_once():
     torch.testing.assert_close(moved, torch.full_like(moved, 1e-2), rtol=1e-4, atol=1e-6)
 
 
-def test_zero_frozen_grad_leaves_the_rest():
+@pytest.mark.parametrize("inactive", ["dense", "masked", "skip"])
+@pytest.mark.parametrize("largest", [0.5, 1e6])
+def test_clipping_is_torchs_over_what_moves(inactive, largest):
+    """As clip_grad_norm_ after the gradients of frozen boxes were zeroed; they are not written."""
+    runs = []
+    for own in (True, False):
+        params = parameters()
+        # A large eps: else the length of the gradient would not matter.
+        optimizer = AdamW(params, lr=1e-2, eps=1.0, inactive=inactive)
+        optimizer.freeze({params[1]: (2, 3)})
+        generator = torch.Generator().manual_seed(2)
+        for _ in range(3):
+            for p in params:
+                p.grad = torch.randn(p.shape, generator=generator)
+            kept = [p.grad.clone() for p in params]
+            if not own:
+                params[1].grad[:2, :3] = 0
+                torch.nn.utils.clip_grad_norm_(params, largest)
+            active = [{p: tuple(p.shape) for p in params}]
+            optimizer.step(active=active, clip_grad=largest if own else None)
+            assert not own or all(torch.equal(p.grad, g) for p, g in zip(params, kept, strict=True))
+        runs.append(params)
+    for ours, theirs in zip(*runs, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+
+
+class Keeper:
+    """Has taken a step in the optimizer's place."""
+
+    def __init__(self, optimizer):
+        self.optimizer, self.calls = optimizer, 0
+
+    def recall(self):
+        self.calls += 1
+        for state in self.optimizer.state.values():
+            state["shells"] = [(edge, count + 1) for edge, count in state["shells"]]
+
+
+def test_who_counts_is_recalled_before_the_counts_are_needed():
     (parameter,) = parameters()[1:2]
     optimizer = AdamW([parameter])
-    optimizer.freeze({parameter: (2, 3)})
     parameter.grad = torch.ones_like(parameter)
-    optimizer.zero_frozen_grad()
-    assert parameter.grad.sum() == parameter.numel() - 6
-    assert parameter.grad[:2, :3].abs().sum() == 0
+    optimizer.step()
+    uses = [
+        optimizer.state_dict,
+        optimizer.step,
+        lambda: optimizer.reset({}, {parameter: (4, 6)}),
+        lambda: optimizer.lend(Keeper(optimizer)),
+    ]
+    for use in uses:
+        keeper, changes = Keeper(optimizer), optimizer.changes
+        optimizer.lend(keeper)
+        use()
+        assert keeper.calls == 1
+        assert optimizer.changes > changes
+    saved = optimizer.state_dict()
+    for forget in (optimizer.restart, lambda: optimizer.load_state_dict(saved)):
+        keeper, changes = Keeper(optimizer), optimizer.changes
+        optimizer.lend(keeper)
+        forget()
+        optimizer.state_dict()
+        assert keeper.calls == 0
+        assert optimizer.changes > changes
 
 
 @pytest.mark.parametrize("inactive", ["dense", "masked", "skip"])

@@ -30,6 +30,7 @@ from growtas.training import AugmentConfig, DataConfig, OptimConfig, TrainConfig
         (OptimConfig, {"inactive": "off"}, r"'off'; allowed: 'dense', 'masked', 'skip'"),
         (OptimConfig, {"clip_grad": float("nan")}, r"optim\.clip_grad is nan"),
         (TrainConfig, {"amp": "int8"}, r"train\.amp is 'int8'; allowed: 'auto', 'bf16'"),
+        (TrainConfig, {"graph": "yes"}, r"train\.graph is 'yes'; allowed: 'auto', 'on', 'off'"),
         (TrainConfig, {"ema_decay": 1.0}, r"train\.ema_decay is 1\.0"),
         (TrainConfig, {"device": "tpu"}, r"train\.device is 'tpu'; allowed: 'auto', 'cpu'"),
         (TrainConfig, {"epochs": 0}, r"train\.epochs is 0"),

@@ -10,7 +10,7 @@ from torch import Tensor
 from growtas.kernels import native_library
 from growtas.kernels.adamw import reference
 from growtas.kernels.adamw.reference import gradient_norm
-from growtas.kernels.adamw.row import Clip, Row, clipped, packed
+from growtas.kernels.adamw.row import Clip, Row, clip_factor, packed
 
 __all__ = ["available", "gradient_norm", "step_", "unsupported"]
 
@@ -37,20 +37,26 @@ def step_(
 ) -> None:
     """See :func:`growtas.kernels.adamw.api.adamw_`. Rows that are not contiguous, or have more
     dimensions than the core takes, go the plain way."""
-    rows, lr = clipped(rows, clip), float(lr)
+    lr = float(lr)
+    factor = 1.0 if clip is None else float(clip_factor(*clip))
     plain = [row for row in rows if not _packed(row)]
     if plain:
-        reference.step_(plain, lr, betas, eps, weight_decay, None)
+        reference.step_(plain, lr, betas, eps, weight_decay, clip)
     kinds: dict[tuple[bool, bool], list[Row]] = {}
     for row in rows:
         if _packed(row):
             kinds.setdefault((row.counts is None, row.shadow is None), []).append(row)
     for kind in kinds.values():
-        _launch(kind, lr, betas, eps, weight_decay)
+        _launch(kind, lr, betas, eps, weight_decay, factor)
 
 
 def _launch(
-    rows: list[Row], lr: float, betas: tuple[float, float], eps: float, weight_decay: float
+    rows: list[Row],
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    factor: float,
 ) -> None:
     boxes: list[int] = []
     for index, row in enumerate(rows):
@@ -67,7 +73,7 @@ def _launch(
             [row.counts for row in rows if row.counts is not None],
             [row.shadow for row in rows if row.shadow is not None],
             [] if rows[0].counts is not None else [float(row.step) for row in rows],
-            boxes, lr, *betas, eps, weight_decay,
+            boxes, lr, *betas, eps, weight_decay, factor,
         )  # fmt: skip
 
 

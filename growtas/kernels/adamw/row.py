@@ -50,10 +50,14 @@ def packed(row: Row) -> bool:
     return all(array is None or array.is_contiguous() for array in row.arrays)
 
 
+def clip_factor(norm: Tensor, largest: float) -> Tensor:
+    """What gradients count times; NaN stays."""
+    return (largest / (norm + 1e-6)).clamp(max=1.0)
+
+
 def clipped(rows: Sequence[Row], clip: Clip | None) -> Sequence[Row]:
     """The rows with gradients scaled as `clip` asks, in memory of their own."""
     if clip is None:
         return rows
-    norm, largest = clip
-    factor = (largest / (norm + 1e-6)).clamp(max=1.0)
+    factor = clip_factor(*clip)
     return [row._replace(gradient=row.gradient * factor) for row in rows]

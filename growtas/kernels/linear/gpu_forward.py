@@ -76,8 +76,8 @@ def linear_forward_kernel(
     m = tl.arange(0, BLOCK_M)
     n = first + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
-    x_rows = x + start.to(tl.int64) * x_stride
-    x_rows += m[:, None] * aligned(x_stride, ALIGNMENT)
+    x_row = aligned(x_stride, ALIGNMENT)
+    x_rows = x + start.to(tl.int64) * x_row + m[:, None] * x_row
     weight_rows = weight + group * aligned(weight_stride_group, ALIGNMENT)
     weight_rows += n[:, None] * aligned(weight_stride, ALIGNMENT)
     in_m = m < end - start

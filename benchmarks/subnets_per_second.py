@@ -1,0 +1,396 @@
+"""Another subnet at every step: training steps and evaluations per second over random subnets.
+
+    python -m benchmarks.subnets_per_second --quick      # minutes, CPU, nothing stored
+    python -m benchmarks.subnets_per_second              # CPU set
+    python -m benchmarks.subnets_per_second --device cuda --cases 'autoformer-tiny/*/128/*'
+
+All variants take turns on the same chunks of subnets, and wait for the device only at the end of
+a chunk: `subnets_per_second` is a chunk's length over its wall time, and `host_time` the part of
+it until the last call has returned, per step. Compiled variants have run every block shape before;
+what that took, from an empty cache, is `warmup_time`, and `subnets_per_second_from_cold` counts it
+in. `extracted` is the bound: one stand-alone subnet of the random ones' mean size, compiled, on
+CUDA replayed from a graph, and never another one.
+
+Then a population as an evolution breeds it (half mutants, half crossed over, of ten parents) is
+scored by the search's `Evaluator`: together (`score_many`) against one by one. On the CPU also a
+new subnet at every step against one fixed subnet of the mean size (`benchmarks.switching`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import growtas
+from benchmarks import memory, rows, switching
+from benchmarks.cases import Case, make_batch, naive_to_growtas
+from benchmarks.runner import (
+    Effort,
+    Rows,
+    WrongResult,
+    check,
+    interleave,
+    no_gc,
+    paired_ratios,
+)
+from benchmarks.variants import ExtractedGraph, Variant, build, missing, weights_for
+from growtas.search import Evaluator, Score, crossover, mutate
+from growtas.search.evaluator import Precision
+from growtas.search.population import turns
+from growtas.space import SearchSpace, Subnet
+
+COMPILED = ("compile-static", "compile-dynamic")
+EXTRACTED = "extracted"
+OURS = {
+    "cpu": ("growtas-native-accumulate",),
+    "cuda": ("growtas-triton-accumulate", "growtas-triton-graph"),
+}
+PARENTS = 10
+
+
+class Extracted(ExtractedGraph):
+    """The one subnet that it was prepared for, whatever it is asked for."""
+
+    name = EXTRACTED
+
+    def logits(self, images: Tensor, subnet: Subnet) -> Tensor:
+        return super().logits(images, self.subnet)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured: every combination of spaces and batches."""
+
+    spaces: tuple[str, ...]
+    batches: tuple[int, ...]
+    dtype: str
+    train: str  # the training task of benchmarks.cases
+    variants: tuple[str, ...]
+    count: int  # random subnets
+    chunk: int  # of them between two waits
+    images: int  # of the search, for the population
+    population: int
+    effort: Effort  # for scoring the population
+    image_size: int = 224
+
+    def cases(self, patterns: Sequence[str] = ("*",)) -> Iterator[Case]:
+        """Labels are space/random<count>/batch/dtype/task."""
+        for space in self.spaces:
+            for batch in self.batches:
+                for task in (self.train, "forward", "evaluation", "switching"):
+                    name = f"random{self.count}"
+                    case = Case(
+                        SearchSpace.preset(space), name, batch, self.dtype, task, self.image_size
+                    )
+                    if any(fnmatch(case.label, pattern) for pattern in patterns):
+                        yield case
+
+
+CPU = Plan(
+    spaces=("autoformer-tiny",),
+    batches=(16,),
+    dtype="float32",
+    train="train",
+    variants=("naive", "smart", *COMPILED, EXTRACTED, *OURS["cpu"]),
+    count=20,
+    chunk=2,
+    images=64,
+    population=50,
+    effort=Effort(min_rounds=3, max_rounds=5, seconds=60),
+)
+CPU_QUICK = replace(
+    CPU,
+    batches=(2,),
+    variants=("naive", "smart", *OURS["cpu"]),
+    count=4,
+    images=4,
+    population=12,
+    image_size=64,
+    effort=Effort(min_rounds=2, max_rounds=2, seconds=0),
+)
+CUDA = Plan(
+    spaces=("autoformer-tiny", "autoformer-small", "autoformer-base"),
+    batches=(32, 128, 256),
+    dtype="bfloat16",
+    train="train_adamw",
+    variants=("naive", "smart", *COMPILED, EXTRACTED, *OURS["cuda"]),
+    count=1000,
+    chunk=50,
+    images=2048,
+    population=50,
+    effort=Effort(min_rounds=3, max_rounds=20, seconds=20),
+)
+CUDA_QUICK = replace(
+    CUDA,
+    spaces=("autoformer-tiny",),
+    batches=(128,),
+    variants=("naive", EXTRACTED, *OURS["cuda"]),
+    count=100,
+    images=512,
+)
+
+
+def run_steps(
+    variants: Mapping[str, Variant],
+    case: Case,
+    where: rows.Provenance,
+    subnets: Sequence[Subnet],
+    chunk: int,
+    device: str,
+) -> list[rows.Row]:
+    """Rates of a task over the subnets, chunk by chunk; correct on the smallest subnet first."""
+    batch = make_batch(case, device)
+    table = Rows.of_case(where, case, device, task=f"subnets-{case.task}")
+    warmup: dict[str, float] = {}
+    for name, found in check(variants, replace(case, subnet_name="smallest"), batch).items():
+        warmup[name] = found.pop("warmup_time")
+        for what, error in found.items():
+            table.add(name, what, "1", [error])
+    steps = {name: step_of(variant, case, batch) for name, variant in variants.items()}
+    shapes = switching.block_shapes(case.space)
+    seconds: dict[str, list[float]] = {}
+    host: dict[str, list[float]] = {}
+    for name, step in steps.items():
+        variants[name].model.train(case.task != "forward")
+        first = shapes if name in COMPILED else shapes[:1] * variants[name].settling
+        warmup[name] += _time([partial(step, subnet) for subnet in first], device)[0]
+    with no_gc():
+        for start in range(0, len(subnets), chunk):
+            some = subnets[start : start + chunk]
+            for name, step in steps.items():
+                wall, until = _time([partial(step, subnet) for subnet in some], device)
+                seconds.setdefault(name, []).append(wall / len(some))
+                host.setdefault(name, []).append(until / len(some))
+    for name in steps:
+        total = len(subnets) * sum(seconds[name]) / len(seconds[name])
+        table.add(name, "subnets_per_second", "1/s", [1 / s for s in seconds[name]])
+        table.add(name, "warmup_time", "s", [warmup[name]])
+        cold = len(subnets) / (warmup[name] + total)
+        table.add(name, "subnets_per_second_from_cold", "1/s", [cold])
+        if device == "cuda":
+            table.add(name, "host_time", "s", host[name])
+    for ours in (name for name in steps if name.startswith("growtas")):
+        for other in (name for name in steps if not name.startswith("growtas")):
+            ratios = paired_ratios(seconds[other], seconds[ours])
+            table.add(f"{other} / {ours}", "wall_time_ratio", "1", ratios)
+    for variant in variants.values():
+        variant.model.zero_grad()
+    return table.rows
+
+
+def step_of(
+    variant: Variant, case: Case, batch: tuple[Tensor, Tensor]
+) -> Callable[[Subnet], object]:
+    """A step of a task on whatever subnet."""
+    images, labels = batch
+    if case.task == "forward":
+        return lambda subnet: variant.forward_step(case, images, subnet)
+    optimizer = variant.optimizer() if case.task == "train_adamw" else None
+
+    def step(subnet: Subnet) -> None:
+        variant.train_step(case, images, labels, subnet)
+        if optimizer is not None:
+            with variant.context():
+                optimizer.step()
+
+    return step
+
+
+def _time(calls: Sequence[Callable[[], object]], device: str) -> tuple[float, float]:
+    """Seconds until the device has finished, and until the last call has returned."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    for call in calls:
+        call()
+    host = time.perf_counter() - start
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start, host
+
+
+def bred(space: SearchSpace, count: int, seed: int = 0) -> list[Subnet]:
+    """A generation of an evolution: half mutants of `PARENTS` random subnets, half children of two
+    of them; all different."""
+    rng = random.Random(seed)
+    parents = switching.random_subnets(space, PARENTS, seed)
+    found: dict[Subnet, None] = {}
+    while len(found) < count // 2:
+        found[mutate(rng.choice(parents), space, rng)] = None
+    while len(found) < count:
+        one, other = rng.sample(parents, 2)
+        found[crossover(one, other, rng)] = None
+    return list(found)
+
+
+def blocks_computed(subnets: Sequence[Subnet]) -> float:
+    """Share of the blocks that are left to compute where subnets share what they begin with."""
+    computed = sum(subnets[t.which].depth - max(t.shared, 0) for t in turns(subnets))
+    return computed / sum(subnet.depth for subnet in subnets)
+
+
+def run_population(
+    case: Case, where: rows.Provenance, plan: Plan, backend: str, device: str
+) -> list[rows.Row]:
+    """A population scored together against one by one, on random images and weights.
+
+    Raises:
+        WrongResult: other scores: on the CPU by a bit, else by more than 2 % of the loss.
+    """
+    images, labels = make_batch(replace(case, batch=plan.images), device)
+    model = growtas.Supernet(case.space, **case.model_sizes).to(device)
+    model.load_state_dict(naive_to_growtas(weights_for(case), case.space))
+    amp: Precision = "bf16" if case.dtype == "bfloat16" else "off"
+    evaluator = Evaluator(model, images, labels, batch_size=case.batch, amp=amp)
+    subnets = bred(case.space, plan.population)
+    found: dict[str, list[Score]] = {}
+    ways: dict[str, Callable[[], list[Score]]] = {
+        "one by one": lambda: [evaluator.score(subnet) for subnet in subnets],
+        "together": lambda: evaluator.score_many(subnets),
+    }
+    table = Rows.of_case(where, case, device, task="subnets-evaluation")
+    with growtas.kernels.use_backend(backend):
+        for way, score in ways.items():
+            found[way] = score()
+        for one, other in zip(*found.values(), strict=True):
+            if one != other and (device == "cpu" or abs(one.loss - other.loss) > 0.02 * one.loss):
+                raise WrongResult(f"one by one {one}, together {other}")
+        samples = interleave(ways, plan.effort, device)
+    times = {way: samples[way]["wall_time"] for way in ways}
+    for way, seconds in times.items():
+        name = f"growtas-{backend}, {way}"
+        table.add(name, "subnets_per_second", "1/s", [len(subnets) / s for s in seconds])
+    if not model.reads_extents_on_device():
+        table.add(
+            f"growtas-{backend}, together", "blocks_computed", "1", [blocks_computed(subnets)]
+        )
+    ratios = paired_ratios(times["one by one"], times["together"])
+    table.add(f"one by one / together, growtas-{backend}", "wall_time_ratio", "1", ratios)
+    return table.rows
+
+
+class Study:
+    """Runs a plan. `say` gets a line for every rate and ratio."""
+
+    def __init__(self, plan: Plan, device: str, say: Callable[[str], None]) -> None:
+        self.plan, self.device, self.say = plan, device, say
+        self.where = rows.provenance(device)
+        self.names = []
+        for name in plan.variants:
+            why = None if name == EXTRACTED else missing(name, device)
+            if why is None:
+                self.names.append(name)
+            else:
+                say(f"left out: {name} ({why})")
+
+    def run(self, case: Case) -> list[rows.Row]:
+        """All rows of a case."""
+        if case.task == "evaluation":
+            backend = OURS[self.device][0].split("-")[1]
+            if not any(name in self.names for name in OURS[self.device]):
+                return []
+            found = run_population(case, self.where, self.plan, backend, self.device)
+        elif case.task == "switching":
+            found = self._switching(case) if self.device == "cpu" else []
+        else:
+            found = self._steps(case)
+        for row in found:
+            if row.metric in (
+                "subnets_per_second", "wall_time_ratio", "random_over_fixed", "extra_memory"
+            ):  # fmt: skip
+                self.say(f"{case.label} {row.variant} {row.metric}: {row.median:.4g} {row.unit}")
+        return found
+
+    def _steps(self, case: Case) -> list[rows.Row]:
+        subnets = switching.random_subnets(case.space, self.plan.count)
+        sized = replace(case, subnet_name="smallest")
+        variants: dict[str, Variant] = {}
+        for name in self.names:
+            if name == EXTRACTED:
+                variants[name] = Extracted(sized, weights_for(sized), self.device)
+                variants[name].prepare(switching.mean_size_subnet(case, subnets))
+            else:
+                variants[name] = build(name, sized, self.device)
+        found = run_steps(
+            variants, case, self.where, subnets, self.plan.chunk, self.device
+        )  # fmt: skip
+        if case.task != "forward" and memory.supported(self.device):
+            table = Rows.of_case(self.where, case, self.device, task=f"subnets-{case.task}")
+            largest = replace(case, subnet_name="largest")
+            for name in (n for n in self.names if n not in (EXTRACTED, *COMPILED)):
+                used = memory.extra_memory(name, largest, self.device)
+                table.add(name, "extra_memory", "B", [used])
+            found += table.rows
+        return found
+
+    def _switching(self, case: Case) -> list[rows.Row]:
+        sized = replace(case, subnet_name="smallest")
+        ours = [name for name in OURS["cpu"] if name in self.names]
+        variants = {name: build(name, sized, "cpu") for name in ours}
+        return switching.run_switching(variants, case, self.where, self.plan.count, "cpu")
+
+
+def choose_plan(device: str, *, quick: bool) -> Plan:
+    """The plan of the command line's flags."""
+    if device == "cuda":
+        return CUDA_QUICK if quick else CUDA
+    return CPU_QUICK if quick else CPU
+
+
+def command_line() -> argparse.ArgumentParser:
+    """Everything that can be asked for."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.subnets_per_second",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--quick", action="store_true", help="small cases; nothing compiled on CPU")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--count", type=int, help="random subnets")
+    parser.add_argument("--cases", nargs="+", default=["*"], metavar="PATTERN",
+                        help="only space/random<count>/batch/dtype/task that match")  # fmt: skip
+    parser.add_argument("--variants", nargs="+", metavar="NAME", help="only these, and naive")
+    parser.add_argument("--threads", type=int, help="default: PyTorch's")
+    parser.add_argument("--out", type=Path, help="folder; default benchmarks/results, not --quick")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = command_line()
+    args = parser.parse_args(arguments)
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    plan = choose_plan(args.device, quick=args.quick)
+    if args.count is not None:
+        plan = replace(plan, count=args.count)
+    if args.variants is not None:
+        plan = replace(plan, variants=tuple(dict.fromkeys(["naive", *args.variants])))
+    out = args.out or (None if args.quick else Path(__file__).parent / "results")
+    start = time.perf_counter()
+
+    def say(text: str) -> None:
+        print(f"[{time.perf_counter() - start:6.1f} s] {text}", flush=True)
+
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:
+        # An empty compile cache, so that stored warm-up times mean the same in every run.
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
+        study = Study(plan, args.device, say)
+        for case in plan.cases(args.cases):
+            found = study.run(case)
+            if out is not None:
+                rows.append(out / f"{rows.result_name(args.device)}.csv", found)
+
+
+if __name__ == "__main__":
+    main()

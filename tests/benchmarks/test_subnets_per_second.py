@@ -1,0 +1,160 @@
+"""The study of a new subnet at every step: its rows, and that wrong results are not timed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks import gpu, report, rows, subnets_per_second
+from benchmarks.cases import Case, make_batch
+from benchmarks.runner import Effort, WrongResult, check
+from benchmarks.subnets_per_second import (
+    CPU_QUICK,
+    CUDA,
+    OURS,
+    Extracted,
+    Plan,
+    Study,
+    blocks_computed,
+    bred,
+    run_population,
+    run_steps,
+)
+from benchmarks.switching import random_subnets
+from benchmarks.variants import GrowtasGraph, build, missing, weights_for
+from growtas.search import Evaluator, Score
+from growtas.space import SearchSpace, SupernetSize
+
+SPACE = SearchSpace(
+    embed_dim=(32, 40),
+    depth=(1, 2),
+    num_heads=(1, 2),
+    mlp_ratio=(2.0, 3.0),
+    head_dim=32,
+    supernet=SupernetSize(64, 2, 4.0, 2),
+)
+CASE = Case(SPACE, "random4", 2, "float32", "train", image_size=24, patch_size=8, num_classes=5)
+PLAN = replace(CPU_QUICK, images=3, population=6, effort=Effort(2, 2, 0))
+WHERE = rows.provenance("cpu")
+
+native = pytest.mark.skipif(
+    missing(OURS["cpu"][0], "cpu") is not None, reason="the native library is not built"
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("task", ["train", "train_adamw", "forward"])
+def test_rates_of_a_task(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda model, mode=None: model)
+    case = replace(CASE, task=task)
+    sized = replace(case, subnet_name="smallest")
+    names = ("naive", "smart", "growtas-reference-accumulate")
+    variants = {name: build(name, sized, "cpu") for name in names}
+    variants["extracted"] = Extracted(sized, weights_for(sized), "cpu")
+    variants["growtas-reference-graph"] = GrowtasGraph(
+        sized, weights_for(sized), "cpu", "reference"
+    )
+    found = run_steps(variants, case, WHERE, random_subnets(SPACE, 5), 2, "cpu")
+    rate = {r.variant: r for r in found if r.metric == "subnets_per_second"}
+    assert rate.keys() == variants.keys()
+    assert all(r.n == 3 and r.unit == "1/s" and r.median > 0 for r in rate.values())
+    cold = {r.variant: r.median for r in found if r.metric == "subnets_per_second_from_cold"}
+    assert all(cold[name] < rate[name].q80 for name in variants)
+    ratios = {r.variant for r in found if r.metric == "wall_time_ratio"}
+    assert len(ratios) == 2 * 3
+    assert {r.task for r in found} == {f"subnets-{task}"}
+    page = report.subnet_rates(found)
+    assert page.count("\n") == 1 + len(variants)
+    assert f"| {task} | {SPACE.name} | 2 | float32 | naive | {rate['naive'].median:.4g} (" in page
+    assert report.subnet_rates([]) == ""
+
+
+def test_the_graphed_variant_is_checked_like_the_others() -> None:
+    for dtype in ("float32", "bfloat16"):
+        for task in ("train", "forward"):
+            case = replace(CASE, subnet_name="largest", dtype=dtype, task=task)
+            variants = {
+                "naive": build("naive", case, "cpu"),
+                "ours": GrowtasGraph(case, weights_for(case), "cpu", "reference"),
+            }
+            assert "logit_error" in check(variants, case, make_batch(case, "cpu"))["ours"]
+    with torch.no_grad():
+        variants["ours"].model.head.bias.add_(1.0)
+    with pytest.raises(WrongResult, match="ours: logit_error"):
+        check(variants, case, make_batch(case, "cpu"))
+
+
+def test_a_population_is_bred_as_an_evolution_does() -> None:
+    space = SearchSpace.preset("autoformer-tiny")
+    subnets = bred(space, 50)
+    assert len(set(subnets)) == 50
+    assert all(subnet in space for subnet in subnets)
+    assert subnets == bred(space, 50) != bred(space, 50, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "saved"), [("autoformer-tiny", 0.14), ("autoformer-small", 0.09), ("digits", 0.22)]
+)
+def test_what_a_population_shares_is_what_the_page_says(name: str, saved: float) -> None:
+    """docs/search.md: a mean over populations, counted."""
+    space = SearchSpace.preset(name)
+    shares = [blocks_computed(bred(space, 50, seed)) for seed in range(20)]
+    assert 1 - sum(shares) / len(shares) == pytest.approx(saved, abs=0.015)
+
+
+def test_a_population_together_and_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = replace(CASE, task="evaluation")
+    found = run_population(case, WHERE, PLAN, "reference", "cpu")
+    assert {(r.variant, r.metric) for r in found} == {
+        ("growtas-reference, one by one", "subnets_per_second"),
+        ("growtas-reference, together", "subnets_per_second"),
+        ("growtas-reference, together", "blocks_computed"),
+        ("one by one / together, growtas-reference", "wall_time_ratio"),
+    }
+    wrong = [Score(0.0, 1.0, 3)] * PLAN.population
+    monkeypatch.setattr(Evaluator, "score_many", lambda self, subnets: wrong)
+    with pytest.raises(WrongResult, match="together"):
+        run_population(case, WHERE, PLAN, "reference", "cpu")
+
+
+@native
+def test_a_whole_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subnets_per_second.memory, "extra_memory", lambda *arguments: 7)
+    plan: Plan = replace(PLAN, variants=("naive", *OURS["cpu"], "growtas-triton-graph"))
+    lines: list[str] = []
+    study = Study(plan, "cpu", lines.append)
+    assert any("left out: growtas-triton-graph" in line for line in lines)
+    for task in ("train", "forward", "evaluation", "switching"):
+        assert study.run(replace(CASE, task=task))
+    assert any("random_over_fixed" in line for line in lines)
+    assert any("extra_memory: 7 B" in line for line in lines)
+
+
+def test_cases_have_the_labels_that_patterns_match() -> None:
+    labels = [case.label for case in CUDA.cases(["autoformer-small/*/128/*"])]
+    assert labels == [
+        f"autoformer-small/random1000/128/bfloat16/{task}"
+        for task in ("train_adamw", "forward", "evaluation", "switching")
+    ]
+    assert len(list(CUDA.cases())) == 3 * 3 * 4
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_the_machine_with_a_gpu_runs_it(tmp_path, quick: bool) -> None:
+    module = "benchmarks.subnets_per_second"
+    commands = [step.command for step in gpu.steps(tmp_path, quick=quick, sanitizer=None)]
+    [command] = [command for command in commands if module in command]
+    args = subnets_per_second.command_line().parse_args(command[command.index(module) + 1 :])
+    assert (args.device, args.out, args.quick) == ("cuda", tmp_path, quick)
+    plan = subnets_per_second.choose_plan("cuda", quick=quick)
+    assert list(plan.cases(args.cases))
