@@ -5,10 +5,10 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
-#include <cmath>
+#include <initializer_list>
 #include <optional>
-#include <vector>
 
+#include "adamw_boxes.h"
 #include "adamw_static_plan.h"
 #include "cpu/ops.h"
 
@@ -342,80 +342,6 @@ void linear_backward(const Tensor& dy, const Tensor& x, const Tensor& weight, in
   growtas::linear_backward(a, w);
 }
 
-// One array of an AdamW step: like the parameter, or missing.
-void* adamw_array(const std::vector<Tensor>& arrays, const char* name, size_t i, const Tensor& like,
-                  ScalarType dtype) {
-  if (arrays.empty()) return nullptr;
-  const Tensor& t = arrays[i];
-  STD_TORCH_CHECK(t.is_cpu() && t.scalar_type() == dtype, name, ": not the dtype it must have");
-  check_contiguous(t, name);
-  bool same = t.dim() == like.dim();
-  for (int64_t d = 0; same && d < like.dim(); ++d) same = t.size(d) == like.size(d);
-  STD_TORCH_CHECK(same, name, ": must have the shape of its parameter");
-  return t.mutable_data_ptr();
-}
-
-// boxes holds 1 + 2 * 4 numbers each: which parameter, the starts, the extents. `steps` gives the
-// updates of each parameter, this one included, unless `counts` holds those of each weight.
-void adamw_(std::vector<Tensor> parameters, std::vector<Tensor> gradients,
-            std::vector<Tensor> exp_avgs, std::vector<Tensor> exp_avg_sqs,
-            std::vector<Tensor> counts, std::vector<Tensor> shadows, std::vector<double> steps,
-            std::vector<int64_t> boxes, double lr, double beta1, double beta2, double eps,
-            double weight_decay, double gradient_factor) {
-  using growtas::kBoxDims;
-  const size_t n = parameters.size();
-  const auto fits = [n](size_t size, bool optional) { return size == n || (optional && size == 0); };
-  STD_TORCH_CHECK(fits(gradients.size(), false) && fits(exp_avgs.size(), false) &&
-                      fits(exp_avg_sqs.size(), false) && fits(counts.size(), true) &&
-                      fits(shadows.size(), true) && fits(steps.size(), !counts.empty()),
-                  "lists: one entry per parameter is needed");
-  constexpr size_t kFields = 1 + 2 * kBoxDims;
-  STD_TORCH_CHECK(boxes.size() % kFields == 0, "boxes: must hold ", kFields, " numbers each");
-  std::vector<growtas::AdamWBox> work;
-  for (size_t at = 0; at < boxes.size(); at += kFields) {
-    STD_TORCH_CHECK(boxes[at] >= 0 && size_t(boxes[at]) < n, "boxes: no parameter ", boxes[at]);
-    const size_t i = size_t(boxes[at]);
-    const Tensor& p = parameters[i];
-    const ScalarType dtype = p.scalar_type();
-    STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double,
-                    "parameters: must be float32 or float64");
-    STD_TORCH_CHECK(p.dim() <= kBoxDims, "parameters: at most ", kBoxDims, " dimensions");
-    growtas::AdamWBox box;
-    box.step.is_double = dtype == ScalarType::Double;
-    box.step.parameter = adamw_array(parameters, "parameters", i, p, dtype);
-    box.step.gradient = adamw_array(gradients, "gradients", i, p, dtype);
-    box.step.exp_avg = adamw_array(exp_avgs, "exp_avgs", i, p, dtype);
-    box.step.exp_avg_sq = adamw_array(exp_avg_sqs, "exp_avg_sqs", i, p, dtype);
-    box.step.count =
-        static_cast<float*>(adamw_array(counts, "counts", i, p, ScalarType::Float));
-    box.step.shadow =
-        static_cast<uint16_t*>(adamw_array(shadows, "shadows", i, p, ScalarType::BFloat16));
-    box.step.step = counts.empty() ? steps[i] : 0;
-    STD_TORCH_CHECK(!counts.empty() || box.step.step >= 1, "steps: must be 1 or more");
-    box.step.lr = lr;
-    box.step.beta1 = beta1;
-    box.step.beta2 = beta2;
-    box.step.log_beta1 = std::log(beta1);
-    box.step.log_beta2 = std::log(beta2);
-    box.step.eps = eps;
-    box.step.weight_decay = weight_decay;
-    box.step.gradient_factor = gradient_factor;
-    bool empty = false;
-    for (int64_t d = 0; d < kBoxDims; ++d) {
-      const int64_t own = d - (kBoxDims - p.dim());
-      box.shape[d] = own < 0 ? 1 : p.size(own);
-      box.start[d] = boxes[at + 1 + size_t(d)];
-      box.extent[d] = boxes[at + 1 + kBoxDims + size_t(d)];
-      STD_TORCH_CHECK(box.start[d] >= 0 && box.extent[d] >= 0 &&
-                          box.start[d] + box.extent[d] <= box.shape[d],
-                      "boxes: a box reaches beyond its parameter");
-      empty = empty || box.extent[d] == 0;
-    }
-    if (!empty) work.push_back(box);
-  }
-  growtas::adamw_step(work.data(), int64_t(work.size()));
-}
-
 void run_adamw_static(const growtas::StaticAdamW& plan, const Tensor& targets) {
   STD_TORCH_CHECK(targets.is_cpu(), "targets: must be a CPU tensor");
   growtas::adamw_static_cpu(plan);
@@ -449,6 +375,7 @@ STABLE_TORCH_LIBRARY(growtas_native, m) {
       "Tensor(c!)[] exp_avg_sqs, Tensor(d!)[] counts, Tensor(e!)[] shadows, float[] steps, "
       "int[] boxes, float lr, float beta1, float beta2, float eps, float weight_decay, "
       "float gradient_factor) -> ()");
+  m.def("gradient_norm_(Tensor[] gradients, int[] boxes, Tensor(a!) norm) -> ()");
   m.def(growtas::kAdamWStaticSchema);
 }
 
@@ -459,6 +386,7 @@ STABLE_TORCH_LIBRARY_IMPL(growtas_native, CPU, m) {
   m.impl("layer_norm_backward", TORCH_BOX(&layer_norm_backward));
   m.impl("attention_forward", TORCH_BOX(&attention_forward));
   m.impl("attention_backward", TORCH_BOX(&attention_backward));
-  m.impl("adamw_", TORCH_BOX(&adamw_));
+  m.impl("adamw_", TORCH_BOX(&growtas::adamw_));
+  m.impl("gradient_norm_", TORCH_BOX(&growtas::gradient_norm_));
   m.impl("adamw_static_", TORCH_BOX(&growtas::adamw_static<run_adamw_static>));
 }

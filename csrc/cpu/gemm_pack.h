@@ -166,7 +166,7 @@ void pack_transposed(const WeightPacking& p, int64_t panel, E* dst) {
   constexpr int64_t step = L * Element<E>::values;
   const int64_t depth = padded_elements<E>(p.in);
   for (int64_t half = 0; half < kPanel<E>; half += L) {
-    int64_t rows[L];
+    int64_t rows[L] = {};
     int count = 0;
     for (; count < L && panel * kPanel<E> + half + count < p.out; ++count)
       rows[count] = p.rows.offset(panel * kPanel<E> + half + count);

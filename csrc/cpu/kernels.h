@@ -13,10 +13,10 @@
 #define GROWTAS_X86_LEVELS 1
 #endif
 
-// AMX: Linux hands out the tile registers; a compiler with the header has an assembler that knows
-// the instructions.
+// AMX: Linux hands out the tile registers; a compiler with the header (GCC's or Clang's name of it)
+// has an assembler that knows the instructions.
 #if defined(GROWTAS_X86_LEVELS) && defined(__linux__) && defined(__has_include)
-#if __has_include(<amxbf16intrin.h>)
+#if __has_include(<amxbf16intrin.h>) || __has_include(<amxintrin.h>)
 #define GROWTAS_TILE_LEVELS 1
 #endif
 #endif

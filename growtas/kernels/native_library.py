@@ -27,6 +27,7 @@ _OPERATORS = (
     "attention_forward",
     "attention_backward",
     "adamw_",
+    "gradient_norm_",
     "adamw_static_",
 )
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

@@ -73,7 +73,8 @@ class Graph:
         for generator in self.generators:
             graph.register_generator_state(generator)
         try:
-            with torch.cuda.graph(graph, stream=self._stream):
+            # Threads of a data loader may allocate and wait meanwhile.
+            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 self.function()
         except RuntimeError as error:
             self.reason = f"the capture failed: {error}"

@@ -278,8 +278,8 @@ class TrainConfig:
     ema_warmup: bool = True  # let the average follow quickly at first
     accumulate: int = 1  # pieces a process cuts its share of a batch into (saves memory)
     compile: bool = False  # torch.compile every block
-    # A step in one CUDA graph for every subnet: "auto" (on a GPU, without compile and accumulate),
-    # "on" (on a CPU the same functions run without a graph) or "off".
+    # A step in one CUDA graph for every subnet: "auto" (on Triton's kernels, without compile and
+    # accumulate), "on" (on a CPU the same functions run without a graph) or "off".
     graph: str = "auto"
     eval_every: int = 1  # epochs between evaluations on the search split
     checkpoint_every: int = 1  # epochs between checkpoints

@@ -6,7 +6,7 @@ docs/one-graph.md. Where there is no graph the same functions run eagerly, and `
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from growtas.kernels import GradientAccumulator
+from growtas.kernels.extents import check_groups
 from growtas.precision import autocast
 from growtas.space import Subnet
 from growtas.supernet import Supernet
@@ -38,7 +39,7 @@ class StepOutput(NamedTuple):
 
 class GraphedStep:
     """A whole training step - forward, loss, backward, exchange of gradients, clipping, AdamW,
-    averaging, loss scale - for any subnet, from one CUDA graph.
+    averaging, loss scale - for any subnet or several, from one CUDA graph.
 
     Learning rates, what is frozen, which state the optimizer has and how it counts are numbers on
     the device: stages and phases of a schedule, a loaded or forgotten state and ordinary steps of
@@ -62,13 +63,15 @@ class GraphedStep:
         scaler: of the loss, for float16; None for none.
         average: a copy of the model that follows it as timm's ModelEmaV3 does; None for none.
         generator: of drop path, on the model's device; None: the default one.
+        groups: G, subnets of one step; each trains on its part of the batch, as in
+            :meth:`growtas.Supernet.forward`, and AdamW takes what all of them sampled together.
 
     Attributes:
         reason: why there is no graph; None if there is or will be one.
         update_reason: why the update is not part of it; None if it is.
 
     Raises:
-        ValueError: float16 without a scaler.
+        ValueError: float16 without a scaler, or G does not divide the batch.
     """
 
     def __init__(
@@ -84,7 +87,9 @@ class GraphedStep:
         scaler: torch.amp.GradScaler | None = None,
         average: Supernet | None = None,
         generator: torch.Generator | None = None,
+        groups: int = 1,
     ) -> None:
+        check_groups(images, groups)
         self.device = model.head.weight.device
         if scaler is None:
             scaler = torch.amp.GradScaler(self.device.type, enabled=False)
@@ -117,7 +122,7 @@ class GraphedStep:
         )
         self._images = images.to(self.device, copy=True)
         self._targets = targets.to(self.device, copy=True)
-        self._extents = model.new_extents()
+        self._extents = model.new_extents(groups)
         self._output = StepOutput(
             torch.zeros((), device=self.device), logits_buffer(model, self._images)
         )
@@ -138,21 +143,21 @@ class GraphedStep:
         self,
         images: Tensor,
         targets: Tensor,
-        subnet: Subnet,
+        subnets: Subnet | Sequence[Subnet],
         lr_scale: float = 1.0,
         decay: float = 0.0,
     ) -> StepOutput:
-        """One step of `subnet`. The learning rates are those of the optimizer's groups now.
+        """One step. The learning rates are those of the optimizer's groups now.
 
         Args:
             images, targets: the batch, shaped as the first one.
-            subnet: what to train.
+            subnets: what to train: G of them; one will do where G is 1.
             lr_scale: factor on every group's learning rate, for this step.
             decay: of the average, for this step.
 
         Raises:
-            ValueError: a batch of another shape, or a subnet that extents on the device cannot
-                hold.
+            ValueError: a batch of another shape, another number of subnets, or one that extents on
+                the device cannot hold.
         """
         check_batch("images", images, self._images)
         check_batch("targets", targets, self._targets)
@@ -162,7 +167,7 @@ class GraphedStep:
         for parameter, buffer in self._buffers.items():
             if parameter.grad is not buffer:  # zero_grad(set_to_none=True)
                 parameter.grad = buffer
-        self._extents.write(subnet)
+        self._extents.write(subnets)
         self._images.copy_(images, non_blocking=True)
         self._targets.copy_(targets, non_blocking=True)
         if update_reason is None:
@@ -170,7 +175,8 @@ class GraphedStep:
         self._graph()
         if update_reason is not None:
             update(
-                self.model, self.optimizer, self.scaler, [subnet],
+                self.model, self.optimizer, self.scaler,
+                subnets if isinstance(subnets, Sequence) else [subnets],
                 lr_scale=lr_scale, clip_grad=self.clip_grad,
             )  # fmt: skip
             self._follow(1.0 - decay)

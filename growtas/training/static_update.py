@@ -59,9 +59,10 @@ class StaticUpdate:
 
     def unavailable(self) -> str | None:
         """Why it cannot step; None if it can."""
-        shells = max(len(self._shells(p)) for p in self._parameters)
-        if shells > SHELLS:
-            return f"a parameter is divided into {shells} parts by resets; allowed: {SHELLS}"
+        if self.optimizer.changes != self._seen:
+            shells = max(len(self._shells(p)) for p in self._parameters)
+            if shells > SHELLS:
+                return f"a parameter is divided into {shells} parts by resets; allowed: {SHELLS}"
         return unavailable(self._parameters[0])
 
     def prepare(self, lr_scale: float, blend: float) -> None:

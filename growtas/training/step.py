@@ -62,10 +62,12 @@ class TrainStep:
             if process.world_size == 1 and not config.compile
             else None
         )
-        self._never = _never_graphed(config, process)
         self._graphed: GraphedStep | None = None
         self._told: set[str] = set()
         self._notes: list[str] = []
+        self._never = _never_graphed(config, model)
+        if self._never is not None and config.graph != "off" and process.device.type == "cuda":
+            self._tell(self._never)
         if process.world_size > 1:  # before the average is copied from it
             for parameter in model.parameters():
                 dist.broadcast(parameter.detach(), 0)
@@ -178,7 +180,7 @@ def not_graphed(plan: StepPlan) -> str | None:
     return None
 
 
-def _never_graphed(config: TrainConfig, process: Process) -> str | None:
+def _never_graphed(config: TrainConfig, model: Supernet) -> str | None:
     """Why no plan at all is graphed.
 
     Raises:
@@ -191,8 +193,8 @@ def _never_graphed(config: TrainConfig, process: Process) -> str | None:
         reason = "train.compile is on"
     elif config.accumulate > 1:
         reason = f"train.accumulate is {config.accumulate}"
-    elif config.graph == "auto" and process.device.type != "cuda":
-        reason = f"the device is {process.device.type}"
+    elif config.graph == "auto" and not model.reads_extents_on_device():
+        reason = "the backend in use reads no extents on the device; Triton's does"
     if reason is not None and config.graph == "on":
         raise ValueError(f"train.graph is 'on', but {reason}; allowed: 'auto', 'off'")
     return reason

@@ -97,15 +97,16 @@ class Ordinary:
 class Static:
     """The same with everything in tensors."""
 
-    def __init__(self, inactive, dtype=torch.float32, shadows=False):
+    def __init__(self, inactive, dtype=torch.float32, shadows=False, averages=True, device="cpu"):
         start = Ordinary(inactive, dtype)
         rows = []
         for i, (p, (shape, sides)) in enumerate(zip(start.parameters, SIDES, strict=True)):
+            p = p.detach().to(device)
             rows.append(StaticRow(
-                p.detach(), *(torch.zeros(shape, dtype=dtype) for _ in range(3)), sides, i % 2,
-                counts=torch.zeros(shape) if inactive == "masked" else None,
-                shadow=p.detach().bfloat16() if shadows else None,
-                average=p.detach().clone(),
+                p, *(torch.zeros_like(p) for _ in range(3)), sides, i % 2,
+                counts=torch.zeros(shape, device=device) if inactive == "masked" else None,
+                shadow=p.bfloat16() if shadows else None,
+                average=p.clone() if averages else None,
             ))  # fmt: skip
         self.rows = rows
         self.table = StaticTable(rows, inactive, len(GROUPS))

@@ -87,14 +87,9 @@ def subnets(count):
 
 def pair(inactive="dense", clip_grad=None, **options):
     """The graphed and the ordinary step, on models of their own; the first batch."""
-    steps = []
-    for kind in (GraphedStep, Ordinary):
-        model = supernet()
-        first = next(batches(1)) if kind is GraphedStep else ()
-        steps.append(
-            kind(model, optimizer_of(model, inactive), *first, clip_grad=clip_grad, **options)
-        )
-    return steps
+    return [
+        kind(inactive, clip_grad=clip_grad, **options) for kind in (graphed_step, ordinary_step)
+    ]
 
 
 def assert_same_weights(one, other, rtol=2e-5, atol=1e-6):
@@ -198,6 +193,31 @@ def test_gradients_that_somebody_dropped_come_back():
     assert_same_weights(graphed.model, ordinary.model)
 
 
+@pytest.mark.parametrize("inactive", ["dense", "skip", "masked"])
+def test_several_subnets_in_one_step(inactive):
+    """As two passes, each on half of the images, whose gradients are summed."""
+    graphed = graphed_step(groups=2, clip_grad=0.5, inactive=inactive)
+    ordinary = ordinary_step(clip_grad=0.5, inactive=inactive)
+    other = subnets(22)
+    for i, ((images, labels), one) in enumerate(zip(batches(20), subnets(20), strict=True)):
+        both = (one, other[i + 2])
+        loss = graphed(images, labels, both).loss.clone()
+        ordinary.gradients.zero_()
+        parts = zip(images.chunk(2), labels.chunk(2), both, strict=True)
+        want = sum(
+            ordinary.runner.run(StepPlan((Pass(subnet, scale=0.5),)), *part, 0).objective
+            for *part, subnet in parts
+        )
+        update(ordinary.model, ordinary.optimizer, ordinary.scaler, both, clip_grad=0.5)
+        torch.testing.assert_close(loss, want.detach(), rtol=1e-4, atol=1e-5)
+    assert_same_weights(graphed.model, ordinary.model, rtol=1e-4, atol=1e-5)
+    images, labels = next(batches(1))
+    with pytest.raises(ValueError, match="1 subnets for 2 groups"):
+        graphed(images, labels, one)
+    with pytest.raises(ValueError, match="a batch of 8 cannot be divided in 3 equal groups"):
+        graphed_step(groups=3)
+
+
 def test_averages_follow_as_timms_do():
     timm = pytest.importorskip("timm.utils")
     model = supernet()
@@ -239,14 +259,14 @@ def test_half_precision_with_a_loss_scale_on_the_device():
     assert max(n for shells in counts[0] for _, n in shells) == 11
 
 
-def graphed_step(**options):
+def graphed_step(inactive="dense", **options):
     model = supernet()
-    return GraphedStep(model, optimizer_of(model), *next(batches(1)), **options)
+    return GraphedStep(model, optimizer_of(model, inactive), *next(batches(1)), **options)
 
 
-def ordinary_step(**options):
+def ordinary_step(inactive="dense", **options):
     model = supernet()
-    return Ordinary(model, optimizer_of(model), **options)
+    return Ordinary(model, optimizer_of(model, inactive), **options)
 
 
 def test_soft_targets_and_mixed_precision():
@@ -342,7 +362,7 @@ def stand_in(monkeypatch):
             log.append(generator)
 
     @contextlib.contextmanager
-    def capture(graph, stream):
+    def capture(graph, stream, capture_error_mode):
         log.append("capture")
         yield
 

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from growtas.kernels import native_library
 from growtas.kernels.adamw import reference
-from growtas.kernels.adamw.reference import gradient_norm
 from growtas.kernels.adamw.row import Clip, Row, clip_factor, packed
 
 __all__ = ["available", "gradient_norm", "step_", "unsupported"]
@@ -50,6 +49,16 @@ def step_(
         _launch(kind, lr, betas, eps, weight_decay, factor)
 
 
+def gradient_norm(rows: Sequence[Row]) -> Tensor:
+    """See :func:`growtas.kernels.adamw.api.gradient_norm`."""
+    if not all(row.gradient.is_contiguous() and row.gradient.dim() <= MAX_DIMS for row in rows):
+        return reference.gradient_norm(rows)
+    norm = torch.empty((), dtype=torch.float64)
+    gradients = [row.gradient for row in rows]
+    native_library.operators().gradient_norm_(gradients, _boxes(rows), norm)
+    return norm.to(gradients[0].dtype)
+
+
 def _launch(
     rows: list[Row],
     lr: float,
@@ -58,12 +67,7 @@ def _launch(
     weight_decay: float,
     factor: float,
 ) -> None:
-    boxes: list[int] = []
-    for index, row in enumerate(rows):
-        fill = MAX_DIMS - row.parameter.dim()
-        for box in row.boxes:
-            boxes += [index, *[0] * fill, *(side.start for side in box)]
-            boxes += [*[1] * fill, *(side.stop - side.start for side in box)]
+    boxes = _boxes(rows)
     if boxes:
         native_library.operators().adamw_(
             [row.parameter.detach() for row in rows],
@@ -75,6 +79,17 @@ def _launch(
             [] if rows[0].counts is not None else [float(row.step) for row in rows],
             boxes, lr, *betas, eps, weight_decay, factor,
         )  # fmt: skip
+
+
+def _boxes(rows: Sequence[Row]) -> list[int]:
+    """The number of its row, starts and extents of every box."""
+    boxes: list[int] = []
+    for index, row in enumerate(rows):
+        fill = MAX_DIMS - row.parameter.dim()
+        for box in row.boxes:
+            boxes += [index, *[0] * fill, *(side.start for side in box)]
+            boxes += [*[1] * fill, *(side.stop - side.start for side in box)]
+    return boxes
 
 
 def _packed(row: Row) -> bool:

@@ -179,7 +179,9 @@ def layer_norm_backward_kernel(
 class _Call:
     """How the kernels are launched for some width."""
 
-    def __init__(self, x: Tensor, strides: tuple[int, ...], extents: Tensor | None) -> None:
+    def __init__(
+        self, x: Tensor, strides: tuple[int, ...], extents: Tensor | None, backward: bool
+    ) -> None:
         width = x.shape[-1]
         self.block_e = power_of_two(width)
         self.subnets = 1 if extents is None else len(extents)
@@ -189,7 +191,7 @@ class _Call:
         self.config = _config(architecture(x.device), self.block_e)
         self.device_extents = extents is not None
         self.tiles = {
-            **_tiles(self.config, self.block_e),
+            **_tiles(self.config, self.block_e, backward),
             "DEVICE_EXTENTS": self.device_extents,
             "ALIGNMENT": math.gcd(*strides, 16 if extents is None else 8),
             "num_warps": self.config.warps,
@@ -216,9 +218,9 @@ def forward(
     rstd = torch.empty_like(mean)
     count, pitch = rows.shape
     if count:
-        call = _Call(x, (rows.stride(0), pitch), extents)
+        call = _Call(x, (rows.stride(0), pitch), extents, False)
         of_each = count // call.subnets
-        layer_norm_forward_kernel[(call.subnets * triton.cdiv(of_each, call.config.blocks[0]),)](
+        layer_norm_forward_kernel[(call.subnets * triton.cdiv(of_each, call.tiles["BLOCK_R"]),)](
             rows, weight, bias, y, mean, rstd, of_each, *call.width, rows.stride(0), pitch, eps,
             **call.tiles,
         )  # fmt: skip
@@ -250,8 +252,8 @@ def backward_(
     if count == 0:
         return dx
     more = dy_rows if added is None else as_rows(added)
-    call = _Call(x, (dy_rows.stride(0), rows.stride(0), more.stride(0), pitch), extents)
-    programs = min(PROGRAMS, triton.cdiv(count, call.config.blocks[0]))
+    call = _Call(x, (dy_rows.stride(0), rows.stride(0), more.stride(0), pitch), extents, True)
+    programs = min(PROGRAMS, triton.cdiv(count, call.tiles["BLOCK_R"]))
     teams = triton.cdiv(programs, TEAM)
     partials = mean.new_empty(programs + teams, 2, call.block_e)
     layer_norm_backward_kernel[(programs,)](
@@ -271,8 +273,10 @@ def _config(architecture: int, block_e: int) -> Config:
     return choose(architecture, "layer_norm_kernel", torch.float32, (block_e,))
 
 
-def _tiles(config: Config, block_e: int) -> dict[str, int]:
-    return {"BLOCK_R": config.blocks[0], "BLOCK_E": block_e}
+def _tiles(config: Config, block_e: int, backward: bool) -> dict[str, int]:
+    """Backward a program holds several tiles at once: of half as many rows."""
+    rows = max(1, config.blocks[0] // 2) if backward else config.blocks[0]
+    return {"BLOCK_R": rows, "BLOCK_E": block_e}
 
 
 def builds(architecture: int) -> Iterator[Build]:
@@ -283,12 +287,11 @@ def builds(architecture: int) -> Iterator[Build]:
         for dtype in ("bf16", "fp16", "fp32"):
             for alignment, on_device in ((16, False), (8, False), (8, True)):
                 how = f"{dtype} {block_e} aligned {alignment}" + " device" * on_device
-                constants = {
-                    "DEVICE_EXTENTS": on_device, "ALIGNMENT": alignment, **_tiles(config, block_e),
-                }  # fmt: skip
+                sizes = {"DEVICE_EXTENTS": on_device, "ALIGNMENT": alignment}
+                constants = sizes | _tiles(config, block_e, False)
                 kernel = layer_norm_forward_kernel
                 yield Build(how, kernel, _types(kernel, dtype, constants), constants, config)
-                constants = constants | {
+                constants = sizes | _tiles(config, block_e, True) | {
                     "WEIGHT": True, "BIAS": True, "ADDED": True, "PRESENT": on_device, "TEAM": TEAM,
                 }  # fmt: skip
                 kernel = layer_norm_backward_kernel

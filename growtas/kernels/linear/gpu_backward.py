@@ -385,7 +385,7 @@ def linear_input_gradient_kernel(
     m = tl.arange(0, BLOCK_M)
     n = first + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
-    in_rows = (start + m < end)[:, None]
+    in_rows = (m < end - start)[:, None]
     in_columns = (n < n_extent)[None, :]
     row = (start + m).to(tl.int64)[:, None]
     dy_rows = row * aligned(dy_stride, ALIGNMENT)

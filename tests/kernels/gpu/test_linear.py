@@ -10,7 +10,7 @@ from oracles import DTYPES, assert_within_budget, bits_equal
 
 from growtas import kernels
 from growtas.kernels import configs
-from growtas.kernels.extents import LinearSizes
+from growtas.kernels.extents import LinearExtents, LinearSizes
 from growtas.kernels.linear import gpu, gpu_plan
 
 EVERYTHING = {"input_activation": "gelu", "activation": "gelu"}
@@ -395,3 +395,19 @@ def test_several_subnets_in_half_precision(device, dtype):
 
 def test_several_subnets_of_which_one_has_no_outputs(device):
     several.check_linear([(13, 9), (0, 9)], device=device, exact=False, fused=False)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_several_subnets_without_a_gradient_of_the_input(device, launched, flat):
+    """The parts of the gradients are then added up in a launch of their own: the same bits."""
+    given, cotangent = case(device, 12, 10, rows=(6, 9), shape=(3, 2, 5), flat_bias=flat)
+    extents = LinearExtents(several.column([4, 10], device, 2), several.column([12, 8], device, 0))
+    found = []
+    for needed in (True, False):
+        launched.clear()
+        leaves = [given[name].clone().requires_grad_() for name in ("weight", "bias")]
+        x = given["x"].clone().requires_grad_(needed)
+        kernels.linear(x, *leaves, extents=extents).backward(cotangent)
+        found.append([leaf.grad for leaf in leaves])
+        assert ("linear_fold_kernel" in launched) == (flat or not needed)
+    assert all(bits_equal(a, b) for a, b in zip(*found, strict=True))
