@@ -88,7 +88,7 @@ def turns(subnets: Sequence[Subnet]) -> list[Turn]:
     for place in reversed(range(len(order))):
         found.append(Turn(order[place], shared[place], wanted))
         start = shared[place]
-        wanted = frozenset({d for d in wanted if d < start} | ({start} if start >= 0 else set()))
+        wanted = frozenset(d for d in (*wanted, start) if 0 <= d <= start)
     return found[::-1]
 
 
