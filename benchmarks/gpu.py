@@ -29,7 +29,19 @@ BUDGET = 570.0  # seconds, of the ten minutes that such a machine may be lent fo
 QUICK_BUDGET = 225.0
 LEAST = 10.0  # seconds that a step must have left to be begun
 
-MEMORY_CHECKED = "(clamped and 1-cls) or boxes_of_many_rows or one_parameter_gradient"
+TESTS = (
+    "tests/kernels/gpu",
+    "tests/supernet/test_static_triton.py",
+    "tests/supernet/test_launches.py",
+    "tests/training/test_graph_cuda.py",
+    "tests/search/test_population_cuda.py",
+    "--ignore",
+    "tests/kernels/gpu/test_precompile.py",
+)
+MEMORY_CHECKED = (
+    "(clamped and 1-cls) or boxes_of_many_rows or one_parameter_gradient or one_gradient_only "
+    "or several_subnets"
+)
 
 
 @dataclass(frozen=True)
@@ -56,11 +68,10 @@ def _place(out: Path) -> tuple[str, ...]:
 
 def steps(out: Path, *, quick: bool, sanitizer: str | None) -> list[Step]:
     """What is run, in order; without the memory check if there is no `sanitizer`."""
-    tests = ("tests/kernels/gpu", "--ignore", "tests/kernels/gpu/test_precompile.py")
-    found = [Step("tests", _python("benchmarks.gpu_tests", *tests), 60 if quick else 150)]
+    found = [Step("tests", _python("benchmarks.gpu_tests", *TESTS), 60 if quick else 150)]
     if sanitizer is not None:
         check = (sanitizer, "--tool", "memcheck", "--error-exitcode", "1")
-        command = (*check, *_python("pytest", *tests, "-k", MEMORY_CHECKED))
+        command = (*check, *_python("pytest", *TESTS, "-k", MEMORY_CHECKED))
         # Without the caching allocator every tensor is an allocation that can be overrun.
         uncached = (("PYTORCH_NO_CUDA_MEMORY_CACHING", "1"),)
         found.append(Step("memory check", command, 45 if quick else 90, uncached))
@@ -80,11 +91,12 @@ def steps(out: Path, *, quick: bool, sanitizer: str | None) -> list[Step]:
     others = ("--variants", "smart", "timm", "compile-static", "compile-dynamic", *OURS_CUDA)
     small = ("--cases", "autoformer-tiny/smallest/128/*")
     # Compiling every block shape would take longer than all else; it is timed under "train".
-    switched = ("--cases", "autoformer-tiny/*/128/*", "--count", "200")
-    switched += ("--variants", "smart", "extracted", *OURS_CUDA[1:])
+    ways = ("--variants", "smart", "extracted", *OURS_CUDA[1:])
+    switched = ("--cases", "autoformer-tiny/*/128/*", "--count", "200", *ways)
     return [
         *found,
         Step("train, T", _measure(out, "train", *tiny, *others), 180),
+        Step("subnets per second, T", (*subnets, *switched), 120),
         Step("roofline", roofline, 60),
         Step("switching", _measure(out, "switching"), 90),
         Step("memory", _measure(out, "memory"), 90),
@@ -97,7 +109,6 @@ def steps(out: Path, *, quick: bool, sanitizer: str | None) -> list[Step]:
             )
             for name in ("autoformer-small", "autoformer-base")
         ),
-        Step("subnets per second, T", (*subnets, *switched), 120),
         Step("forward, T", _measure(out, "forward", *tiny, *others), 90),
         Step("operators", _measure(out, "operators"), 90),
     ]

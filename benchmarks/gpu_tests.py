@@ -15,7 +15,8 @@ from contextlib import ExitStack
 
 from benchmarks.rows import ROOT
 
-PYTEST = (sys.executable, "-W", "ignore", "-m", "pytest", "-q")
+# One level of quiet, whatever the project's own settings add: then tests are listed by their names.
+PYTEST = (sys.executable, "-W", "ignore", "-m", "pytest", "--verbosity=-1")
 
 
 def collect(arguments: Sequence[str]) -> list[str]:

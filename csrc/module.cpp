@@ -44,6 +44,8 @@ PYBIND11_MODULE(_C, m) {
         "dict: compiler, torch_target (oldest torch), simd_levels (those compiled)");
   m.def("cpu_features", &cpu_features, "dict[str, bool]; empty without run-time dispatch");
   m.def("simd_levels", &growtas::supported_levels, "SIMD levels this CPU can run, lowest first");
+  m.def("default_simd_level", &growtas::default_level,
+        "SIMD level in use when GROWTAS_SIMD names none");
   m.def("simd_level", &growtas::active_level,
         "SIMD level in use. RuntimeError when GROWTAS_SIMD names one this machine cannot run");
 }

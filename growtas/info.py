@@ -93,6 +93,10 @@ def _native() -> dict[str, Any]:
     core = _compiled_module()
     if core is not None:
         facts["simd_level"] = core.simd_level()
+        if named := [name for name in core.simd_levels() if name.startswith("amx")]:
+            facts["amx"] = (
+                f"never run on a CPU with AMX yet: only by GROWTAS_SIMD={'|'.join(named)}"
+            )
     return facts
 
 

@@ -51,7 +51,7 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64)
 DEPTHS = (4, 8, 12, 13, 14, 18, 24)
 WIDTHS = (128, 192, 256, 384, 512)
 IMAGE_SIZES = (112, 160, 224, 320, 512)
-SUBNETS = (1, 5, 20, 50, 200)
+SUBNETS = (1, 5, 20, 50)
 SUBNET_STEPS = 30
 EFFORT = Effort(min_rounds=3, max_rounds=10, seconds=2)
 

@@ -58,6 +58,36 @@ GROWTAS_INLINE Gelu<double> gelu_with_derivative(const Vec<double>& z) {
   return {load(value), load(derivative)};
 }
 
+// As near as bfloat16 can tell, at half the cost: the value to 2.5e-4 of itself for z >= -5 (rounding
+// to bfloat16 changes it by 2e-3) and to 1.5e-6 below, the derivative to 1.3e-4. Phi(-t) = P(t)^16,
+// P fitted to minimal relative error on [0, 5], and phi(t) = Q(t^2)^8, Q to minimal absolute error
+// of t phi(t).
+GROWTAS_INLINE Gelu<float> gelu_to_bfloat16(const Vec<float>& z) {
+  const Vec<float> zero = {};
+  const Vec<float> magnitude = maximum<float>(z, -z);
+  const Vec<float> t = magnitude > splat(5.0f) ? splat(5.0f) : magnitude;
+  Vec<float> p = t * -4.25344223e-05f + 6.53737749e-04f;
+  p = p * t - 1.23231947e-03f;
+  p = p * t - 1.80453863e-02f;
+  p = p * t - 4.76135686e-02f;
+  p = p * t + 9.57588315e-01f;
+  p *= p;
+  p *= p;
+  p *= p;
+  p *= p;
+
+  const Vec<float> square = t * t;
+  Vec<float> q = square * -2.63217207e-05f + 1.68363133e-03f;
+  q = q * square - 5.56088686e-02f;
+  q = q * square + 8.91437531e-01f;
+  q *= q;
+  q *= q;
+  q *= q;
+
+  const Vec<float> g = t * q - p;
+  return {maximum<float>(z, zero) - t * p, z >= zero ? 1.0f + g : -g};
+}
+
 template <class T>
 GROWTAS_INLINE Vec<T> gelu(const Vec<T>& z) {
   return gelu_with_derivative(z).value;

@@ -6,9 +6,19 @@
 #include "gelu.h"
 #include "gemm.h"
 #include "kernels.h"
+#include "tile_registers.h"
 
 namespace growtas {
 namespace GROWTAS_LEVEL {
+
+// Whether the products of linear.h multiply elements E with tile registers.
+#if defined(GROWTAS_TILES)
+template <class E>
+constexpr bool kTiled = Element<E>::values == 2;
+#else
+template <class E>
+constexpr bool kTiled = false;
+#endif
 
 template <class E>
 constexpr int kPanel = 2 * kLanes<Sum<E>>;
@@ -17,6 +27,13 @@ constexpr int kPanel = 2 * kLanes<Sum<E>>;
 template <class E>
 constexpr int64_t elements(int64_t n) {
   return (n + Element<E>::values - 1) / Element<E>::values;
+}
+
+// The same, padded to what a product of linear.h reads: zeros follow the last value.
+template <class E>
+constexpr int64_t padded_elements(int64_t n) {
+  constexpr int64_t unit = kTiled<E> ? kTileSide : 1;
+  return (elements<E>(n) + unit - 1) / unit * unit;
 }
 
 // Elements from two rows of values (the second is ignored where an element is one value) ...
@@ -48,9 +65,19 @@ GROWTAS_INLINE Vec<BFloat16Pair> neighbours<BFloat16Pair>(const float* p) {
 }
 #endif
 
+// GELU of what becomes elements.
+template <class E>
+GROWTAS_INLINE Gelu<Sum<E>> gelu_of_elements(const Vec<Sum<E>>& z) {
+  if constexpr (Element<E>::values == 2)
+    return gelu_to_bfloat16(z);
+  else
+    return gelu_with_derivative(z);
+}
+
 // Whether the rows of a buffer are already a sequence of elements.
 template <class E>
-GROWTAS_INLINE bool holds_elements(const ConstBuffer& src, int64_t stride, int64_t depth) {
+GROWTAS_INLINE bool holds_elements(const ConstBuffer& src, [[maybe_unused]] int64_t stride,
+                                   [[maybe_unused]] int64_t depth) {
 #if defined(GROWTAS_BFLOAT16_DOT)
   if constexpr (sizeof(E) != sizeof(Sum<E>) || Element<E>::values == 2)
     return src.dtype == DType::bfloat16 && stride % 2 == 0 && depth % 2 == 0 &&
@@ -82,7 +109,7 @@ GROWTAS_INLINE Vec<E> load_elements(const ConstBuffer& src, int64_t offset, int6
     Vec<S> v = {};
     if (left > 0)
       v = load_values<S>(src, offset + i * kLanes<S>, left < kLanes<S> ? left : kLanes<S>);
-    store(values + i * kLanes<S>, gelued ? gelu<S>(v) : v);
+    store(values + i * kLanes<S>, gelued ? gelu_of_elements<E>(v).value : v);
   }
   return neighbours<E>(values);
 }
@@ -124,15 +151,22 @@ GROWTAS_INLINE void pack_rows(const ConstBuffer& src, int64_t rows, int64_t n0, 
   }
 }
 
+// Rows [first, end) of a panel.
+template <class E>
+GROWTAS_INLINE void clear_rows(E* panel, int64_t first, int64_t end) {
+  std::memset(static_cast<void*>(panel + first * kPanel<E>), 0,
+              size_t((end - first) * kPanel<E>) * sizeof(E));
+}
+
 // A panel of columns that are stored as rows: kPanel rows, transposed by squares.
 template <class E>
 void pack_transposed(const WeightPacking& p, int64_t panel, E* dst) {
   using S = Sum<E>;
   constexpr int L = kLanes<S>;
   constexpr int64_t step = L * Element<E>::values;
-  const int64_t depth = elements<E>(p.in);
+  const int64_t depth = padded_elements<E>(p.in);
   for (int64_t half = 0; half < kPanel<E>; half += L) {
-    int64_t rows[L];
+    int64_t rows[L] = {};
     int count = 0;
     for (; count < L && panel * kPanel<E> + half + count < p.out; ++count)
       rows[count] = p.rows.offset(panel * kPanel<E> + half + count);
@@ -151,7 +185,7 @@ void pack_transposed(const WeightPacking& p, int64_t panel, E* dst) {
 
 template <class E>
 void pack_panel(const WeightPacking& p, int64_t panel) {
-  const int64_t depth = elements<E>(p.out_is_reduced ? p.out : p.in);
+  const int64_t depth = padded_elements<E>(p.out_is_reduced ? p.out : p.in);
   E* const dst = static_cast<E*>(p.packed) + panel * depth * kPanel<E>;
   if (!p.out_is_reduced) {
     pack_transposed(p, panel, dst);
@@ -161,6 +195,7 @@ void pack_panel(const WeightPacking& p, int64_t panel) {
   const int64_t n = p.in - n0 < kPanel<E> ? p.in - n0 : kPanel<E>;
   pack_rows<E>(
       p.weight, p.out, n0, n, [&](int64_t j) { return p.rows.offset(j); }, dst, kPanel<E>);
+  clear_rows(dst, elements<E>(p.out), depth);
 }
 
 }  // namespace GROWTAS_LEVEL

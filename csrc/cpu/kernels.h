@@ -13,6 +13,14 @@
 #define GROWTAS_X86_LEVELS 1
 #endif
 
+// AMX: Linux hands out the tile registers; a compiler with the header (GCC's or Clang's name of it)
+// has an assembler that knows the instructions.
+#if defined(GROWTAS_X86_LEVELS) && defined(__linux__) && defined(__has_include)
+#if __has_include(<amxbf16intrin.h>) || __has_include(<amxintrin.h>)
+#define GROWTAS_TILE_LEVELS 1
+#endif
+#endif
+
 namespace growtas {
 
 // Rows of E values, last dimension contiguous. Arithmetic is in double when x is, else in float.
@@ -177,7 +185,9 @@ struct KernelSet {
 
   bool bfloat16_products;  // else bfloat16 operands are widened
   int64_t (*panel_width)(bool is_double);
-  int64_t tile_rows;
+  int64_t (*tile_rows)(Product);
+  // Values the reduction of a product is padded to with zeros.
+  int64_t (*depth_unit)(Product);
   void (*pack_weight)(const WeightPacking&, int64_t panel);
   size_t (*rows_product_scratch_bytes)(const RowsProduct&, int64_t rows);
   void (*rows_product)(const RowsProduct&, int64_t begin, int64_t end, void* scratch);
@@ -192,6 +202,10 @@ const KernelSet& kernels_baseline();
 const KernelSet& kernels_avx2();
 const KernelSet& kernels_avx512();
 const KernelSet& kernels_avx512_bf16();
+#endif
+#if defined(GROWTAS_TILE_LEVELS)
+const KernelSet& kernels_amx();
+const KernelSet& kernels_amx_emulated();
 #endif
 
 }  // namespace growtas

@@ -7,17 +7,22 @@
 
 namespace growtas {
 
-const KernelSet& kernels() {
-#if defined(GROWTAS_X86_LEVELS)
-  static const KernelSet& set = active_level() == "avx512_bf16" ? kernels_avx512_bf16()
-                                : active_level() == "avx512"    ? kernels_avx512()
-                                : active_level() == "avx2"      ? kernels_avx2()
-                                                                : kernels_baseline();
-  return set;
-#else
-  active_level();  // refuses a GROWTAS_SIMD that names another level
-  return kernels_baseline();
+static const KernelSet& kernels_of([[maybe_unused]] const std::string& level) {
+#if defined(GROWTAS_TILE_LEVELS)
+  if (level == "amx") return kernels_amx();
+  if (level == "amx_emulated") return kernels_amx_emulated();
 #endif
+#if defined(GROWTAS_X86_LEVELS)
+  if (level == "avx512_bf16") return kernels_avx512_bf16();
+  if (level == "avx512") return kernels_avx512();
+  if (level == "avx2") return kernels_avx2();
+#endif
+  return kernels_baseline();
+}
+
+const KernelSet& kernels() {
+  static const KernelSet& set = kernels_of(active_level());
+  return set;
 }
 
 void layer_norm_forward(LayerNormForward args) {

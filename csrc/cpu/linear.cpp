@@ -53,7 +53,7 @@ void rows_product(RowsProduct args, WeightPacking weight, ConstBuffer bias, Stac
   const size_t element = is_double ? 8 : 4;
   const int64_t width = k.panel_width(is_double);
   const int64_t panels = ceil_div(args.columns, width);
-  const int64_t depth = round_up(args.depth, args.product == Product::bfloat16 ? 2 : 1);
+  const int64_t depth = round_up(args.depth, k.depth_unit(args.product));
 
   const AlignedMemory packed(packed_bytes(panels, depth, args.product));
   args.packed = pack(weight, args.product, panels, packed.get());
@@ -72,9 +72,10 @@ void rows_product(RowsProduct args, WeightPacking weight, ConstBuffer bias, Stac
        {ConstBuffer{args.c.data, args.c.dtype}, args.residual,
         ConstBuffer{args.preactivation.data, args.preactivation.dtype}})
     if (other.data != nullptr) row_bytes += args.columns * element_size(other.dtype);
-  const int64_t limit = std::clamp(kRowsBytes / row_bytes, k.tile_rows, kMaxRows);
+  const int64_t unit = k.tile_rows(args.product);
+  const int64_t limit = std::clamp(kRowsBytes / row_bytes, unit, kMaxRows);
   const int64_t tasks = round_up(ceil_div(args.rows, limit), thread_count());
-  const int64_t block = round_up(ceil_div(args.rows, tasks), k.tile_rows);
+  const int64_t block = round_up(ceil_div(args.rows, tasks), unit);
   run_tasks(ceil_div(args.rows, block), k.rows_product_scratch_bytes(args, block),
             [&](int64_t task, void* scratch) {
               k.rows_product(args, task * block, std::min(args.rows, (task + 1) * block), scratch);
@@ -92,12 +93,12 @@ void linear_backward(LinearBackward args, WeightPacking weight) {
   const int64_t parts =
       with_sums ? std::clamp<int64_t>(args.rows / kPartRows, 1, kMaxParts)
                 : ceil_div(args.rows, kChunk * values);
-  const int64_t unit = k.tile_rows * values;
+  const int64_t unit = k.tile_rows(args.product) * values;
   const int64_t part_rows = round_up(ceil_div(args.rows, parts), unit);
   const int64_t limit = kChunk * values;
   args.chunk = round_up(ceil_div(part_rows, ceil_div(part_rows, limit)), unit);
 
-  const int64_t depth = round_up(args.out, values);
+  const int64_t depth = round_up(args.out, k.depth_unit(args.product));
   const bool with_dx = args.dx.data != nullptr;
   const AlignedMemory packed(with_dx ? packed_bytes(panels, depth, args.product) : 0);
   if (with_dx) args.packed = pack(weight, args.product, panels, packed.get());

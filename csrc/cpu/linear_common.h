@@ -10,6 +10,16 @@ namespace GROWTAS_LEVEL {
 
 constexpr int64_t kChunk = 256;  // elements summed in a row
 
+// Rows of a block of sums: the vectors', or two tile registers'.
+template <class E>
+constexpr int64_t kRows = kTiled<E> ? 2 * kTileSide : kTileRows;
+
+// Whether a product can read the rows of a buffer where they are.
+template <class E>
+GROWTAS_INLINE bool reads_in_place(const ConstBuffer& src, int64_t stride, int64_t depth) {
+  return holds_elements<E>(src, stride, depth) && elements<E>(depth) == padded_elements<E>(depth);
+}
+
 template <class S>
 GROWTAS_INLINE S sample_scale(const SampleScale& scale, int64_t row) {
   return scale.data == nullptr ? S(1) : static_cast<const S*>(scale.data)[row / scale.rows];

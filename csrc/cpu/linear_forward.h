@@ -1,7 +1,7 @@
 // The forward product of a linear layer on a slice of its weight, rows by rows.
 #pragma once
 
-#include "linear_common.h"
+#include "linear_tiles.h"
 
 namespace growtas {
 namespace GROWTAS_LEVEL {
@@ -14,19 +14,19 @@ struct RowsScratch {
 
   RowsScratch(Arena arena, const RowsProduct& p, int64_t rows) {
     a_stride = round_up<Sum<E>>(elements<E>(p.depth));
-    tile = arena.take<Sum<E>>(kTileRows * kPanel<E>);
+    tile = arena.take<Sum<E>>(kRows<E> * kPanel<E>);
     a = arena.take<E>(in_place(p) ? 0 : rows * a_stride);
     bytes = arena.used;
   }
   static bool in_place(const RowsProduct& p) {
-    return !p.gelu_of_a && holds_elements<E>(p.a, p.a_stride, p.depth);
+    return !p.gelu_of_a && reads_in_place<E>(p.a, p.a_stride, p.depth);
   }
   size_t bytes;
 };
 
 // `columns` values of rows [m, m + height) from the tile to c, and on their way whatever is fused.
 template <class E, int NV>
-GROWTAS_INLINE void finish_tile(const RowsProduct& p, int64_t m, int height, int64_t n,
+GROWTAS_INLINE void finish_tile(const RowsProduct& p, int64_t m, int64_t height, int64_t n,
                                 int64_t columns, const Vec<Sum<E>> (&bias)[NV],
                                 Sum<E>* tile) {
   using S = Sum<E>;
@@ -64,7 +64,7 @@ GROWTAS_INLINE bool is_plain(const RowsProduct& p) {
 }
 
 // The rows that finish_tile will read and write, fetched while the sums are formed.
-GROWTAS_INLINE void prefetch_finish(const RowsProduct& p, int64_t m, int height, int64_t n,
+GROWTAS_INLINE void prefetch_finish(const RowsProduct& p, int64_t m, int64_t height, int64_t n,
                                     int64_t columns) {
   for (int64_t i = m; i < m + height; ++i) {
     prefetch(p.c.at(i * p.c_stride + n), columns * element_size(p.c.dtype));
@@ -76,32 +76,43 @@ GROWTAS_INLINE void prefetch_finish(const RowsProduct& p, int64_t m, int height,
 
 template <class E, int NV>
 GROWTAS_NOINLINE void panel_product(const RowsProduct& p, int64_t begin, int64_t rows, const E* a,
-                                    int64_t lda, int64_t n, const E* panel, Sum<E>* tile) {
+                                    int64_t lda, int64_t n, const E* panel, Sum<E>* tile,
+                                    [[maybe_unused]] TileUnit<E>& unit) {
   using S = Sum<E>;
+  const int64_t depth = padded_elements<E>(p.depth);
   const int64_t columns = p.columns - n < kPanel<E> ? p.columns - n : kPanel<E>;
-  const bool plain = columns == NV * kLanes<S> && is_plain(p);
   Vec<S> bias[NV] = {};
   if (p.bias != nullptr) {
     GROWTAS_UNROLL
     for (int v = 0; v < NV; ++v) bias[v] = load(static_cast<const S*>(p.bias) + n + v * kLanes<S>);
   }
-  for_each_tile(rows, [&](int64_t m, auto height) {
-    prefetch_finish(p, begin + m, height.value, n, columns);
-    Vec<S> sums[height.value][NV] = {};
-    multiply_chunks<E, height.value, NV>(elements<E>(p.depth), a + m * lda, lda, panel, tile, sums);
-    if (plain) {
-      GROWTAS_UNROLL
-      for (int i = 0; i < height.value; ++i) {
+  if constexpr (kTiled<E>) {
+    for_each_block<E>(rows, [&](int64_t m, int64_t height) {
+      prefetch_finish(p, begin + m, height, n, columns);
+      multiply_tiles<E, NV>(unit, height, depth, a + m * lda, {lda, kTileSide * lda, kTileSide},
+                            panel, tile);
+      finish_tile<E, NV>(p, begin + m, height, n, columns, bias, tile);
+    });
+  } else {
+    const bool plain = columns == NV * kLanes<S> && is_plain(p);
+    for_each_tile(rows, [&](int64_t m, auto height) {
+      prefetch_finish(p, begin + m, height.value, n, columns);
+      Vec<S> sums[height.value][NV] = {};
+      multiply_chunks<E, height.value, NV>(depth, a + m * lda, lda, panel, tile, sums);
+      if (plain) {
         GROWTAS_UNROLL
-        for (int v = 0; v < NV; ++v)
-          store_values<S>(p.c, (begin + m + i) * p.c_stride + n + v * kLanes<S>,
-                          sums[i][v] + bias[v], kLanes<S>);
+        for (int i = 0; i < height.value; ++i) {
+          GROWTAS_UNROLL
+          for (int v = 0; v < NV; ++v)
+            store_values<S>(p.c, (begin + m + i) * p.c_stride + n + v * kLanes<S>,
+                            sums[i][v] + bias[v], kLanes<S>);
+        }
+        return;
       }
-      return;
-    }
-    store_tile<E>(sums, tile);
-    finish_tile<E, NV>(p, begin + m, height.value, n, columns, bias, tile);
-  });
+      store_tile<E>(sums, tile);
+      finish_tile<E, NV>(p, begin + m, height.value, n, columns, bias, tile);
+    });
+  }
 }
 
 template <class E>
@@ -114,13 +125,14 @@ void rows_product_block(const RowsProduct& p, int64_t begin, int64_t end, void* 
     a = s.a;
     lda = s.a_stride;
   }
-  const int64_t depth = elements<E>(p.depth);
+  TileUnit<E> unit;
+  const int64_t depth = padded_elements<E>(p.depth);
   for (int64_t n = 0; n < p.columns; n += kPanel<E>) {
     const E* panel = static_cast<const E*>(p.packed) + n * depth;
     if (p.columns - n > kLanes<Sum<E>>)
-      panel_product<E, 2>(p, begin, end - begin, a, lda, n, panel, s.tile);
+      panel_product<E, 2>(p, begin, end - begin, a, lda, n, panel, s.tile, unit);
     else
-      panel_product<E, 1>(p, begin, end - begin, a, lda, n, panel, s.tile);
+      panel_product<E, 1>(p, begin, end - begin, a, lda, n, panel, s.tile, unit);
   }
 }
 

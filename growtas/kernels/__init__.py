@@ -12,7 +12,7 @@ from growtas.kernels.attention.api import attention
 from growtas.kernels.dispatch import BackendUnavailable, explain, use_backend
 from growtas.kernels.extents import Extents
 from growtas.kernels.gradients import GradientAccumulator
-from growtas.kernels.layer_norm.api import layer_norm
+from growtas.kernels.layer_norm.api import layer_norm, pre_norm
 from growtas.kernels.linear.api import linear
 
 __all__ = [
@@ -26,5 +26,6 @@ __all__ = [
     "gradient_norm",
     "layer_norm",
     "linear",
+    "pre_norm",
     "use_backend",
 ]

@@ -1,6 +1,7 @@
 """`python -m growtas.kernels.precompile`: compile every Triton kernel ahead, without a GPU.
 
-Prints registers, spills and shared memory of every build that the operators list. The exit status
+Prints registers, spills and shared memory of every build that the operators list, and the most of
+each operator on each architecture. The exit status
 is 1 if one does not compile, spills registers or needs more shared memory than its architecture
 has; 2 if nothing could be compiled at all.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
+import itertools
 import re
 import subprocess
 import sys
@@ -36,6 +38,15 @@ class Resources(NamedTuple):
     registers: int
     spills: int
     shared: int
+
+
+class Outcome(NamedTuple):
+    """What is printed of a build, whether it must not be shipped, and what it takes; None if it
+    does not compile."""
+
+    line: str
+    bad: bool
+    resources: Resources | None
 
 
 def builds(architecture: int, operators: Sequence[str] = OPERATORS) -> Iterator[Build]:
@@ -128,28 +139,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("nothing compiled: Triton is not installed, or TRITON_INTERPRET is set")
         return 2
 
-    count, bad, start = 0, 0, time.perf_counter()
+    start = time.perf_counter()
+    outcomes: dict[tuple[int, str], list[Outcome]] = {}
     with ThreadPoolExecutor(args.jobs) as pool:  # the compilers run outside Python's lock
-        for architecture in args.arch:
-            listed = builds(architecture, args.operators)
+        for architecture, operator in itertools.product(args.arch, args.operators):
+            listed = builds(architecture, [operator])
             chosen = list(first_of_each_kernel(listed) if args.quick else listed)
-            for line, problem in pool.map(partial(_report, architecture), chosen):
-                print(line + (f"  << {problem}" if problem else ""), flush=True)
-                count, bad = count + 1, bad + (problem is not None)
-    print(f"{count} builds, {bad} bad, {time.perf_counter() - start:.0f} s")
-    return int(bad > 0)
+            of_operator = outcomes[architecture, operator] = []
+            for outcome in pool.map(partial(_outcome, architecture), chosen):
+                print(outcome.line, flush=True)
+                of_operator.append(outcome)
+    for (architecture, operator), of_operator in outcomes.items():
+        print(f"sm_{architecture} {operator}: {_summary(of_operator)}")
+    every = list(itertools.chain.from_iterable(outcomes.values()))
+    print(f"{_summary(every)}; {time.perf_counter() - start:.0f} s")
+    return int(any(outcome.bad for outcome in every))
 
 
-def _report(architecture: int, build: Build) -> tuple[str, str | None]:
-    """A line about one build, and what is wrong with it."""
+def _outcome(architecture: int, build: Build) -> Outcome:
     _, warps, stages = build.config
     line = f"sm_{architecture} {build.kernel.__name__:40s} {build.label:44s} w{warps} s{stages} "
     try:
         resources = compile_build(build, architecture)
     except Exception as error:  # reported, and the other builds are tried
-        return line + "-", f"does not compile: {type(error).__name__}: {error}"
+        return Outcome(f"{line}-  << does not compile: {type(error).__name__}: {error}", True, None)
     line += "{:4d} registers {:5d} B spilled {:7d} B shared".format(*resources)
-    return line, complaint(resources, architecture)
+    problem = complaint(resources, architecture)
+    return Outcome(line + (f"  << {problem}" if problem else ""), problem is not None, resources)
+
+
+def _summary(outcomes: Sequence[Outcome]) -> str:
+    """How many builds, how many bad ones, and the most that one of them takes."""
+    taken = [outcome.resources for outcome in outcomes if outcome.resources]
+    registers = max((resources.registers for resources in taken), default=0)
+    shared = max((resources.shared for resources in taken), default=0)
+    bad = sum(outcome.bad for outcome in outcomes)
+    return f"{len(outcomes)} builds, {bad} bad, at most {registers} registers, {shared} B shared"
 
 
 if __name__ == "__main__":

@@ -56,6 +56,22 @@ def tile_of_rows(tile, rows, BLOCK: tl.constexpr, DEVICE_EXTENTS: tl.constexpr):
 
 
 @triton.jit
+def last_to_arrive(counter, count):
+    """Whether this is the last of `count` programs to get here. To the last, what all of them have
+    stored before is visible, in loads with ``cache_modifier=".cg"``. The counter is 0 again then.
+
+    The barrier puts every thread's stores before the release of the one thread that counts, and
+    Triton hands its result to the others through another barrier, after its acquire. ".cg" reads
+    the L2 cache, where all processors meet.
+    """
+    tl.debug_barrier()
+    last = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == count - 1
+    if last:
+        tl.store(counter, 0)
+    return last
+
+
+@triton.jit
 def aligned(value, ALIGNMENT: tl.constexpr):
     """value, known to the compiler as a multiple of ALIGNMENT. (`tl.multiple_of` says nothing about
     an argument of the kernel, and Triton itself looks for multiples of 16 only.)"""

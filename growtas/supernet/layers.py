@@ -72,6 +72,20 @@ class SlicedLayerNorm(nn.Module):
             present=present,
         )  # fmt: skip
 
+    def leaving(
+        self,
+        x: Tensor,
+        *,
+        gradients: GradientAccumulator | None = None,
+        extents: Tensor | None = None,
+        present: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The output, for a branch that leaves the stream, and x, for where it comes back."""
+        return kernels.pre_norm(
+            x, self.weight, self.bias, eps=self.eps, gradients=gradients, extents=extents,
+            present=present,
+        )  # fmt: skip
+
     def bound(
         self, x: Tensor, extents: Tensor | None, present: Tensor | None
     ) -> Callable[[], Tensor]:
@@ -328,13 +342,13 @@ class Block(nn.Module):
     ) -> Tensor:
         embed_dim = x.shape[-1]
         width, active = (None, None) if sizes is None else (sizes.embed, sizes.active)
-        y = self.norm1(x, gradients=gradients, extents=width, present=active)
+        y, x = self.norm1.leaving(x, gradients=gradients, extents=width, present=active)
         with computed_again(y, self.norm1.bound(x, width, active)):
             x = self.attn(
                 y, num_heads, grid, embed_dim=embed_dim, residual=x, sample_scale=scales[0],
                 gradients=gradients, sizes=sizes,
             )  # fmt: skip
-        y = self.norm2(x, gradients=gradients, extents=width, present=active)
+        y, x = self.norm2.leaving(x, gradients=gradients, extents=width, present=active)
         with computed_again(y, self.norm2.bound(x, width, active)):
             return self.mlp(
                 y, hidden_dim, embed_dim=embed_dim, residual=x, sample_scale=scales[1],

@@ -11,6 +11,7 @@ import torch
 from benchmarks import gpu, gpu_tests, roofline, run
 from benchmarks.gpu import Step
 from benchmarks.variants import VARIANTS
+from growtas.kernels.dispatch import OPERATORS
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="it would run")
 
@@ -36,6 +37,13 @@ def test_every_measurement_is_a_command_that_is_understood(tmp_path, quick):
     assert "memory check" not in {
         step.name for step in gpu.steps(tmp_path, quick=quick, sanitizer=None)
     }
+
+
+def test_the_memory_check_has_tests_of_every_operator():
+    found = gpu_tests.collect([*gpu.TESTS, "-k", gpu.MEMORY_CHECKED])
+    for operator in OPERATORS:
+        assert any(f"gpu/test_{operator}.py" in test for test in found)
+    assert len(found) < 40  # it is slow
 
 
 def test_a_failure_and_a_slow_step_do_not_stop_the_others(capfd, monkeypatch):

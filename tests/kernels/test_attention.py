@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import attention_cases
 import oracles
 import pytest
 import torch
@@ -207,3 +208,10 @@ def test_autocast_rounds_the_input_and_nothing_inside(backend, dtype):
         out = kernels.attention(qkv, inputs["tables"], **arguments)
     assert out.isfinite().all()
     assert bits_equal(out, kernels.attention(qkv.to(dtype), inputs["tables"], **arguments))
+
+
+@pytest.mark.parametrize("heads", attention_cases.HEADS.values(), ids=attention_cases.HEADS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_several_subnets(backend, heads, dtype):
+    """One call, or one for each subnet: the same bits."""
+    attention_cases.check_several(heads, dtype=dtype, exact=True)

@@ -142,3 +142,40 @@ def test_extents_that_do_not_fit(backend):
         kernels.layer_norm(x, one, one, extents=two, present=two[:1])
     with pytest.raises(ValueError, match="present is given, extents are not"):
         kernels.layer_norm(x, one, one, present=two)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("width", [17, 216])
+def test_pre_norm_adds_the_gradient_of_the_stream(backend, dtype, width):
+    """x + norm(x), whose two gradients become one."""
+    inputs, cotangent = case(width)
+
+    def branch(x, weight, bias):
+        y, stream = kernels.pre_norm(x, weight, bias)
+        assert stream.data_ptr() == x.data_ptr()
+        return stream * 3 + y
+
+    stored = {name: value.to(dtype) for name, value in inputs.items()}
+    golden, plain = (
+        oracles.outputs_and_gradients(
+            lambda x, weight, bias: x * 3 + oracles.layer_norm(x, weight, bias), stored,
+            cotangent.to(dtype), to,
+        )
+        for to in (torch.float64, dtype)
+    )  # fmt: skip
+    actual = oracles.outputs_and_gradients(branch, stored, cotangent, dtype)
+    assert_within_budget(actual, golden, plain, dtype)
+
+
+def test_pre_norm_of_which_one_result_is_used(backend):
+    inputs, cotangent = case(12)
+    x, weight, bias = (value.requires_grad_() for value in inputs.values())
+    y, stream = kernels.pre_norm(x, weight, bias)
+    of_stream = torch.autograd.grad(stream, x, cotangent, retain_graph=True)[0]
+    assert bits_equal(of_stream, cotangent)
+    alone = torch.autograd.grad(kernels.layer_norm(x, weight, bias), x, cotangent)[0]
+    assert bits_equal(torch.autograd.grad(y, x, cotangent)[0], alone)
+    with torch.no_grad():
+        again, same = kernels.pre_norm(x, weight, bias)
+    assert same is x
+    assert bits_equal(again, y.detach())

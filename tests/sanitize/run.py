@@ -6,6 +6,8 @@
 LIB holds a copy of the package with its compiled core, apart from the one in use. For every SIMD
 level of this CPU, first two planted errors must be found (a write behind a tensor's memory, and a
 misaligned one), then the operator tests must pass. Any finding ends the process that makes it.
+Last, the instructions of the level `amx` are executed one by one (`tile_instructions.cpp`): no test
+reaches them on a CPU without AMX.
 """
 
 from __future__ import annotations
@@ -14,12 +16,18 @@ import os
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
-TESTS = Path(__file__).resolve().parents[1] / "kernels"
+HERE = Path(__file__).resolve().parent
+TESTS = HERE.parent / "kernels"
+CORE = HERE.parents[1] / "csrc" / "cpu"
 FILES = (
-    "test_native_library.py",
+    "native/test_library.py",
+    "native/test_linear.py",
+    "native/test_attention.py",
+    "native/test_layer_norm.py",
     "test_adamw.py",
     "test_attention.py",
     "test_gradients.py",
@@ -117,6 +125,20 @@ def run_tests(library: Path, level: str, file: str) -> bool:
     return passed
 
 
+def execute_tile_instructions() -> bool:
+    """Whether the level `amx` has the same bits as its emulation."""
+    levels = [CORE / f"level_{name}.cpp" for name in ("amx", "amx_emulated", "avx512_bf16")]
+    flags = ["-std=c++20", "-O1", "-ffp-contract=fast", "-Wno-psabi", f"-I{CORE}"]
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / "tile_instructions"
+        compiler = shlex.split(os.environ.get("CXX", "c++"))
+        sources = [HERE / "tile_instructions.cpp", *levels]
+        subprocess.run([*compiler, *flags, *sources, "-o", program], check=True)
+        done = subprocess.run([program], capture_output=True, text=True, check=False)
+    print(f"amx, its instructions: {done.stdout.strip() or done.stderr.strip()}", flush=True)
+    return done.returncode == 0
+
+
 def main() -> None:
     if len(sys.argv) != 2:
         sys.exit(__doc__)
@@ -131,8 +153,12 @@ def main() -> None:
         print(f"{level}: both planted errors were found", flush=True)
     clean = True
     for level in levels:
-        for file in FILES:
+        # Only linear differs from the level below where tile registers are in use.
+        files = ("native/test_linear.py", "test_linear.py") if level.startswith("amx") else FILES
+        for file in files:
             clean &= run_tests(library, level, file)
+    if "amx_emulated" in levels:
+        clean &= execute_tile_instructions()
     if not clean:
         sys.exit("the sanitizers or the tests found errors")
     print(f"clean on {', '.join(levels)}")

@@ -40,7 +40,7 @@ def supernet() -> Supernet:
 @pytest.fixture
 def data() -> tuple[torch.Tensor, torch.Tensor]:
     g = torch.Generator().manual_seed(0)
-    return torch.randn(21, 1, 8, 8, generator=g), torch.randint(0, 10, (21,), generator=g)
+    return torch.randn(11, 1, 8, 8, generator=g), torch.randint(0, 10, (11,), generator=g)
 
 
 def population(count: int, seed: int = 0) -> list[Subnet]:
@@ -81,8 +81,8 @@ def test_every_beginning_is_computed_once_from_what_was_kept(seed: int) -> None:
 def test_the_scores_have_the_bits_of_one_by_one(backend, amp, supernet, data, monkeypatch) -> None:
     """Also with a last batch that is smaller; and each block runs as often as it has to."""
     supernet.train()
-    evaluator = Evaluator(supernet, *data, batch_size=8, amp=amp)
-    subnets = population(24)
+    evaluator = Evaluator(supernet, *data, batch_size=4, amp=amp)
+    subnets = population(16)
     calls = []
     forward = Block.forward
     monkeypatch.setattr(Block, "forward", lambda *a, **k: calls.append(1) or forward(*a, **k))
@@ -91,12 +91,12 @@ def test_the_scores_have_the_bits_of_one_by_one(backend, amp, supernet, data, mo
     assert len(calls) == 3 * len({beginning for s in subnets for beginning in beginnings(s)})
     assert len(calls) < 0.9 * 3 * sum(s.depth for s in subnets)
     assert many == [evaluator.score(subnet) for subnet in subnets]
-    assert len({score.loss for score in many}) > 10
+    assert len({score.loss for score in many}) > 8
 
 
 def test_several_in_one_launch(backend, supernet, data, monkeypatch) -> None:
     """The path of a GPU, run eagerly: replays that are not full, images that are not a batch."""
-    evaluator = Evaluator(supernet, *data, batch_size=24, groups=3)
+    evaluator = Evaluator(supernet, *data, batch_size=12, groups=3)
     subnets = population(8)
     want = [evaluator.score(subnet) for subnet in subnets]
     monkeypatch.setattr(Supernet, "reads_extents_on_device", lambda model: True)

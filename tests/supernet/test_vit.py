@@ -278,7 +278,8 @@ def test_outputs_of_layer_norms_are_not_kept_but_computed_again_to_the_bit(autoc
     images = torch.randn(9, model.config["in_chans"], *model.image_size)
     outputs: list[weakref.ref] = []
     for block in model.blocks:
-        block.norm2.register_forward_hook(lambda _m, _i, y: outputs.append(weakref.ref(y)))
+        fc1 = block.mlp.fc1  # given the norm's output
+        fc1.register_forward_pre_hook(lambda _m, given: outputs.append(weakref.ref(given[0])))
 
     def run():
         model.zero_grad()

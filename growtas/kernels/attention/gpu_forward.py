@@ -17,6 +17,14 @@ from growtas.kernels.attention.gpu_common import (
 from growtas.kernels.triton_functions import aligned, dot
 
 
+@triton.jit
+def store_slots(mine, i, tokens, values, SLOTS: tl.constexpr):
+    """Of queries i, for all threads of this program to read."""
+    at = i[:, None] * SLOTS + tl.arange(0, SLOTS)[None, :]
+    tl.store(mine + at, values, (i < tokens)[:, None])
+    tl.debug_barrier()
+
+
 @triton.jit(do_not_specialize=SIZES)
 def attention_forward_kernel(
     qkv,  # [B, N, 3, h, d] by strides
@@ -76,11 +84,9 @@ def attention_forward_kernel(
             PRECISION, BLOCK_T,
         )  # fmt: skip
         sums = tl.zeros([BLOCK_M, SLOTS], tl.float32)
-        mine = scratch + (batch * heads + head) * tokens * SLOTS
-        in_slots = i[:, None] * SLOTS + tl.arange(0, SLOTS)[None, :]
         if LOAD_TERMS:
-            tl.store(mine + in_slots, terms, (i < tokens)[:, None])
-            tl.debug_barrier()  # other threads of this program read what was just written
+            mine = scratch + (batch * heads + head) * tokens * SLOTS
+            store_slots(mine, i, tokens, terms, SLOTS)
 
     highest = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
@@ -115,8 +121,8 @@ def attention_forward_kernel(
     if RELATIVE:
         if LOAD_TERMS:
             tl.debug_barrier()  # others may still read terms where the sums go
-        tl.store(mine + in_slots, sums, (i < tokens)[:, None])
-        tl.debug_barrier()  # other threads of this program read what was just written
+        mine = scratch + (batch * heads + head) * tokens * SLOTS
+        store_slots(mine, i, tokens, sums, SLOTS)
         acc = add_tables_by_sums(
             acc, mine, tables + 2 * TABLE_ROWS * HEAD_DIM, i, i < tokens, GRID_H, GRID_W, CLS,
             TABLE_ROWS, ROWS, SLOTS, HEAD_DIM, HEAD_PAD, PRECISION, dtype, BLOCK_T,

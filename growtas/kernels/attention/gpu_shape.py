@@ -10,6 +10,9 @@ from growtas.kernels.configs import Config, choose
 from growtas.kernels.triton_support import power_of_two
 
 MOST_SLOTS = 64  # of float32 terms that are taken by products
+# The largest rows of the configuration tables: head dim, rows and columns of the grid together, and
+# rows of each table.
+LIMITS = (128, 254, 128)
 
 
 class Shape:
@@ -23,6 +26,9 @@ class Shape:
         dtype: of activations.
         precision: of products, as `tl.dot` names it.
         device_extents: whether the number of heads is read on the device.
+
+    Raises:
+        ValueError: a size above `LIMITS`.
     """
 
     def __init__(
@@ -38,6 +44,13 @@ class Shape:
     ) -> None:
         height, width = grid
         rows = 2 if table_rows is None else table_rows
+        sizes = (head_dim, height + width, rows)
+        if any(size > limit for size, limit in zip(sizes, LIMITS, strict=True)):
+            raise ValueError(
+                "on the GPU attention takes head dims of up to {}, grids of up to {} rows and "
+                "columns together and tables of up to {} rows".format(*LIMITS)
+                + f", got head dim {head_dim}, a grid of {height} x {width} and {rows} rows"
+            )
         self.dtype = dtype
         self.slots = power_of_two(height + width + 2)
         self.constants: dict[str, Any] = {
@@ -56,11 +69,7 @@ class Shape:
         }
 
     def config(self, kernel: Any, architecture: int) -> Config:
-        """The kernel's row of the architecture's table, by padded head dim, slots and rows.
-
-        Raises:
-            ValueError: no row is large enough.
-        """
+        """The kernel's row of the architecture's table, by padded head dim, slots and rows."""
         sizes = tuple(self.constants[name] for name in ("HEAD_PAD", "SLOTS", "ROWS"))
         return choose(architecture, kernel.__name__, self.dtype, sizes)
 

@@ -52,6 +52,46 @@ def layer_norm(
             extents.
         TypeError: a parameter that is neither float32 nor of x's dtype.
     """
+    arguments = _checked(x, weight, bias, eps, gradients, extents, present)
+    if _differentiated(x, weight, bias):
+        return _LayerNorm.apply(*arguments)[0]
+    return _forward(*arguments[:5], extents)[0]
+
+
+def pre_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    eps: float = 1e-5,
+    gradients: GradientAccumulator | None = None,
+    extents: Tensor | None = None,
+    present: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """:func:`layer_norm` where a residual branch leaves the stream x: its output, and x for where
+    the branch comes back. Of both gradients of x the backward pass then makes one without a pass of
+    its own over them: what arrives for the second is added where that of the first is computed.
+    """
+    arguments = _checked(x, weight, bias, eps, gradients, extents, present)
+    if _differentiated(x, weight, bias):
+        return _LayerNorm.apply(*arguments)
+    return _forward(*arguments[:5], extents)[0], x
+
+
+def _differentiated(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+
+def _checked(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    gradients: GradientAccumulator | None,
+    extents: Tensor | None,
+    present: Tensor | None,
+) -> tuple[Any, ...]:
+    """The arguments of `_LayerNorm`."""
     if weight.shape != bias.shape or weight.dim() != 1:
         raise ValueError(
             "weight and bias must be 1-D of one size, got "
@@ -69,9 +109,7 @@ def layer_norm(
     check_extent(extents, x, present)
     check_extent(present, x)
     out_dtype = autocast_dtype(x) or x.dtype
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or bias.requires_grad):
-        return _LayerNorm.apply(x, weight, bias, eps, out_dtype, gradients, extents, present)
-    return _forward(x, weight, bias, eps, out_dtype, extents)[0]
+    return x, weight, bias, eps, out_dtype, gradients, extents, present
 
 
 class _LayerNorm(torch.autograd.Function):
@@ -86,17 +124,20 @@ class _LayerNorm(torch.autograd.Function):
         gradients: GradientAccumulator | None,
         extents: Tensor | None,
         present: Tensor | None,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         y, mean, rstd = _forward(x, weight, bias, eps, out_dtype, extents)
         ctx.save_for_backward(x, weight, bias, mean, rstd, extents, present)
         ctx.gradients = gradients
         # the parameters themselves: saved tensors may come back as other objects
         ctx.parameters = (weight, bias) if gradients is not None else None
-        return y
+        ctx.set_materialize_grads(False)
+        return y, x.view_as(x)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor | None, added: Tensor | None) -> tuple[Tensor | None, ...]:
+        if dy is None:
+            return added, *(None,) * 7
         x, weight, bias, mean, rstd, extents, present = ctx.saved_tensors
         need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
         grad_weight = grad_bias = None
@@ -107,7 +148,7 @@ class _LayerNorm(torch.autograd.Function):
             width = (x.shape[-1],)
             grad_weight = ctx.gradients.buffer(ctx.parameters[0], width) if need_weight else None
             grad_bias = ctx.gradients.buffer(ctx.parameters[1], width) if need_bias else None
-        dx = _backward(dy, x, weight, mean, rstd, grad_weight, grad_bias, extents, present)
+        dx = _backward(dy, x, weight, mean, rstd, grad_weight, grad_bias, extents, present, added)
         if ctx.gradients is not None:
             grad_weight = grad_bias = None
         return dx if need_x else None, grad_weight, grad_bias, *(None,) * 5
@@ -146,9 +187,10 @@ def _backward_impl(
     grad_bias: Tensor | None,
     extents: Tensor | None = None,
     present: Tensor | None = None,
+    added: Tensor | None = None,
 ) -> Tensor:
     return select("layer_norm", x, weight).backward_(
-        dy, x, weight, mean, rstd, grad_weight, grad_bias, extents, present
+        dy, x, weight, mean, rstd, grad_weight, grad_bias, extents, present, added
     )
 
 
@@ -162,6 +204,7 @@ def _backward_fake(
     grad_bias: Tensor | None,
     extents: Tensor | None = None,
     present: Tensor | None = None,
+    added: Tensor | None = None,
 ) -> Tensor:
     return x.new_empty(x.shape)
 
@@ -175,7 +218,7 @@ _forward = define(
 _backward = define(
     "layer_norm_backward(Tensor dy, Tensor x, Tensor weight, Tensor mean, Tensor rstd, "
     "Tensor(a!)? grad_weight, Tensor(b!)? grad_bias, Tensor? extents=None, "
-    "Tensor? present=None) -> Tensor",
+    "Tensor? present=None, Tensor? added=None) -> Tensor",
     _backward_impl,
     _backward_fake,
 )

@@ -1,4 +1,4 @@
-"""layer_norm on the GPU: one pass forward, one backward, parameter gradients in a fixed order."""
+"""layer_norm on the GPU: one launch forward, one backward, sums in a fixed order."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from torch import Tensor
 
 from growtas.kernels.configs import Build, Config, architecture, choose
 from growtas.kernels.layout import as_rows
-from growtas.kernels.triton_functions import aligned, extent, tile_of_rows
+from growtas.kernels.triton_counters import counters
+from growtas.kernels.triton_functions import aligned, extent, last_to_arrive, tile_of_rows
 from growtas.kernels.triton_support import power_of_two, unsupported
 
 __all__ = ["backward_", "builds", "forward", "unsupported"]
 
 PROGRAMS = 264  # of the backward: two for each of an H100's processors
-FOLD = Config((32, 64), 4, 1)  # programs and columns per tile, where their sums are added
+TEAM = 16  # of them whose sums are added by one: about the root of their number
 # Arguments that change from subnet to subnet: one compilation serves all values of one ALIGNMENT.
 SIZES = [
     "rows", "width", "width_stride", "present_stride", "x_stride", "y_stride", "dy_stride",
-    "dx_stride", "subnets", "programs",
+    "dx_stride", "added_stride", "subnets",
 ]  # fmt: skip
 
 
@@ -65,6 +66,18 @@ def layer_norm_forward_kernel(
     tl.store(rstd + r, scale, r < end)
 
 
+@triton.jit
+def sum_of_rows(values, count, stride, BLOCK_R: tl.constexpr, BLOCK_E: tl.constexpr):
+    """Of what other programs have stored, always in the same order."""
+    total = tl.zeros([BLOCK_E], tl.float32)
+    e = tl.arange(0, BLOCK_E)
+    for start in range(0, count, BLOCK_R):
+        r = start + tl.arange(0, BLOCK_R)
+        at = values + r[:, None] * stride + e[None, :]
+        total += tl.sum(tl.load(at, (r < count)[:, None], 0.0, cache_modifier=".cg"), 0)
+    return total
+
+
 @triton.jit(do_not_specialize=SIZES)
 def layer_norm_backward_kernel(
     dy,
@@ -73,7 +86,11 @@ def layer_norm_backward_kernel(
     mean,
     rstd,
     dx,  # [rows, width] by row stride
-    partials,  # [programs, 2, BLOCK_E] float32: weight and bias gradient of a program's rows
+    partials,  # [programs + teams, 2, BLOCK_E] float32: weight and bias gradient of their rows
+    counters,  # [1 + teams] int32 zeros: of teams, and of programs of each team
+    dweight,
+    dbias,  # [width_max], as far as the widest subnet goes added to
+    added,  # [rows, width] by row stride, added to dx with ADDED
     present,  # int32 of each subnet, read with PRESENT: 0 where the parameters have no part in dx
     rows,
     width,
@@ -83,88 +100,88 @@ def layer_norm_backward_kernel(
     dy_stride,
     x_stride,
     dx_stride,
+    added_stride,
+    WEIGHT: tl.constexpr,
+    BIAS: tl.constexpr,
+    ADDED: tl.constexpr,
     PRESENT: tl.constexpr,
     DEVICE_EXTENTS: tl.constexpr,
     ALIGNMENT: tl.constexpr,
+    TEAM: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_E: tl.constexpr,
 ):
     dy_stride, x_stride = aligned(dy_stride, ALIGNMENT), aligned(x_stride, ALIGNMENT)
-    dx_stride = aligned(dx_stride, ALIGNMENT)
+    dx_stride, added_stride = aligned(dx_stride, ALIGNMENT), aligned(added_stride, ALIGNMENT)
     e = tl.arange(0, BLOCK_E)
-    dweight = tl.zeros([BLOCK_E], tl.float32)
-    dbias = tl.zeros([BLOCK_E], tl.float32)
+    dweight_sum = tl.zeros([BLOCK_E], tl.float32)
+    dbias_sum = tl.zeros([BLOCK_E], tl.float32)
     # Every program takes the same share of tiles, in order: its sums do not depend on the others.
-    tiles = tl.cdiv(rows, BLOCK_R)
-    share = tl.cdiv(subnets * tiles, tl.num_programs(0))
-    first = tl.program_id(0) * share
-    last = tl.minimum(first + share, subnets * tiles)
-    for subnet in range(first // tiles, tl.cdiv(last, tiles)):
+    program, programs = tl.program_id(0), tl.num_programs(0)
+    tiles = subnets * tl.cdiv(rows, BLOCK_R)
+    share = tl.cdiv(tiles, programs)
+    for tile in range(program * share, tl.minimum((program + 1) * share, tiles)):
+        subnet, first, end = tile_of_rows(tile, rows, BLOCK_R, DEVICE_EXTENTS)
         columns = extent(width, DEVICE_EXTENTS, ALIGNMENT, subnet * width_stride)
+        r = first + tl.arange(0, BLOCK_R)
+        inside = (r < end)[:, None] & (e < columns)[None, :]
+        row = r.to(tl.int64)[:, None]
+        g = tl.load(dy + row * dy_stride + e[None, :], inside, 0.0).to(tl.float32)
+        values = tl.load(x + row * x_stride + e[None, :], inside, 0.0).to(tl.float32)
+        centre = tl.load(mean + r, r < end, 0.0)
+        scale = tl.load(rstd + r, r < end, 0.0)
+        normal = tl.where(inside, (values - centre[:, None]) * scale[:, None], 0.0)
+        dweight_sum += tl.sum(g * normal, 0)
+        dbias_sum += tl.sum(g, 0)
         w = tl.load(weight + e, e < columns, 0.0).to(tl.float32)
         if PRESENT:
             w = tl.where(tl.load(present + subnet * present_stride) > 0, w, 0.0)
-        base, end = subnet * tiles, (subnet + 1) * rows
-        for tile in range(tl.maximum(first - base, 0), tl.minimum(last - base, tiles)):
-            r = subnet * rows + tile * BLOCK_R + tl.arange(0, BLOCK_R)
-            inside = (r < end)[:, None] & (e < columns)[None, :]
-            row = r.to(tl.int64)[:, None]
-            g = tl.load(dy + row * dy_stride + e[None, :], inside, 0.0).to(tl.float32)
-            values = tl.load(x + row * x_stride + e[None, :], inside, 0.0).to(tl.float32)
-            centre = tl.load(mean + r, r < end, 0.0)
-            scale = tl.load(rstd + r, r < end, 0.0)
-            normal = tl.where(inside, (values - centre[:, None]) * scale[:, None], 0.0)
-            dweight += tl.sum(g * normal, 0)
-            dbias += tl.sum(g, 0)
-            g = g * w[None, :]
-            average = tl.sum(g, 1) / columns
-            slope = tl.sum(g * normal, 1) / columns
-            gradient = (g - average[:, None] - normal * slope[:, None]) * scale[:, None]
-            tl.store(dx + row * dx_stride + e[None, :], gradient.to(dx.dtype.element_ty), inside)
-    mine = partials + tl.program_id(0) * 2 * BLOCK_E
-    tl.store(mine + e, dweight)
-    tl.store(mine + BLOCK_E + e, dbias)
+        g = g * w[None, :]
+        average = tl.sum(g, 1) / columns
+        slope = tl.sum(g * normal, 1) / columns
+        gradient = (g - average[:, None] - normal * slope[:, None]) * scale[:, None]
+        if ADDED:
+            at = added + row * added_stride + e[None, :]
+            gradient += tl.load(at, inside, 0.0).to(tl.float32)
+        tl.store(dx + row * dx_stride + e[None, :], gradient.to(dx.dtype.element_ty), inside)
 
-
-@triton.jit(do_not_specialize=SIZES)
-def layer_norm_parameter_gradient_kernel(
-    partials,  # [programs, 2, BLOCK_E] float32
-    dweight,
-    dbias,  # [width_max], the first `width` added to
-    programs,
-    width,
-    width_stride,  # as above
-    subnets,
-    WEIGHT: tl.constexpr,
-    BIAS: tl.constexpr,
-    DEVICE_EXTENTS: tl.constexpr,
-    BLOCK_E: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    widest = extent(width, DEVICE_EXTENTS, 1)
-    for subnet in range(1, subnets):
-        widest = tl.maximum(widest, extent(width, DEVICE_EXTENTS, 1, subnet * width_stride))
-    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    for which in tl.static_range(2):
-        total = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
-        for start in range(0, programs, BLOCK_P):
-            p = start + tl.arange(0, BLOCK_P)
-            at = (p * 2 + which)[:, None] * BLOCK_E + c[None, :]
-            total += tl.load(partials + at, (p < programs)[:, None] & (c < widest)[None, :], 0.0)
-        added = tl.sum(total, 0)
-        if which == 0 and WEIGHT:
-            before = tl.load(dweight + c, c < widest, 0.0).to(tl.float32)
-            tl.store(dweight + c, (before + added).to(dweight.dtype.element_ty), c < widest)
-        if which == 1 and BIAS:
-            before = tl.load(dbias + c, c < widest, 0.0).to(tl.float32)
-            tl.store(dbias + c, (before + added).to(dbias.dtype.element_ty), c < widest)
+    if WEIGHT or BIAS:
+        # The last program of a team adds up the team's sums, the last such one those of the teams.
+        row_size = 2 * BLOCK_E
+        mine = partials + program * row_size + e
+        tl.store(mine, dweight_sum)
+        tl.store(mine + BLOCK_E, dbias_sum)
+        team, teams = program // TEAM, tl.cdiv(programs, TEAM)
+        members = tl.minimum(programs - team * TEAM, TEAM)
+        if last_to_arrive(counters + 1 + team, members):
+            theirs = partials + team * TEAM * row_size
+            ours = partials + (programs + team) * row_size + e
+            tl.store(ours, sum_of_rows(theirs, members, row_size, BLOCK_R, BLOCK_E))
+            of_bias = sum_of_rows(theirs + BLOCK_E, members, row_size, BLOCK_R, BLOCK_E)
+            tl.store(ours + BLOCK_E, of_bias)
+            if last_to_arrive(counters, teams):
+                widest = extent(width, DEVICE_EXTENTS, 1)
+                for subnet in range(1, subnets):
+                    other = extent(width, DEVICE_EXTENTS, 1, subnet * width_stride)
+                    widest = tl.maximum(widest, other)
+                all_teams = partials + programs * row_size
+                if WEIGHT:
+                    total = sum_of_rows(all_teams, teams, row_size, BLOCK_R, BLOCK_E)
+                    total += tl.load(dweight + e, e < widest, 0.0).to(tl.float32)
+                    tl.store(dweight + e, total.to(dweight.dtype.element_ty), e < widest)
+                if BIAS:
+                    all_teams += BLOCK_E
+                    total = sum_of_rows(all_teams, teams, row_size, BLOCK_R, BLOCK_E)
+                    total += tl.load(dbias + e, e < widest, 0.0).to(tl.float32)
+                    tl.store(dbias + e, total.to(dbias.dtype.element_ty), e < widest)
 
 
 class _Call:
     """How the kernels are launched for some width."""
 
-    def __init__(self, x: Tensor, strides: tuple[int, ...], extents: Tensor | None) -> None:
+    def __init__(
+        self, x: Tensor, strides: tuple[int, ...], extents: Tensor | None, backward: bool
+    ) -> None:
         width = x.shape[-1]
         self.block_e = power_of_two(width)
         self.subnets = 1 if extents is None else len(extents)
@@ -174,7 +191,7 @@ class _Call:
         self.config = _config(architecture(x.device), self.block_e)
         self.device_extents = extents is not None
         self.tiles = {
-            **_tiles(self.config, self.block_e),
+            **_tiles(self.config, self.block_e, backward),
             "DEVICE_EXTENTS": self.device_extents,
             "ALIGNMENT": math.gcd(*strides, 16 if extents is None else 8),
             "num_warps": self.config.warps,
@@ -201,9 +218,9 @@ def forward(
     rstd = torch.empty_like(mean)
     count, pitch = rows.shape
     if count:
-        call = _Call(x, (rows.stride(0), pitch), extents)
+        call = _Call(x, (rows.stride(0), pitch), extents, False)
         of_each = count // call.subnets
-        layer_norm_forward_kernel[(call.subnets * triton.cdiv(of_each, call.config.blocks[0]),)](
+        layer_norm_forward_kernel[(call.subnets * triton.cdiv(of_each, call.tiles["BLOCK_R"]),)](
             rows, weight, bias, y, mean, rstd, of_each, *call.width, rows.stride(0), pitch, eps,
             **call.tiles,
         )  # fmt: skip
@@ -220,35 +237,35 @@ def backward_(
     grad_bias: Tensor | None,
     extents: Tensor | None = None,
     present: Tensor | None = None,
+    added: Tensor | None = None,
 ) -> Tensor:
     """See :func:`growtas.kernels.layer_norm.reference.backward_`. Deterministic.
 
     Args:
         extents: as in :func:`forward`.
         present: int32 ``[G]``.
+        added: like x.
     """
     dy_rows, rows = as_rows(dy), as_rows(x)
     dx = x.new_empty(x.shape)
     count, pitch = rows.shape
     if count == 0:
         return dx
-    call = _Call(x, (dy_rows.stride(0), rows.stride(0), pitch), extents)
-    programs = min(PROGRAMS, triton.cdiv(count, call.config.blocks[0]))
-    partials = mean.new_empty(programs, 2, call.block_e)
+    more = dy_rows if added is None else as_rows(added)
+    call = _Call(x, (dy_rows.stride(0), rows.stride(0), more.stride(0), pitch), extents, True)
+    programs = min(PROGRAMS, triton.cdiv(count, call.tiles["BLOCK_R"]))
+    teams = triton.cdiv(programs, TEAM)
+    partials = mean.new_empty(programs + teams, 2, call.block_e)
     layer_norm_backward_kernel[(programs,)](
-        dy_rows, rows, weight, mean, rstd, dx, partials, partials if present is None else present,
-        count // call.subnets, *call.width, 0 if present is None else present.stride(0),
-        call.subnets, dy_rows.stride(0), rows.stride(0), pitch, PRESENT=present is not None,
-        **call.tiles,
+        dy_rows, rows, weight, mean, rstd, dx, partials, counters(x.device, 1 + teams),
+        partials if grad_weight is None else grad_weight,
+        partials if grad_bias is None else grad_bias, more,
+        partials if present is None else present, count // call.subnets, *call.width,
+        0 if present is None else present.stride(0), call.subnets, dy_rows.stride(0),
+        rows.stride(0), pitch, more.stride(0), WEIGHT=grad_weight is not None,
+        BIAS=grad_bias is not None, ADDED=added is not None, PRESENT=present is not None,
+        TEAM=TEAM, **call.tiles,
     )  # fmt: skip
-    if grad_weight is not None or grad_bias is not None:
-        layer_norm_parameter_gradient_kernel[(triton.cdiv(pitch, FOLD.blocks[1]),)](
-            partials, partials if grad_weight is None else grad_weight,
-            partials if grad_bias is None else grad_bias, programs, *call.width, call.subnets,
-            WEIGHT=grad_weight is not None, BIAS=grad_bias is not None,
-            DEVICE_EXTENTS=call.device_extents, BLOCK_E=call.block_e,
-            BLOCK_P=FOLD.blocks[0], BLOCK_C=FOLD.blocks[1], num_warps=FOLD.warps,
-        )  # fmt: skip
     return dx
 
 
@@ -256,8 +273,10 @@ def _config(architecture: int, block_e: int) -> Config:
     return choose(architecture, "layer_norm_kernel", torch.float32, (block_e,))
 
 
-def _tiles(config: Config, block_e: int) -> dict[str, int]:
-    return {"BLOCK_R": config.blocks[0], "BLOCK_E": block_e}
+def _tiles(config: Config, block_e: int, backward: bool) -> dict[str, int]:
+    """Backward a program holds several tiles at once: of half as many rows."""
+    rows = max(1, config.blocks[0] // 2) if backward else config.blocks[0]
+    return {"BLOCK_R": rows, "BLOCK_E": block_e}
 
 
 def builds(architecture: int) -> Iterator[Build]:
@@ -268,28 +287,21 @@ def builds(architecture: int) -> Iterator[Build]:
         for dtype in ("bf16", "fp16", "fp32"):
             for alignment, on_device in ((16, False), (8, False), (8, True)):
                 how = f"{dtype} {block_e} aligned {alignment}" + " device" * on_device
-                constants = {
-                    "DEVICE_EXTENTS": on_device, "ALIGNMENT": alignment, **_tiles(config, block_e),
-                }  # fmt: skip
+                sizes = {"DEVICE_EXTENTS": on_device, "ALIGNMENT": alignment}
+                constants = sizes | _tiles(config, block_e, False)
                 kernel = layer_norm_forward_kernel
                 yield Build(how, kernel, _types(kernel, dtype, constants), constants, config)
-                constants = constants | {"PRESENT": on_device}
+                constants = sizes | _tiles(config, block_e, True) | {
+                    "WEIGHT": True, "BIAS": True, "ADDED": True, "PRESENT": on_device, "TEAM": TEAM,
+                }  # fmt: skip
                 kernel = layer_norm_backward_kernel
                 yield Build(how, kernel, _types(kernel, dtype, constants), constants, config)
-        kernel = layer_norm_parameter_gradient_kernel
-        for on_device in (False, True):
-            constants = {
-                "WEIGHT": True, "BIAS": True, "DEVICE_EXTENTS": on_device, "BLOCK_E": block_e,
-                "BLOCK_P": FOLD.blocks[0], "BLOCK_C": FOLD.blocks[1],
-            }  # fmt: skip
-            how = f"{block_e}" + " device" * on_device
-            yield Build(how, kernel, _types(kernel, "bf16", constants), constants, FOLD)
 
 
 def _types(kernel: Any, dtype: str, constants: dict[str, Any]) -> dict[str, str]:
     types = dict.fromkeys(kernel.arg_names, "*fp32:16")
-    types |= dict.fromkeys(("x", "y", "dy", "dx"), f"*{dtype}:16")
-    types |= dict.fromkeys(SIZES, "i32") | {"eps": "fp32"}
+    types |= dict.fromkeys(("x", "y", "dy", "dx", "added"), f"*{dtype}:16")
+    types |= dict.fromkeys(SIZES, "i32") | {"eps": "fp32", "counters": "*i32:16"}
     if constants["DEVICE_EXTENTS"]:
         types["width"] = types["present"] = "*i32"
     return {name: types[name] for name in kernel.arg_names if name not in constants}

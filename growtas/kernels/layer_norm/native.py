@@ -57,11 +57,12 @@ def backward_(
     grad_bias: Tensor | None,
     extents: Tensor | None = None,
     present: Tensor | None = None,
+    added: Tensor | None = None,
 ) -> Tensor:
     """See :func:`growtas.kernels.layer_norm.reference.backward_`."""
     if extents is not None and len(extents) > 1:
         return backward_one_by_one(
-            backward_, dy, x, weight, mean, rstd, grad_weight, grad_bias, extents, present
+            backward_, dy, x, weight, mean, rstd, grad_weight, grad_bias, extents, present, added
         )
     if extents is not None:
         width = int(extents)
@@ -70,7 +71,7 @@ def backward_(
         parts = (dy[..., :width], x[..., :width])
         dx = x.new_empty(x.shape)
         dx[..., :width] = backward_(*parts, weight, mean, rstd, grad_weight, grad_bias)
-        return dx
+        return dx if added is None else dx.add_(added)
     dx = x.new_empty(x.shape)
     operators().layer_norm_backward(
         as_rows(dy),
@@ -82,4 +83,4 @@ def backward_(
         grad_weight,
         grad_bias,
     )
-    return dx
+    return dx if added is None else dx.add_(added)

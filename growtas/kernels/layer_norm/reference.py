@@ -57,11 +57,13 @@ def backward_(
     grad_bias: Tensor | None,
     extents: Tensor | None = None,
     present: Tensor | None = None,
+    added: Tensor | None = None,
 ) -> Tensor:
-    """Adds into the leading part of the max-size parameter gradients; returns dx in x's dtype."""
+    """Adds into the leading part of the max-size parameter gradients; returns dx plus ``added`` in
+    x's dtype."""
     if extents is not None and len(extents) > 1:
         return backward_one_by_one(
-            backward_, dy, x, weight, mean, rstd, grad_weight, grad_bias, extents, present
+            backward_, dy, x, weight, mean, rstd, grad_weight, grad_bias, extents, present, added
         )
     if present is not None:
         weight = if_present(weight, present)
@@ -78,7 +80,8 @@ def backward_(
         grad_bias[:width].add_(dy.reshape(-1, dy.shape[-1]).sum(0))
     dn = dy * w
     dx = dn - _mean(dn, extents) - normalised * _mean(dn * normalised, extents)
-    return (rstd * dx).to(x.dtype)
+    dx = rstd * dx
+    return (dx if added is None else dx + added).to(x.dtype)
 
 
 def forward_one_by_one(
@@ -108,14 +111,16 @@ def backward_one_by_one(
     grad_bias: Tensor | None,
     extents: Tensor,
     present: Tensor | None,
+    added: Tensor | None,
 ) -> Tensor:
     """A backend's `backward_` for each of several subnets, in their order."""
     of_subnets = zip(
-        *(shares(t, len(extents)) for t in (dy, x, mean, rstd, extents, present)), strict=True
+        *(shares(t, len(extents)) for t in (dy, x, mean, rstd, extents, present, added)),
+        strict=True,
     )
     return torch.cat([
-        backward_(dy_, x_, weight, mean_, rstd_, grad_weight, grad_bias, width, present_)
-        for dy_, x_, mean_, rstd_, width, present_ in of_subnets
+        backward_(dy_, x_, weight, mean_, rstd_, grad_weight, grad_bias, width, present_, added_)
+        for dy_, x_, mean_, rstd_, width, present_, added_ in of_subnets
     ])  # fmt: skip
 
 

@@ -8,6 +8,7 @@ cuBLAS, which takes a slice as a view.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +19,11 @@ from growtas.kernels.extents import LinearSizes
 from growtas.kernels.layout import as_matrices, as_rows, as_vectors, result_dtype, shares
 from growtas.kernels.linear.gpu_builds import builds
 from growtas.kernels.linear.gpu_plan import (
+    Fold,
     Launch,
     Options,
     Target,
+    plan_fold,
     plan_forward,
     plan_input_gradient,
     plan_weight_gradient,
@@ -105,39 +108,45 @@ def backward_(
     if not inputs.shape[0]:
         return dx
     z = as_rows(preactivation) if options.gelu else preactivation
-    if need_dx:
-        target = dx.view(-1, x.shape[-1])
-        if extents is None and left_to_cublas("input_gradient", options, x, weight, rows):
-            torch.mm(rows, weight[:out_features, : x.shape[-1]], out=target)
-        else:
-            plan_input_gradient(
-                _target(x), rows, z, as_matrices(weight), out_features, options, inputs, target,
-                extents,
-            ).run()  # fmt: skip
+    target, left = _target(x), None
+    with_cublas = extents is None and left_to_cublas("input_gradient", options, x, weight, rows)
     if grad_weight is None and grad_bias is None:
-        return dx
-    if extents is None and left_to_cublas(
+        pass
+    elif extents is None and left_to_cublas(
         "weight_gradient", options, inputs, rows, grad_weight, grad_bias
     ):
         if grad_weight is not None:
             grad_weight[:out_features, : x.shape[-1]].addmm_(rows.t(), inputs)
         if grad_bias is not None:
             grad_bias[:out_features] += rows.sum(0)
-        return dx
-    groups = 1 if weight.dim() == 2 else weight.shape[0]
-    if grad_weight is not None:
-        grad_weight = grad_weight.view(groups, -1, weight.shape[-1])
-    if grad_bias is not None and grad_bias.dim() > 1:
-        grad_bias = grad_bias.view(groups, -1)
-    for launch in _add_to_parameters(
-        x, rows, z, inputs, groups, out_features, options, grad_weight, grad_bias, extents
-    ):
-        launch.run()
+    else:
+        groups = 1 if weight.dim() == 2 else weight.shape[0]
+        if grad_weight is not None:
+            grad_weight = grad_weight.view(groups, -1, weight.shape[-1])
+        if grad_bias is not None and grad_bias.dim() > 1:
+            grad_bias = grad_bias.view(groups, -1)
+        for launch, fold in _plan_weight_gradients(
+            target, rows, z, inputs, groups, out_features, options, grad_weight, grad_bias, extents
+        ):
+            launch.run()
+            if need_dx and not with_cublas and fold.extents is extents:
+                left = fold
+            else:
+                plan_fold(target, fold).run()
+    if need_dx:
+        out = dx.view(-1, x.shape[-1])
+        if with_cublas:
+            torch.mm(rows, weight[:out_features, : x.shape[-1]], out=out)
+        else:
+            plan_input_gradient(
+                target, rows, z, as_matrices(weight), out_features, options, inputs, out, extents,
+                left,
+            ).run()  # fmt: skip
     return dx
 
 
-def _add_to_parameters(
-    x: Tensor,
+def _plan_weight_gradients(
+    target: Target,
     rows: Tensor,
     z: Tensor,
     inputs: Tensor,
@@ -147,24 +156,24 @@ def _add_to_parameters(
     grad_weight: Tensor | None,
     grad_bias: Tensor | None,
     extents: LinearSizes | None,
-) -> Iterator[Launch]:
-    """The launches of the weight's and the bias's gradient."""
+) -> Iterator[tuple[Launch, Fold]]:
+    """One, or more where one cannot sum the bias's gradient."""
     count = 1 if extents is None else len(extents.out_features)
     if extents is None or count == 1 or groups == 1 or grad_bias is None or grad_bias.dim() > 1:
-        yield from plan_weight_gradient(
-            _target(x), rows, z, inputs, groups, out_features, options, grad_weight, grad_bias,
-            extents,
-        )  # fmt: skip
+        yield plan_weight_gradient(
+            target, rows, z, inputs, groups, out_features, options, grad_weight, grad_bias, extents
+        )
         return
     # An entry of a flat bias is another output's in every subnet: one subnet after another.
     if grad_weight is not None:
-        yield from _add_to_parameters(
-            x, rows, z, inputs, groups, out_features, options, grad_weight, None, extents
+        yield plan_weight_gradient(
+            target, rows, z, inputs, groups, out_features, options, grad_weight, None, extents
         )
-    of_subnets = (shares(t, count) for t in (rows, z, inputs, options.scale, *extents[:2]))
-    for dy_, z_, x_, scale, out, in_ in zip(*of_subnets, strict=True):
-        yield from plan_weight_gradient(
-            _target(x), dy_, z_, x_, groups, out_features, options._replace(scale=scale), None,
+    tensors = (rows, z, inputs, options.scale, *extents[:2])
+    of_subnets: Iterator[Any] = zip(*(shares(t, count) for t in tensors), strict=True)
+    for dy_, z_, x_, scale, out, in_ in of_subnets:
+        yield plan_weight_gradient(
+            target, dy_, z_, x_, groups, out_features, options._replace(scale=scale), None,
             grad_bias, LinearSizes(out, in_, extents.alignment),
         )  # fmt: skip
 

@@ -1,7 +1,9 @@
-"""linear backward: the gradient of the input, and that of weight and bias.
+"""linear backward: the gradient of weight and bias, and that of the input.
 
-The second is a sum over all rows. It is cut into parts, each summed in order by a program of its
-own, and a third kernel adds them up in order: bits do not depend on which program comes first.
+The first is a sum over all rows. It is cut into parts, each summed in order by a program of its
+own. Then they are added up in order, so bits do not depend on which program comes first: by some
+programs of the launch that computes the input's gradient, or by a launch of their own. (The last
+program to have its part could do it too, but would read up to 60 tiles by itself.)
 """
 
 from __future__ import annotations
@@ -58,93 +60,6 @@ def in_some_subnet(
         columns = extent(in_features, DEVICE_EXTENTS, ALIGNMENT, subnet * in_step)
         inside |= (m < rows) & (n < columns)
     return inside
-
-
-@triton.jit(
-    do_not_specialize=[
-        "rows",
-        "out_features",
-        "in_features",
-        "out_step",
-        "in_step",
-        "dy_stride",
-        "dy_stride_group",
-        "weight_stride_group",
-        "weight_stride",
-        "x_stride",
-        "dx_stride",
-        "column_tiles",
-        "rows_per_sample",
-    ]
-)
-def linear_input_gradient_kernel(
-    dy,  # [rows, GROUPS, out] by strides
-    preactivation,  # the same strides, read with GELU
-    weight,  # [GROUPS, out_max, in_max] by strides, rows contiguous
-    sample_scale,  # [rows / rows_per_sample] float32: read with SCALE
-    x,  # [rows, in] by row stride, read with INPUT_GELU
-    dx,  # [rows, in] by row stride, written
-    rows,  # of each subnet
-    out_features,  # int or, with DEVICE_EXTENTS, int32 of each subnet
-    in_features,
-    out_step,  # between subnets
-    in_step,
-    dy_stride,
-    dy_stride_group,
-    weight_stride_group,
-    weight_stride,
-    x_stride,
-    dx_stride,
-    column_tiles,  # launched
-    rows_per_sample,
-    GROUPS: tl.constexpr,
-    INPUT_GELU: tl.constexpr,
-    GELU: tl.constexpr,
-    SCALE: tl.constexpr,
-    DEVICE_EXTENTS: tl.constexpr,
-    ALIGNMENT: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    row_tile = tl.program_id(0) // column_tiles
-    subnet, start, end = tile_of_rows(row_tile, rows, BLOCK_M, DEVICE_EXTENTS)
-    k_extent = extent(out_features, DEVICE_EXTENTS, ALIGNMENT, subnet * out_step)
-    n_extent = extent(in_features, DEVICE_EXTENTS, ALIGNMENT, subnet * in_step)
-    first = (tl.program_id(0) % column_tiles) * BLOCK_N
-    if first >= n_extent:
-        return
-    dtype: tl.constexpr = dx.dtype.element_ty
-    m = tl.arange(0, BLOCK_M)
-    n = first + tl.arange(0, BLOCK_N)
-    k = tl.arange(0, BLOCK_K)
-    in_rows = (start + m < end)[:, None]
-    in_columns = (n < n_extent)[None, :]
-    row = (start + m).to(tl.int64)[:, None]
-    dy_rows = row * aligned(dy_stride, ALIGNMENT)
-    dy_group = aligned(dy_stride_group, ALIGNMENT)
-    weight_group = aligned(weight_stride_group, ALIGNMENT)
-    weight_row = aligned(weight_stride, ALIGNMENT)
-    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    k_tiles = tl.cdiv(k_extent, BLOCK_K)
-    for step in range(GROUPS * k_tiles):
-        group = step // k_tiles
-        at = (step % k_tiles) * BLOCK_K + k
-        column = group * dy_group + at
-        in_k = at < k_extent
-        dz = load_dz(
-            dy, preactivation, sample_scale, (start + m)[:, None], dy_rows + column[None, :],
-            in_rows, in_k[None, :], rows_per_sample, GELU, SCALE, dtype,
-        )  # fmt: skip
-        weight_rows = weight + group * weight_group + at[:, None] * weight_row
-        w = tl.load(weight_rows + n[None, :], in_k[:, None] & in_columns, 0.0)
-        acc = dot(dz, w.to(dtype), acc, PRECISION)
-    inside = in_rows & in_columns
-    if INPUT_GELU:
-        of_x = tl.load(x + row * aligned(x_stride, ALIGNMENT) + n[None, :], inside, 0.0)
-        acc *= gelu_slope(of_x.to(tl.float32))
-    tl.store(dx + row * aligned(dx_stride, ALIGNMENT) + n[None, :], acc.to(dtype), inside)
 
 
 @triton.jit(
@@ -258,37 +173,24 @@ def linear_weight_gradient_kernel(
         tl.store(bias_partials + target, tl.sum(bias_acc, 0), by_me)
 
 
-@triton.jit(
-    do_not_specialize=[
-        "out_features",
-        "in_features",
-        "out_step",
-        "in_step",
-        "subnets",
-        "launched_out",
-        "launched_in",
-        "splits",
-        "weight_stride_group",
-        "weight_stride",
-        "bias_stride_group",
-    ]
-)
-def linear_fold_kernel(
+@triton.jit
+def fold(
+    tile,
     partials,
     bias_partials,  # see `linear_weight_gradient_kernel`
     grad_weight,  # [GROUPS, out_max, in_max] by strides, added to with WEIGHT
     grad_bias,  # [GROUPS, out_max], or a vector added to up to GROUPS * out: with BIAS
+    splits,
+    subnets,
+    launched_out,
+    launched_in,
+    grad_stride_group,
+    grad_stride,
+    bias_stride_group,  # 0: group follows group in the vector, with one subnet only
     out_features,
     in_features,
     out_step,
     in_step,
-    subnets,
-    launched_out,
-    launched_in,
-    splits,
-    weight_stride_group,
-    weight_stride,
-    bias_stride_group,  # 0: group follows group in the vector, with one subnet only
     GROUPS: tl.constexpr,
     WEIGHT: tl.constexpr,
     BIAS: tl.constexpr,
@@ -297,17 +199,17 @@ def linear_fold_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
+    """Add the parts of a tile of the weight's gradient, and of the bias's, to the buffers."""
     row_tiles = tl.cdiv(launched_out, BLOCK_M)
     column_tiles = tl.cdiv(launched_in, BLOCK_N) if WEIGHT else 1
-    group = tl.program_id(0) // (row_tiles * column_tiles)
-    first_m = (tl.program_id(0) // column_tiles % row_tiles) * BLOCK_M
-    first_n = (tl.program_id(0) % column_tiles) * BLOCK_N
+    group = tile // (row_tiles * column_tiles)
+    first_m = (tile // column_tiles % row_tiles) * BLOCK_M
+    first_n = (tile % column_tiles) * BLOCK_N
     used = in_some_subnet(
         first_m, first_n, subnets, out_features, in_features, out_step, in_step, DEVICE_EXTENTS,
         ALIGNMENT,
     )  # fmt: skip
-    if not used:
-        return
+    splits = tl.where(used, splits, 0)
     m = first_m + tl.arange(0, BLOCK_M)
     n = first_n + tl.arange(0, BLOCK_N)
     if WEIGHT:
@@ -317,11 +219,11 @@ def linear_fold_kernel(
         )  # fmt: skip
         acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         row_stride = aligned(launched_in, ALIGNMENT)
-        for split in range(splits):
+        for split in tl.range(0, splits, loop_unroll_factor=2):  # two reads under way
             row = ((split * GROUPS + group) * launched_out + m)[:, None]
             acc += tl.load(partials + row * row_stride + n[None, :], inside, 0.0)
-        at = grad_weight + group * aligned(weight_stride_group, ALIGNMENT)
-        at += m[:, None] * aligned(weight_stride, ALIGNMENT) + n[None, :]
+        at = grad_weight + group * aligned(grad_stride_group, ALIGNMENT)
+        at += m[:, None] * aligned(grad_stride, ALIGNMENT) + n[None, :]
         acc += tl.load(at, inside, 0.0).to(tl.float32)
         tl.store(at, acc.to(grad_weight.dtype.element_ty), inside)
     if BIAS:
@@ -339,3 +241,173 @@ def linear_fold_kernel(
         at = grad_bias + group * (bias_stride_group if bias_stride_group > 0 else m_extent) + m
         total += tl.load(at, by_me, 0.0).to(tl.float32)
         tl.store(at, total.to(grad_bias.dtype.element_ty), by_me)
+
+
+@triton.jit(
+    do_not_specialize=[
+        "splits",
+        "subnets",
+        "launched_out",
+        "launched_in",
+        "grad_stride_group",
+        "grad_stride",
+        "bias_stride_group",
+        "out_features",
+        "in_features",
+        "out_step",
+        "in_step",
+    ]
+)
+def linear_fold_kernel(
+    partials,
+    bias_partials,  # see `linear_weight_gradient_kernel`
+    grad_weight,  # [GROUPS, out_max, in_max] by strides, added to with WEIGHT
+    grad_bias,  # [GROUPS, out_max], or a vector added to up to GROUPS * out: with BIAS
+    splits,
+    subnets,
+    launched_out,
+    launched_in,
+    grad_stride_group,
+    grad_stride,
+    bias_stride_group,  # 0: group follows group in the vector, with one subnet only
+    out_features,
+    in_features,
+    out_step,
+    in_step,
+    GROUPS: tl.constexpr,
+    WEIGHT: tl.constexpr,
+    BIAS: tl.constexpr,
+    DEVICE_EXTENTS: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
+    FOLD_M: tl.constexpr,
+    FOLD_N: tl.constexpr,
+):
+    fold(
+        tl.program_id(0), partials, bias_partials, grad_weight, grad_bias, splits, subnets,
+        launched_out, launched_in, grad_stride_group, grad_stride, bias_stride_group, out_features,
+        in_features, out_step, in_step, GROUPS, WEIGHT, BIAS, DEVICE_EXTENTS, ALIGNMENT, FOLD_M,
+        FOLD_N,
+    )  # fmt: skip
+
+
+@triton.jit(
+    do_not_specialize=[
+        "rows",
+        "out_features",
+        "in_features",
+        "out_step",
+        "in_step",
+        "dy_stride",
+        "dy_stride_group",
+        "weight_stride_group",
+        "weight_stride",
+        "x_stride",
+        "dx_stride",
+        "column_tiles",
+        "rows_per_sample",
+        "folds",
+        "splits",
+        "subnets",
+        "launched_out",
+        "launched_in",
+        "grad_stride_group",
+        "grad_stride",
+        "bias_stride_group",
+    ]
+)
+def linear_input_gradient_kernel(
+    dy,  # [rows, GROUPS, out] by strides
+    preactivation,  # the same strides, read with GELU
+    weight,  # [GROUPS, out_max, in_max] by strides, rows contiguous
+    sample_scale,  # [rows / rows_per_sample] float32: read with SCALE
+    x,  # [rows, in] by row stride, read with INPUT_GELU
+    dx,  # [rows, in] by row stride, written
+    rows,  # of each subnet
+    out_features,  # int or, with DEVICE_EXTENTS, int32 of each subnet
+    in_features,
+    out_step,  # between subnets
+    in_step,
+    dy_stride,
+    dy_stride_group,
+    weight_stride_group,
+    weight_stride,
+    x_stride,
+    dx_stride,
+    column_tiles,  # launched
+    rows_per_sample,
+    folds,  # with FOLD so many programs come first, which `fold`
+    partials,
+    bias_partials,  # see `linear_weight_gradient_kernel`
+    grad_weight,  # [GROUPS, out_max, in_max] by strides, added to with WEIGHT
+    grad_bias,  # [GROUPS, out_max], or a vector added to up to GROUPS * out: with BIAS
+    splits,
+    subnets,
+    launched_out,
+    launched_in,
+    grad_stride_group,
+    grad_stride,
+    bias_stride_group,  # 0: group follows group in the vector, with one subnet only
+    GROUPS: tl.constexpr,
+    INPUT_GELU: tl.constexpr,
+    GELU: tl.constexpr,
+    SCALE: tl.constexpr,
+    FOLD: tl.constexpr,
+    WEIGHT: tl.constexpr,
+    BIAS: tl.constexpr,
+    DEVICE_EXTENTS: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    FOLD_M: tl.constexpr,
+    FOLD_N: tl.constexpr,
+):
+    program = tl.program_id(0)
+    if FOLD:
+        if program < folds:
+            fold(
+                program, partials, bias_partials, grad_weight, grad_bias, splits, subnets,
+                launched_out, launched_in, grad_stride_group, grad_stride, bias_stride_group,
+                out_features, in_features, out_step, in_step, GROUPS, WEIGHT, BIAS, DEVICE_EXTENTS,
+                ALIGNMENT, FOLD_M, FOLD_N,
+            )  # fmt: skip
+            return
+        program -= folds
+    row_tile = program // column_tiles
+    subnet, start, end = tile_of_rows(row_tile, rows, BLOCK_M, DEVICE_EXTENTS)
+    k_extent = extent(out_features, DEVICE_EXTENTS, ALIGNMENT, subnet * out_step)
+    n_extent = extent(in_features, DEVICE_EXTENTS, ALIGNMENT, subnet * in_step)
+    first = (program % column_tiles) * BLOCK_N
+    if first >= n_extent:
+        return
+    dtype: tl.constexpr = dx.dtype.element_ty
+    m = tl.arange(0, BLOCK_M)
+    n = first + tl.arange(0, BLOCK_N)
+    k = tl.arange(0, BLOCK_K)
+    in_rows = (m < end - start)[:, None]
+    in_columns = (n < n_extent)[None, :]
+    row = (start + m).to(tl.int64)[:, None]
+    dy_rows = row * aligned(dy_stride, ALIGNMENT)
+    dy_group = aligned(dy_stride_group, ALIGNMENT)
+    weight_group = aligned(weight_stride_group, ALIGNMENT)
+    weight_row = aligned(weight_stride, ALIGNMENT)
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    k_tiles = tl.cdiv(k_extent, BLOCK_K)
+    for step in range(GROUPS * k_tiles):
+        group = step // k_tiles
+        at = (step % k_tiles) * BLOCK_K + k
+        column = group * dy_group + at
+        in_k = at < k_extent
+        dz = load_dz(
+            dy, preactivation, sample_scale, (start + m)[:, None], dy_rows + column[None, :],
+            in_rows, in_k[None, :], rows_per_sample, GELU, SCALE, dtype,
+        )  # fmt: skip
+        weight_rows = weight + group * weight_group + at[:, None] * weight_row
+        w = tl.load(weight_rows + n[None, :], in_k[:, None] & in_columns, 0.0)
+        acc = dot(dz, w.to(dtype), acc, PRECISION)
+    inside = in_rows & in_columns
+    if INPUT_GELU:
+        of_x = tl.load(x + row * aligned(x_stride, ALIGNMENT) + n[None, :], inside, 0.0)
+        acc *= gelu_slope(of_x.to(tl.float32))
+    tl.store(dx + row * aligned(dx_stride, ALIGNMENT) + n[None, :], acc.to(dtype), inside)

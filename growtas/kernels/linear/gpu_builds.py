@@ -15,6 +15,7 @@ from growtas.kernels.linear.gpu_plan import (
     Launch,
     Options,
     Target,
+    plan_fold,
     plan_forward,
     plan_input_gradient,
     plan_weight_gradient,
@@ -101,7 +102,10 @@ def _launches(
         target, x, weight, bias, out_features, options, y if residual else None, y,
         z if gelu else None, extents,
     )  # fmt: skip
-    yield plan_input_gradient(target, y, z, weight, out_features, options, x, x, extents)
-    yield from plan_weight_gradient(
+    launch, fold = plan_weight_gradient(
         target, y, z, x, groups, out_features, options, weight, bias, extents
     )
+    yield launch
+    for left in (fold, None):
+        yield plan_input_gradient(target, y, z, weight, out_features, options, x, x, extents, left)
+    yield plan_fold(target, fold)

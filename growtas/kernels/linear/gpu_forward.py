@@ -76,13 +76,18 @@ def linear_forward_kernel(
     m = tl.arange(0, BLOCK_M)
     n = first + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
-    x_rows = x + start.to(tl.int64) * x_stride
-    x_rows += m[:, None] * aligned(x_stride, ALIGNMENT)
+    x_row = aligned(x_stride, ALIGNMENT)
+    x_rows = x + start.to(tl.int64) * x_row + m[:, None] * x_row
     weight_rows = weight + group * aligned(weight_stride_group, ALIGNMENT)
     weight_rows += n[:, None] * aligned(weight_stride, ALIGNMENT)
-    in_rows = (start + m < end)[:, None]
+    in_m = m < end - start
+    in_rows = in_m[:, None]
     in_columns = (n < n_extent)[None, :]
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    if BIAS:  # where there is no layer, there is no bias
+        first_bias = group * (bias_stride_group if bias_stride_group > 0 else n_extent)
+        present = n < tl.where(k_extent > 0, n_extent, 0)
+        acc += tl.load(bias + first_bias + n, present, 0.0).to(tl.float32)[None, :]
     for k_start in range(0, k_extent, BLOCK_K):
         in_k = (k_start + k < k_extent)[None, :]
         a = tl.load(x_rows + (k_start + k)[None, :], in_rows & in_k, 0.0)
@@ -90,10 +95,6 @@ def linear_forward_kernel(
         if INPUT_GELU:
             a = gelu(a.to(tl.float32)).to(dtype)
         acc = dot(a, tl.trans(b.to(dtype)), acc, PRECISION)
-    if BIAS:
-        first_bias = group * (bias_stride_group if bias_stride_group > 0 else n_extent)
-        present = n < tl.where(k_extent > 0, n_extent, 0)
-        acc += tl.load(bias + first_bias + n, present, 0.0).to(tl.float32)[None, :]
     inside = in_rows & in_columns
     column = group * aligned(y_stride_group, ALIGNMENT) + n
     row = (start + m).to(tl.int64)
@@ -103,7 +104,7 @@ def linear_forward_kernel(
     if GELU:
         acc = gelu(acc)
     if SCALE:
-        factor = tl.load(sample_scale + (start + m) // rows_per_sample, start + m < end, 0.0)
+        factor = tl.load(sample_scale + (start + m) // rows_per_sample, in_m, 0.0)
         acc *= factor[:, None]
     if RESIDUAL:
         from_residual = row[:, None] * aligned(residual_stride, ALIGNMENT) + column[None, :]

@@ -21,6 +21,7 @@ from growtas.kernels.linear.gpu_backward import (
 from growtas.kernels.linear.gpu_forward import linear_forward_kernel
 
 PROGRAMS = 264  # that the weight gradient is cut into: two for each of a large GPU's processors
+NO_FOLD = {"WEIGHT": False, "BIAS": False, "FOLD_M": 16, "FOLD_N": 16}
 MIN_SPLIT = 256  # rows of x: fewer are not worth a partial sum of their own
 TYPES = {
     torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32"
@@ -69,6 +70,17 @@ def _type(argument: Tensor | int) -> str:
     if isinstance(argument, int):
         return "i32"
     return f"*{TYPES[argument.dtype]}" + ("" if argument.dtype == torch.int32 else ":16")
+
+
+class Fold(NamedTuple):
+    """What is left to do for the parameters' gradients: `gpu_backward.fold`."""
+
+    programs: int
+    arguments: tuple[Any, ...]
+    constants: dict[str, Any]
+    launched: tuple[int, int]  # rows and columns
+    strides: tuple[int, ...]
+    extents: LinearSizes | None
 
 
 def plan_forward(
@@ -125,31 +137,39 @@ def plan_input_gradient(
     x: Tensor,  # [rows, in]
     dx: Tensor,  # [rows, in]
     extents: LinearSizes | None = None,
+    fold: Fold | None = None,
 ) -> Launch:
-    """`linear_input_gradient_kernel`."""
+    """`linear_input_gradient_kernel`, which also does what is left of this layer's parameters."""
     (rows, in_features), groups = x.shape, weight.shape[0]
     of_each = rows // _subnets(extents)
     config = _config(target, linear_input_gradient_kernel, x, of_each, in_features)
     block_m, block_n, block_k = config.blocks
     column_tiles = _tiles(in_features, block_n)
     strides = (*weight.stride()[:2], x.stride(0), dx.stride(0))
+    if fold is None:
+        fold = Fold(0, (x,) * 4 + (0,) * 7, NO_FOLD, (0, 0), (), None)
     arguments = (
         dy, preactivation if options.gelu else dy, weight, _or(options.scale, x), x, dx,
         of_each, *_sizes(out_features, in_features, extents), dy.stride(0), out_features, *strides,
-        column_tiles, _rows_per_sample(rows, options),
+        column_tiles, _rows_per_sample(rows, options), fold.programs,
+        *fold.arguments,
     )  # fmt: skip
     constants = {
         "GROUPS": groups,
         "INPUT_GELU": options.input_gelu,
         "GELU": options.gelu,
         "SCALE": options.scale is not None,
-        **_extent_constants(extents, in_features, out_features, dy.stride(0), *strides),
+        **fold.constants,
+        "FOLD": fold.programs > 0,
+        **_extent_constants(
+            extents, in_features, out_features, dy.stride(0), *strides, *fold.strides
+        ),
         "PRECISION": target.precision,
         "BLOCK_M": block_m,
         "BLOCK_N": block_n,
         "BLOCK_K": block_k,
     }
-    programs = column_tiles * _subnets(extents) * _tiles(of_each, block_m)
+    programs = fold.programs + column_tiles * _subnets(extents) * _tiles(of_each, block_m)
     return Launch(linear_input_gradient_kernel, programs, arguments, constants, config)
 
 
@@ -164,8 +184,8 @@ def plan_weight_gradient(
     grad_weight: Tensor | None,  # [G, out_max, in_max], added to
     grad_bias: Tensor | None,  # [entries] or [G, out_max], added to
     extents: LinearSizes | None = None,
-) -> tuple[Launch, Launch]:
-    """`linear_weight_gradient_kernel` and `linear_fold_kernel`; one gradient at least is wanted.
+) -> tuple[Launch, Fold]:
+    """`linear_weight_gradient_kernel` and what is left to do; one gradient at least is wanted.
     With several subnets `grad_bias` is a vector only where there is one matrix."""
     rows, in_features = x.shape
     config = _config(target, linear_weight_gradient_kernel, x, out_features, in_features)
@@ -197,22 +217,23 @@ def plan_weight_gradient(
     }
     first = Launch(linear_weight_gradient_kernel, splits * tiles, arguments, constants, config)
 
-    config = _config(target, linear_fold_kernel, partials)
-    block_m, block_n = config.blocks
+    fold_m, fold_n = _config(target, linear_fold_kernel, partials).blocks
     strides = (0, 0) if grad_weight is None else grad_weight.stride()[:2]
     to_fold = (
-        partials, bias_partials, _or(grad_weight, partials), _or(grad_bias, partials),
-        *sizes, *launched, splits, *strides, _group_stride(grad_bias),
+        partials, bias_partials, _or(grad_weight, partials), _or(grad_bias, partials), splits,
+        _subnets(extents), *launched, *strides, _group_stride(grad_bias),
     )  # fmt: skip
-    constants = {
-        "GROUPS": groups,
-        **wanted,
-        **_extent_constants(extents, *launched, *strides),
-        "BLOCK_M": block_m,
-        "BLOCK_N": block_n,
-    }
-    programs = groups * _tiles(out_features, block_m) * _tiles(columns, block_n)
-    return first, Launch(linear_fold_kernel, programs, to_fold, constants, config)
+    programs = groups * _tiles(out_features, fold_m) * _tiles(columns, fold_n)
+    constants = {"GROUPS": groups, **wanted, "FOLD_M": fold_m, "FOLD_N": fold_n}
+    return first, Fold(programs, to_fold, constants, launched, strides, extents)
+
+
+def plan_fold(target: Target, fold: Fold) -> Launch:
+    """`linear_fold_kernel`."""
+    config = _config(target, linear_fold_kernel, fold.arguments[0])
+    arguments = (*fold.arguments, *_sizes(*fold.launched, fold.extents))
+    constants = fold.constants | _extent_constants(fold.extents, *fold.launched, *fold.strides)
+    return Launch(linear_fold_kernel, fold.programs, arguments, constants, config)
 
 
 def _tiles(size: int, block: int) -> int:

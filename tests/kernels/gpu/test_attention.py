@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import attention_cases
 import oracles
 import pytest
 import torch
@@ -143,6 +144,33 @@ def test_more_tokens_than_most(device, shipped_tiles):
     check(*case((64, 64), num_heads=1), device, torch.float16)
 
 
+@pytest.mark.parametrize(
+    ("grid", "change"),
+    [((1, 254), {}), ((2, 2), {"head_dim": 136}), ((2, 2), {"reach": 64})],
+    ids=str,
+)
+def test_sizes_that_no_configuration_takes(device, grid, change):
+    """Refused before anything is launched, by size and limit."""
+    inputs, _, arguments = case(grid, **change)
+    with pytest.raises(ValueError, match=r"head dims of up to 128, grids of up to 254 .* got head"):
+        kernels.attention(**{k: v.to(device) for k, v in inputs.items()}, **arguments)
+
+
+def test_every_kernel_has_a_configuration_for_the_largest_sizes(shipped_tiles, gpu):
+    from growtas.kernels.attention.gpu_builds import KERNELS
+    from growtas.kernels.attention.gpu_shape import LIMITS, Shape
+
+    head_dim, both, rows = LIMITS
+    for architecture in configs.TABLES:
+        for dtype in oracles.DTYPES:
+            shape = Shape(
+                head_dim=head_dim, grid=(1, both - 1), class_token=1, table_rows=rows,
+                dtype=dtype, precision="ieee", device_extents=False,
+            )  # fmt: skip
+            for kernel in KERNELS:
+                assert shape.config(kernel, architecture).warps > 0
+
+
 def test_float32_tables_and_accumulation(device):
     """The tables' gradient is float32 where the tables are, and is added to what is there."""
     inputs, cotangent, arguments = case((3, 4))
@@ -206,6 +234,17 @@ def test_number_of_heads_on_the_device(device, gpu):
     assert bits_equal(narrowed(wide_dqkv, 3), dqkv)
     assert wide_dqkv.view(batch, tokens, 3, 3, 32)[:, :, :, 2].isnan().all()
     torch.testing.assert_close(wide_gradient, gradient)  # shares are cut otherwise
+
+
+@pytest.mark.parametrize("heads", attention_cases.HEADS.values(), ids=attention_cases.HEADS)
+def test_several_subnets(device, heads):
+    attention_cases.check_several(heads, device=device, exact=False)
+
+
+def test_more_subnets_than_a_share_of_the_tables_gradient(device, gpu, monkeypatch):
+    """A program's share of the sequences then lies in several subnets."""
+    monkeypatch.setattr(gpu, "TABLE_SHARES", 2)
+    attention_cases.check_several([1, 3, 2], device=device, exact=False, images=1)
 
 
 @pytest.mark.parametrize("relative", [True, False])

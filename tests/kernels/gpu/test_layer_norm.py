@@ -69,6 +69,51 @@ def test_more_rows_than_programs_can_take_at_once(device, gpu, monkeypatch):
     assert all(bits_equal(first[name], second[name]) for name in first)
 
 
+@pytest.fixture
+def counted(monkeypatch, gpu):
+    """The counters of every launch."""
+    given = []
+
+    def counters(device, count):
+        given.append(torch.zeros(count, dtype=torch.int32, device=device))
+        return given[-1]
+
+    monkeypatch.setattr(gpu, "counters", counters)
+    return given
+
+
+@pytest.mark.parametrize("team", [1, 2, 3, 16])
+def test_whoever_comes_last_adds_up_the_same(device, gpu, monkeypatch, counted, team):
+    """5 programs in teams, in any order: the same bits, and counters that are zero again."""
+    if device != "cpu":
+        pytest.skip("the interpreter can be told an order")
+    from triton.runtime.interpreter import interpreter_builder
+
+    monkeypatch.setattr(gpu, "TEAM", team)
+    monkeypatch.setattr(gpu, "PROGRAMS", 5)
+    inputs, cotangent = case(40, device, rows=(131,))
+    in_order = check(inputs, cotangent, torch.float32)
+    tell = interpreter_builder.set_grid_idx
+    for order in ([4, 3, 2, 1, 0], [2, 4, 0, 1, 3]):
+        told = []
+        with monkeypatch.context() as patch:
+
+            def shuffled(x, y, z, order=order, told=told):
+                if interpreter_builder.grid_dim[0] == 5:  # the backward kernel
+                    x = order[x]
+                    told.append(x)
+                tell(x, y, z)
+
+            patch.setattr(interpreter_builder, "set_grid_idx", shuffled)
+            again = check(inputs, cotangent, torch.float32)
+        assert told == order
+        assert all(bits_equal(in_order[name], again[name]) for name in in_order)
+    assert len(counted) == 3
+    for counters in counted:
+        assert len(counters) == 1 + -(-5 // team)
+        assert torch.all(counters == 0)
+
+
 def test_rows_of_wider_buffers_and_an_empty_batch(device):
     inputs, _ = case(12, device)
     x, weight, bias = inputs.values()
@@ -146,3 +191,36 @@ def test_several_subnets(device, gpu, monkeypatch, widths, programs):
 
 def test_several_subnets_of_which_one_is_not_read(device):
     several.check_layer_norm([24, 40, 16], device=device, exact=False, absent=(1,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_gradient_of_the_stream(device, any_dtype, dtype):
+    """Added before dx is rounded; read by its strides."""
+    inputs, cotangent = case(24, device, dtype=dtype)
+    wide = torch.full((*cotangent.shape[:-1], 40), float("nan"), device=device, dtype=dtype)
+    wide[..., :24] = cotangent * 3
+
+    class Stream(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, dy):
+            return wide[..., :24]
+
+    def branch(x, weight, bias):
+        y, stream = kernels.pre_norm(x, weight, bias)
+        return Stream.apply(stream) + y
+
+    golden, plain = (
+        oracles.outputs_and_gradients(
+            lambda x, weight, bias: x * 3 + oracles.layer_norm(x, weight, bias), inputs,
+            cotangent, to,
+        )
+        for to in (torch.float64, dtype)
+    )  # fmt: skip
+    actual = oracles.outputs_and_gradients(branch, inputs, cotangent)
+    for results in (golden, plain, actual):
+        del results["output"]
+    assert_within_budget(actual, golden, plain, dtype)

@@ -10,7 +10,7 @@ from oracles import DTYPES, assert_within_budget, bits_equal
 
 from growtas import kernels
 from growtas.kernels import configs
-from growtas.kernels.extents import LinearSizes
+from growtas.kernels.extents import LinearExtents, LinearSizes
 from growtas.kernels.linear import gpu, gpu_plan
 
 EVERYTHING = {"input_activation": "gelu", "activation": "gelu"}
@@ -185,7 +185,8 @@ def test_one_gradient_only(device, trained):
 
 
 def test_rows_are_summed_in_splits_of_fixed_order(device, launched):
-    """Repetition gives the same bits; one launch forward, two backward and a fold of the splits."""
+    """Repetition gives the same bits; one launch forward, two backward. The splits are added up by
+    the same programs and in the same order where they have a launch of their own."""
     inputs, cotangent = case(device, 40, 70, rows=(5, 26), residual=True)
     arguments = {**EVERYTHING, "sample_scale": torch.rand(5, device=device)}
     first, second = (
@@ -195,16 +196,25 @@ def test_rows_are_summed_in_splits_of_fixed_order(device, launched):
         for _ in range(2)
     )
     assert all(bits_equal(first[name], second[name]) for name in first)
-    assert launched[:4] == [
+    assert launched[:3] == [
         "linear_forward_kernel",
-        "linear_input_gradient_kernel",
         "linear_weight_gradient_kernel",
-        "linear_fold_kernel",
+        "linear_input_gradient_kernel",
     ]
-    assert launched[4:] == launched[:4]
+    assert launched[3:] == launched[:3]
+    launched.clear()
+    leaves = [inputs[name].requires_grad_() for name in ("weight", "bias")]
+    y = kernels.linear(
+        inputs["x"], *leaves, out_features=70, residual=inputs["residual"], **arguments
+    )
+    for name, gradient in zip(
+        ("weight", "bias"), torch.autograd.grad(y, leaves, cotangent), strict=True
+    ):
+        assert bits_equal(gradient, first[name])
+    assert launched[1:] == ["linear_weight_gradient_kernel", "linear_fold_kernel"]
     launch, _ = gpu_plan.plan_weight_gradient(
         gpu_plan.Target(80, "ieee"), cotangent.flatten(0, 1), cotangent, inputs["x"].flatten(0, 1),
-        1, 70, gpu_plan.Options(False, False, None), inputs["weight"][None], None,
+        1, 70, gpu_plan.Options(False, False, None), inputs["weight"].detach()[None], None,
     )  # fmt: skip
     assert launch.arguments[4].shape == (9, 1, 70, 40)  # 130 rows in splits of 16 or more
 
@@ -317,10 +327,14 @@ def test_launches_with_device_extents_serve_every_subnet(device):
     def plans(extents):
         target, out = gpu_plan.Target(80, "ieee"), LARGEST[0]
         yield gpu_plan.plan_forward(target, x, weight, None, out, options, None, dy, None, extents)
-        yield gpu_plan.plan_input_gradient(target, dy, dy, weight, out, options, x, x, extents)
-        yield from gpu_plan.plan_weight_gradient(
+        launch, fold = gpu_plan.plan_weight_gradient(
             target, dy, dy, x, 2, out, options, weight, None, extents
         )
+        yield launch
+        yield gpu_plan.plan_input_gradient(
+            target, dy, dy, weight, out, options, x, x, extents, fold
+        )
+        yield gpu_plan.plan_fold(target, fold)
 
     def facts(launch):
         shapes = [
@@ -348,7 +362,8 @@ def test_products_left_to_cublas(monkeypatch, device, launched, dtype):
     check(inputs, cotangent, dtype, out_features=40, input_activation="gelu")
     inputs, cotangent = case(device, 24, 30, shape=(2, 4, 10))
     check(inputs, cotangent, dtype, out_features=30)
-    assert launched == 2 * ["linear_forward_kernel", "linear_input_gradient_kernel", *gradient]
+    with_rest = ["linear_weight_gradient_kernel", "linear_input_gradient_kernel"]
+    assert launched == 2 * ["linear_forward_kernel", *with_rest]
 
 
 def test_parameters_of_another_dtype_are_not_left_to_cublas(monkeypatch, device, launched):
@@ -380,3 +395,19 @@ def test_several_subnets_in_half_precision(device, dtype):
 
 def test_several_subnets_of_which_one_has_no_outputs(device):
     several.check_linear([(13, 9), (0, 9)], device=device, exact=False, fused=False)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_several_subnets_without_a_gradient_of_the_input(device, launched, flat):
+    """The parts of the gradients are then added up in a launch of their own: the same bits."""
+    given, cotangent = case(device, 12, 10, rows=(6, 9), shape=(3, 2, 5), flat_bias=flat)
+    extents = LinearExtents(several.column([4, 10], device, 2), several.column([12, 8], device, 0))
+    found = []
+    for needed in (True, False):
+        launched.clear()
+        leaves = [given[name].clone().requires_grad_() for name in ("weight", "bias")]
+        x = given["x"].clone().requires_grad_(needed)
+        kernels.linear(x, *leaves, extents=extents).backward(cotangent)
+        found.append([leaf.grad for leaf in leaves])
+        assert ("linear_fold_kernel" in launched) == (flat or not needed)
+    assert all(bits_equal(a, b) for a, b in zip(*found, strict=True))

@@ -1,4 +1,4 @@
-"""A captured training step on a CUDA device against the trainer's ordinary one."""
+"""The captured graphs themselves, on a CUDA device: their replays against ordinary steps."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ import random
 
 import pytest
 import torch
-from training.training_setup import FREEZE, SPACE, supernet
 
+from growtas import kernels
 from growtas.kernels import GradientAccumulator
 from growtas.schedule import Pass, StepPlan
+from growtas.supernet.graph import WARM_UP, GraphedForward
 from growtas.training.distributed import Process
 from growtas.training.graph import GraphedStep
 from growtas.training.optimizer import AdamW
 from growtas.training.passes import PassRunner
 from growtas.training.update import update
+
+from .test_graph import batches, subnets
+from .training_setup import FREEZE, SPACE, supernet
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="a CUDA graph needs a CUDA device"
@@ -75,3 +79,14 @@ def test_one_capture_for_all_subnets_and_stages(inactive, dtype):
     assert scalers[0].get_scale() == scalers[1].get_scale()
     for (name, a), b in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-2, atol=2e-3, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_replays_score_every_subnet():
+    model, plain = supernet().cuda(), supernet().eval()
+    forward = GraphedForward(model, next(batches(1))[0].cuda())
+    count = WARM_UP + 12
+    for (images, _), subnet in zip(batches(count), subnets(count), strict=True):
+        logits = forward(images.cuda(), subnet).cpu()
+        with kernels.use_backend("reference"), torch.no_grad():
+            torch.testing.assert_close(logits, plain(images, subnet), rtol=1e-3, atol=1e-3)
+    assert forward.reason is None
