@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from growtas import kernels
-from growtas.kernels import GradientAccumulator, native_library
+from growtas.kernels import GradientAccumulator
 from growtas.schedule import Pass, StepPlan
 from growtas.supernet.graph import WARM_UP, GraphedForward
 from growtas.training.distributed import Process
@@ -75,7 +75,7 @@ def test_one_capture_for_all_subnets_and_stages(inactive, dtype):
             captured = step._graph
     assert step.reason is None
     assert step._graph is captured
-    assert (step.update_reason is None) == (native_library.cuda_unavailable() is None)
+    assert step.update_reason is None
     assert scalers[0].get_scale() == scalers[1].get_scale()
     for (name, a), b in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-2, atol=2e-3, msg=lambda m, n=name: f"{n}: {m}")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from growtas.kernels import triton_support
-from growtas.kernels.adamw import reference
+from growtas.kernels.adamw import gpu_static, reference
 from growtas.kernels.adamw.gpu_kernels import (
     adamw_kernel,
     gradient_norm_kernel,
@@ -121,3 +121,4 @@ def builds(architecture: int) -> Iterator[Build]:
         yield Build(f"{entries} entries", gradient_norm_partial_kernel, types, sizes, config)
     types = {"partials": "*fp32:16", "norm": "*fp32:16", "count": "i32"}
     yield Build("", gradient_norm_kernel, types, {"BLOCK": FOLD.blocks[0]}, FOLD)
+    yield from gpu_static.builds()

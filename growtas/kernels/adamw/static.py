@@ -7,6 +7,7 @@ of :func:`adamw_static_` serves every subnet, every learning rate and everything
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Sequence
 from itertools import chain
@@ -16,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from growtas.kernels import native_library
+from growtas.kernels import native_library, triton_support
 from growtas.kernels.adamw import static_launch, static_reference
 from growtas.kernels.dispatch import BackendUnavailable, requested_backend
 from growtas.kernels.extents import COLUMNS, copy_from_host
@@ -202,8 +203,8 @@ def unavailable(parameter: Tensor) -> str | None:
 
 
 def implementation(parameter: Tensor) -> ModuleType:
-    """The module whose ``step_`` moves such parameters: compiled where it can be, else, on the CPU
-    or when asked for by name, the reference.
+    """The module whose ``step_`` moves such parameters: on CUDA devices the library in CUDA C++,
+    else Triton; on the CPU the core, else the reference. "triton" by name on the CPU: interpreted.
 
     Raises:
         BackendUnavailable: neither.
@@ -213,11 +214,15 @@ def implementation(parameter: Tensor) -> ModuleType:
         return static_reference
     cuda = parameter.device.type == "cuda"
     reason = native_library.cuda_unavailable() if cuda else native_library.unavailable()
-    if reason is None and parameter.dtype != torch.float32:
+    if parameter.dtype != torch.float32:
         reason = f"it updates float32 parameters, not {parameter.dtype}"
-    if reason is None:
+    elif reason is None and (cuda or request != "triton"):
         return static_launch
-    if cuda or request == "native":
+    elif cuda or request == "triton":
+        reason = triton_support.unavailable() or triton_support.unsupported(parameter)
+        if reason is None:
+            return importlib.import_module("growtas.kernels.adamw.gpu_static")
+    if cuda or request != "auto":
         raise BackendUnavailable(f"adamw with extents on {parameter.device.type}: {reason}")
     return static_reference
 
