@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-RESERVE = (
-    1 << 16
-)  # counters set aside for graphs at a time: a large model's backward takes hundreds
+# Counters set aside for graphs at a time: a large model's backward takes hundreds.
+RESERVE = 1 << 16
 
 _of_streams: dict[tuple[torch.device, int], Tensor] = {}
 _reserves: dict[torch.device, list[Tensor]] = {}  # kept for good: graphs hold their addresses
