@@ -36,7 +36,6 @@ def run(
 
     _require_packages(recipe)
     current = Run.start(recipe, resume=resume, overwrite=overwrite, say=say)
-    current.check_data()
     seconds: dict[str, float] = {}
 
     @contextmanager

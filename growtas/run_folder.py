@@ -17,8 +17,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from growtas.atomic import write_atomically
 from growtas.checks import mapping
-from growtas.config import ConfigError, differences
+from growtas.config import ConfigError, content_of, differences, read_text
 from growtas.recipe import Recipe
 from growtas.space import SearchSpace, Subnet
 from growtas.subnet_files import load_subnets
@@ -85,6 +86,8 @@ class Run:
     ) -> Run:
         """Prepares ``recipe.output.dir`` and saves the recipe there.
 
+        What can be refused is refused before anything is removed or written.
+
         Args:
             recipe: what to run.
             resume: continue a run of the same recipe; fields that cannot change its result may
@@ -94,7 +97,9 @@ class Run:
 
         Raises:
             ConfigError: the folder holds a run and neither `resume` nor `overwrite` is given, both
-                are, or the run to resume has another recipe (the message lists the fields).
+                are, or the run to resume has another recipe or its search other settings (the
+                message lists the fields).
+            OSError, ValueError: the data cannot be read or used.
         """
         if resume and overwrite:
             raise ConfigError("resume and overwrite exclude each other")
@@ -105,8 +110,15 @@ class Run:
                 f"{run.folder} already holds a run ({', '.join(found)}): add --resume to continue "
                 "it, --overwrite to replace it, or output.dir=FOLDER to write elsewhere"
             )
+        if found and resume and not (run.folder / CONFIG).is_file():
+            raise ConfigError(
+                f"{run.folder} holds a run without its {CONFIG}, so nobody knows its settings: "
+                "--overwrite replaces it"
+            )
         if resume:
             run._check_trained_alike()
+            run._check_searched_alike()
+        run._check_data()
         if overwrite:
             run._remove(*_TRAINED, *_SEARCHED, *_REPORTED)
         run._save_recipe()
@@ -135,12 +147,8 @@ class Run:
 
         return build_data(self.recipe.data, self.recipe.augment)
 
-    def check_data(self) -> None:
-        """Finds a missing or unfitting split before the training, not after it; reads no image.
-
-        Raises:
-            ValueError: a split cannot be used.
-        """
+    def _check_data(self) -> None:
+        """Finds a missing or unfitting split before the training, not after it; reads no image."""
         data = self.data
         counts = [len(split) for split in (data.train, data.search, data.test)]
         self.say("data: {:,} training, {:,} search and {:,} test images".format(*counts))
@@ -187,38 +195,38 @@ class Run:
         The recipe goes to ``config.yaml``, so that the folder says what it holds.
 
         Args:
-            resume: keep a finished search with these settings, continue one for more generations
-                and one that was interrupted; a finished search with other settings is replaced.
+            resume: keep a finished search, continue one for more generations and one that was
+                interrupted. Without it a search that is there is replaced.
 
         Raises:
-            ConfigError: the supernet was trained with another recipe.
-            ValueError: no subnet meets a limit, or the begun search has other settings.
+            ConfigError: the supernet was trained with another recipe, or the search to resume has
+                other settings; nothing is removed then.
+            ValueError: no subnet meets a limit, or the search to resume is of other weights or
+                images; nothing is removed then either.
         """
-        from growtas.search import SearchResult, model_cost, search
+        from growtas.search import SearchResult, model_cost
+        from growtas.search.run import Search
 
         self._check_trained_alike()
-        self._save_recipe()
-        path = self.folder / SEARCH
-        if resume and path.is_file():
-            result = SearchResult.load(path)
-            if result.config == self.recipe.search:
+        if resume:
+            self._check_searched_alike()
+            path = self.folder / SEARCH
+            if path.is_file() and (done := SearchResult.load(path)).config == self.recipe.search:
+                self._save_recipe()
                 self.say(f"search: done before, using {path}")
-                return result
-            # More generations continue a finished search; other limits or settings are another one.
-            wanted = self.recipe.search
-            resume = wanted == replace(
-                result.config, generations=wanted.generations, batch_size=wanted.batch_size
-            )
-        self._remove(*_REPORTED, *(() if resume else _SEARCHED))
-        return search(
+                return done
+        current = Search(
             self.model.space,
             self._evaluator("search"),
             self.recipe.search,
             model_cost(self.model),
-            run_dir=self.folder,
-            resume=resume,
-            progress=self.recipe.train.progress,
+            self.folder,
         )
+        if resume:
+            current.load()
+        self._save_recipe()
+        self._remove(*_REPORTED, *(() if resume else _SEARCHED))
+        return current.go(progress=self.recipe.train.progress)
 
     def random_subnets(self, result: SearchResult) -> list[Candidate]:
         """Random subnets scored on the search split, to draw beside what the search found."""
@@ -226,9 +234,11 @@ class Run:
 
         path, count = self.folder / RANDOM, self.recipe.output.random_subnets
         if path.is_file():
-            stored = json.loads(path.read_text(encoding="utf-8"))
+            text = read_text(path)
+            with content_of(path, "a list of scored subnets"):
+                stored = [Candidate.from_dict(values) for values in json.loads(text)]
             if len(stored) == count:
-                return [Candidate.from_dict(values) for values in stored]
+                return stored
         candidates = score_random(
             self.model.space,
             self._evaluator("search"),
@@ -350,8 +360,6 @@ class Run:
 
     def write_json(self, name: str, values: Any) -> None:
         """Writes a file of the folder, in one piece."""
-        from growtas.search.result import write_atomically
-
         if self.process.is_main:
             write_atomically(self.folder / name, json.dumps(values, indent=1) + "\n")
 
@@ -383,6 +391,17 @@ class Run:
             raise ConfigError(
                 f"the run in {self.folder} has another recipe ({'; '.join(changed)}): repeat its "
                 "settings, or start over with --overwrite or in another output.dir"
+            )
+
+    def _check_searched_alike(self) -> None:
+        from growtas.search.run import changed_settings
+
+        changed = changed_settings(self.folder, self.recipe.search)
+        if changed:
+            raise ConfigError(
+                f"the search in {self.folder} has other settings ({'; '.join(changed)}): repeat "
+                f"its settings, or replace it with `growtas search {self.folder} --overwrite` and "
+                "the new ones"
             )
 
     def _save_recipe(self) -> None:
