@@ -71,7 +71,7 @@ def content_of(path: str | Path, what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         said = str(error) if isinstance(error, ConfigError) else repr(error)
         raise ConfigError(f"{path} is not {what}: {said}") from error
 
@@ -106,6 +106,9 @@ def _loader() -> Any:
     import yaml
 
     class Loader(yaml.SafeLoader):
+        def construct_document(self, node: Any) -> Any:
+            return self.construct_object(node, deep=True)  # refuses what contains itself
+
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
             seen: list[Any] = []
             for key_node, _ in node.value:

@@ -84,9 +84,16 @@ class Run:
     def start(
         cls, recipe: Recipe, *, resume: bool = False, overwrite: bool = False, say: Say = print
     ) -> Run:
-        """Prepares ``recipe.output.dir`` and saves the recipe there.
+        """`plan` and `begin`: the folder is this run's from now on."""
+        run = cls.plan(recipe, resume=resume, overwrite=overwrite, say=say)
+        run.begin(resume=resume)
+        return run
 
-        What can be refused is refused before anything is removed or written.
+    @classmethod
+    def plan(
+        cls, recipe: Recipe, *, resume: bool = False, overwrite: bool = False, say: Say = print
+    ) -> Run:
+        """A run in ``recipe.output.dir``, checked; nothing is removed or written yet.
 
         Args:
             recipe: what to run.
@@ -104,6 +111,8 @@ class Run:
         if resume and overwrite:
             raise ConfigError("resume and overwrite exclude each other")
         run = cls(recipe, recipe.run_dir, say)
+        if run.folder.exists() and not run.folder.is_dir():
+            raise ConfigError(f"output.dir is {str(run.folder)!r}, which is not a folder")
         found = [n for n in (*_TRAINED, *_SEARCHED, *_REPORTED) if (run.folder / n).exists()]
         if found and not (resume or overwrite):
             raise ConfigError(
@@ -118,11 +127,15 @@ class Run:
         if resume:
             run._check_trained_alike()
             run._check_searched_alike()
-        run._check_data()
-        if overwrite:
-            run._remove(*_TRAINED, *_SEARCHED, *_REPORTED)
-        run._save_recipe()
+        run.check_data()
         return run
+
+    def begin(self, *, resume: bool = False) -> None:
+        """Saves the recipe in the folder, and removes what another run left there, unless this one
+        resumes it."""
+        if not resume:
+            self._remove(*_TRAINED, *_SEARCHED, *_REPORTED)
+        self._save_recipe()
 
     @classmethod
     def open(cls, folder: str | Path, overrides: Sequence[str] = (), say: Say = print) -> Run:
@@ -147,7 +160,7 @@ class Run:
 
         return build_data(self.recipe.data, self.recipe.augment)
 
-    def _check_data(self) -> None:
+    def check_data(self) -> None:
         """Finds a missing or unfitting split before the training, not after it; reads no image."""
         data = self.data
         counts = [len(split) for split in (data.train, data.search, data.test)]
@@ -169,6 +182,7 @@ class Run:
     def train(self, *, resume: bool = False) -> None:
         """Trains the supernet; `resume` keeps a finished training and continues a begun one."""
         if resume and (self.folder / SUPERNET).is_file():
+            self.begin(resume=True)
             self.say(f"train: done before, using {self.folder / SUPERNET}")
             return
         import torch
@@ -178,16 +192,36 @@ class Run:
 
         recipe, data = self.recipe, self.data
         torch.manual_seed(recipe.train.seed)
-        model = recipe.build_model(
-            in_chans=data.in_chans, image_size=data.image_size, num_classes=data.num_classes
-        )
+        model = self._new_model()
         strategy = recipe.build_strategy(model.space, model_cost(model))
-        self._remove(*_SEARCHED, *_REPORTED, *(() if resume else _TRAINED))
         trainer = Trainer(
             model, strategy, data, recipe.train, self.folder, optim=recipe.optim, say=self.say
         )
+        self.begin(resume=resume)  # by now, what can be refused has been
+        self._remove(*_SEARCHED, *_REPORTED)
         trainer.fit(resume=resume)
         self.__dict__.pop("model", None)  # of an earlier training
+
+    def check_limits(self) -> None:
+        """Finds a limit of the search that no subnet meets before the training, not after it.
+
+        Raises:
+            ValueError: there is one.
+        """
+        import torch
+
+        from growtas.cost import model_cost
+        from growtas.search.run import windows
+
+        with torch.device("meta"):  # sizes are all that is needed
+            model = self._new_model()
+        windows(model.space, self.recipe.search, model_cost(model))
+
+    def _new_model(self) -> Supernet:
+        data = self.data
+        return self.recipe.build_model(
+            in_chans=data.in_chans, image_size=data.image_size, num_classes=data.num_classes
+        )
 
     def search(self, *, resume: bool = False) -> SearchResult:
         """Searches the supernet under the recipe's limits, on the search split.

@@ -97,6 +97,12 @@ def changed_settings(folder: Path, config: SearchConfig) -> list[str]:
     return differences(stored, asked, where="search.")
 
 
+def windows(space: SearchSpace, config: SearchConfig, cost: CostFunction) -> list[Window]:
+    """The window of each limit. Raises ValueError for one that no subnet of `space` is in."""
+    table = SizeTable.build(space, cost)
+    return [Window(space, limit, cost, table) for limit in config.windows]
+
+
 class Search:
     """A search that can be looked at before it begins: what it cannot do, it says when it is made
     (a limit that nothing meets) and when it is loaded; see `search` for the arguments."""
@@ -115,8 +121,7 @@ class Search:
         self.config = config
         self.cost = cost
         self.folder = folder
-        table = SizeTable.build(space, cost)
-        self.windows = [Window(space, limit, cost, table) for limit in config.windows]
+        self.windows = windows(space, config, cost)
         self.breed = (autoformer if config.compat else breeding).next_generation
         self.rngs = [random.Random(_seed(config, limit)) for limit in config.windows]
         self.histories: list[list[dict[str, Any]]] = [[] for _ in self.windows]
