@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from growtas.atomic import replacing
 from growtas.cost import format_count
 from growtas.search.candidate import Axis, Candidate, pareto_front
 from growtas.search.result import SearchResult
@@ -68,9 +69,8 @@ def plot_front(
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_count(round(value))))
     axes.grid(alpha=0.25)
     axes.legend(loc="upper right" if objective == "loss" else "lower right", fontsize=8)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    with replacing(path) as file:
+        figure.savefig(file, format=Path(path).suffix[1:] or "png", dpi=150)
 
 
 def winners_table(result: SearchResult, test_accuracy: Mapping[str, float] | None = None) -> str:
