@@ -112,7 +112,7 @@ def update(
         tl.store(shadows, w.to(tl.bfloat16), inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["lr_at", "norm_at"])
 def adamw_kernel(
     first,  # [ENTRIES] int32: each entry's first task; past the last entry, the number of tasks,
     table,  # [ENTRIES, FIELDS] int64                    then more than any task
