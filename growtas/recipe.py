@@ -77,6 +77,8 @@ class OutputConfig:
     random_subnets: int = 100  # random subnets that front.png shows beside the search's, 0 for none
 
     def __post_init__(self) -> None:
+        if self.dir == "":
+            raise ValueError("dir must be the name of a folder, or null for runs/<recipe>, got ''")
         if self.random_subnets < 0:
             raise ValueError(f"random_subnets must be at least 0, got {self.random_subnets}")
 
