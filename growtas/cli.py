@@ -47,12 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 if all went well, 2 for input that cannot be used, 1 for a run that failed, 130 if it was
         interrupted. A failure is one line on stderr; ``--debug`` adds the traceback.
     """
-    parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
+    options, rest = _parser().parse_known_args(arguments)
     # argparse stops collecting overrides at the first option; they may come after it too.
     unknown = [text for text in rest if text.startswith("-") or "=" not in text]
     if unknown or (rest and not hasattr(options, "overrides")):
-        parser.error(f"unrecognized arguments: {' '.join(unknown or rest)}")
+        options.parser.error(f"unrecognized arguments: {' '.join(unknown or rest)}")
     if rest:
         options.overrides = [*options.overrides, *rest]
     try:
@@ -306,7 +305,7 @@ def _command(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.set_defaults(command=function, name=name)
+    parser.set_defaults(command=function, name=name, parser=parser)
     return parser
 
 

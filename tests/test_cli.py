@@ -153,7 +153,9 @@ class TestErrors:
             (["run", PACKAGE], "growtas is a folder, not a recipe"),
             (["convert", "nowhere.pth", "out.safetensors"], "nowhere.pth"),
             (["convert", info.__file__, PACKAGE], "growtas is a folder"),
+            (["convert", info.__file__, "out", "--space", "x.yaml"], "directory: 'x.yaml'"),
             (["analyze", "limits", "nowhere"], "nowhere is not the folder of a run"),
+            (["analyze", "limits", "nowhere", "--limits", "6M,"], "a window is written"),
             (["search", "nowhere"], "nowhere is not the folder of a run"),
             (["evaluate", "nowhere"], "nowhere is not the folder of a run"),
         ],
@@ -327,10 +329,12 @@ class TestErrors:
         ],
     )
     def test_usage(self, arguments, capsys):
+        """Of the command that was meant, where one was."""
         with pytest.raises(SystemExit) as stop:
             main(arguments)
         assert stop.value.code == 2
-        assert "usage: growtas" in capsys.readouterr().err
+        command = arguments[0] if arguments and arguments[0] != "fly" else "[-h]"
+        assert f"usage: growtas {command}" in capsys.readouterr().err
 
 
 class TestHelp:
