@@ -272,6 +272,15 @@ class TestErrors:
         line = fails(["evaluate", str(folder), "--subnet", "medium"], capsys)
         assert "use best, small, any, smallest, largest" in line
 
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [(b"\x89PNG\r\n\x1a\n", ""), (b"[" * 2000, "nested too deeply"), (b"3", "lists no subnet")],
+    )
+    def test_file_that_is_no_subnet(self, folder, tmp_path, capsys, content, message):
+        (tmp_path / "bad.json").write_bytes(content)
+        arguments = ["evaluate", str(folder), "--subnet", str(tmp_path / "bad.json")]
+        assert message in fails(arguments, capsys)
+
     def test_missing_file(self, folder, capsys):
         assert "missing.json" in fails(["extract", str(folder), "--subnet", "missing.json"], capsys)
 
