@@ -20,10 +20,10 @@ class Digits(torch.utils.data.Dataset[tuple[Any, int]]):
         bunch = require("sklearn.datasets", "demo").load_digits()
         pixels = numpy.rint(bunch.images * (255 / 16)).astype(numpy.uint8)
         self._images = [image.fromarray(array) for array in pixels]
-        self._labels = [int(label) for label in bunch.target]
+        self.targets = [int(label) for label in bunch.target]
 
     def __len__(self) -> int:
         return len(self._images)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        return self._images[index], self._labels[index]
+        return self._images[index], self.targets[index]
