@@ -251,9 +251,9 @@ def computed_again(y: Tensor, again: Callable[[], Tensor]) -> contextlib.Abstrac
     which is called then: a LayerNorm's output costs less to compute than to keep.
 
     ``again`` must return the bits of ``y``. torch.compile decides such things by itself, and
-    tensors without memory are left alone.
+    tensors without memory are left alone: empty ones all have the same address.
     """
-    if not y.requires_grad or y.is_meta or observed(y):
+    if not y.requires_grad or y.is_meta or not y.numel() or observed(y):
         return contextlib.nullcontext()
     place, device, dtype = y.data_ptr(), y.device.type, y.dtype
 
