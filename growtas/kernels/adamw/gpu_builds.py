@@ -18,8 +18,8 @@ BETAS = (0.9, 0.999)
 
 def calls() -> Iterator[tuple[str, Callable[[], None]]]:
     """With and without counts, shadows, clipping and a learning rate on the device, for up to 64,
-    128, ... and 1024 boxes, more than AutoFormer-B's parameters are cut into; and the fixed launches
-    in every form."""
+    128, ... and 1024 boxes, more than AutoFormer-B's parameters are cut into; and the fixed
+    launches in every form."""
     for boxes in (200, 50, 100, 500, 1000):
         yield f"norm of {boxes} boxes", partial(_norm, boxes)
         names = ("counts", "shadows", "clip", "rate on the device")

@@ -75,7 +75,7 @@ def test_a_kernel_runs_on_the_device_of_its_tensors(cuda):
 
 @pytest.mark.parametrize("operator", ["linear", "layer_norm", "attention", "adamw"])
 def test_every_kernel_is_launched_there(operator):
-    """The first argument of a kernel is a tensor, whose device is taken; all arguments are given."""
+    """A kernel's first argument is a tensor, whose device is taken; no argument is left out."""
     launches = [build.launch for build in precompile.builds(90, [operator])]
     assert launches
     for kernel, _, arguments, constants, _ in launches:
