@@ -22,12 +22,13 @@ def calls() -> Iterator[tuple[str, Callable[[], None]]]:
     launches in every form."""
     for boxes in (200, 50, 100, 500, 1000):
         yield f"norm of {boxes} boxes", partial(_norm, boxes)
-        names = ("counts", "shadows", "clip", "rate on the device")
+        names: tuple[str, ...] = ("counts", "shadows", "clip", "rate on the device")
         for flags in product((False, True), repeat=len(names)):
             on = (name for name, flag in zip(names, flags, strict=True) if flag)
             yield ", ".join((f"{boxes} boxes", *on)), partial(_step, boxes, *flags)
-    for inactive, *flags in product(INACTIVE, *[(False, True)] * 3):
-        on = (name for name, flag in zip(("clip", "scale", "average"), flags, strict=True) if flag)
+    names = ("clip", "scale", "average")
+    for inactive, flags in product(INACTIVE, product((False, True), repeat=len(names))):
+        on = (name for name, flag in zip(names, flags, strict=True) if flag)
         yield " ".join(("fixed", inactive, *on)), partial(_fixed, inactive, *flags)
 
 
