@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple, NoReturn
+from typing import IO, NamedTuple, NoReturn
 
 from benchmarks import processes, report, rows
 from benchmarks.gpu_toolchain import NO_DEVICE
@@ -47,6 +47,7 @@ MEMORY_CHECKED = (
     "(clamped and 1-cls) or boxes_of_many_rows or one_parameter_gradient or one_gradient_only "
     "or several_subnets"
 )
+PROFILED = ("tiny/largest", "small/largest", "tiny/smallest")
 TOOLCHAIN = "toolchain"
 
 
@@ -77,7 +78,7 @@ def steps(out: Path, *, quick: bool, sanitizer: str | None) -> list[Step]:
         Step(
             "kernels",
             python("benchmarks.gpu_kernels", *place, "--cases",
-                   *("tiny/largest", "small/largest", "tiny/smallest")[: 1 if quick else 3]),
+                   *(f"autoformer-{case}" for case in PROFILED[: 1 if quick else None])),
             seconds(60, 30),
         ),
         train("tiny", "largest" if quick else "*", seconds(75, 30), "smart", *OURS),
@@ -112,6 +113,10 @@ def steps(out: Path, *, quick: bool, sanitizer: str | None) -> list[Step]:
     return found
 
 
+class NoDevice(Exception):
+    """There is nothing that the steps could run on."""
+
+
 class Outcome(NamedTuple):
     """How a step ended, and the seconds it took."""
 
@@ -131,7 +136,7 @@ class Run:
     """Runs steps within a budget, and keeps `gpu.log` and `gpu.md` in a folder.
 
     Args:
-        out: the folder, made if it is missing.
+        out: the folder, made when there is something to keep.
         budget: seconds from `begun` on.
         begun: when, by the clock.
     """
@@ -139,19 +144,26 @@ class Run:
     def __init__(
         self, out: Path, budget: float, begun: float, clock: Clock = time.monotonic
     ) -> None:
-        out.mkdir(parents=True, exist_ok=True)
         self.out, self.clock = out, clock
         self.begun, self.deadline = begun, begun + budget - RESERVE
         self.started = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         self.outcomes: dict[str, Outcome] = {}
-        self._log = (out / "gpu.log").open("w", buffering=1, encoding="utf-8")
+        self._early: list[str] = []  # said before the log is there
+        self._log: IO[str] | None = None
 
     def say(self, line: str) -> None:
         print(line, flush=True)
-        print(line, file=self._log)
+        if self._log is None:
+            self._early.append(line)
+        else:
+            print(line, file=self._log)
 
     def run(self, todo: Sequence[Step]) -> None:
-        """Run the steps while there is time; stops where the first one finds no device."""
+        """Run the steps while there is time.
+
+        Raises:
+            NoDevice: the toolchain found none; nothing is written.
+        """
         for step in todo:  # known from the start, so that an early end names them
             self.outcomes[step.name] = Outcome("not reached", 0.0)
         for step in todo:
@@ -165,12 +177,16 @@ class Run:
             result = processes.run(step, limit, self.say, rows.ROOT, self.clock)
             self.outcomes[step.name] = Outcome(result, self.clock() - start)
             self.say(f"== {step.name}: {result}, {self.clock() - start:.0f} s")
+            if step.name == TOOLCHAIN and result == f"failed with status {NO_DEVICE}":
+                raise NoDevice
             self.write()
-            if step.name == TOOLCHAIN and result.startswith(f"failed with status {NO_DEVICE}"):
-                return
 
     def write(self) -> str:
         """The page of what there is so far; also its text."""
+        if self._log is None:
+            self.out.mkdir(parents=True, exist_ok=True)
+            self._log = (self.out / "gpu.log").open("w", buffering=1, encoding="utf-8")
+            self._log.writelines(f"{line}\n" for line in self._early)
         found = [
             row
             for path in sorted(self.out.glob("cuda-*.csv"))
@@ -188,6 +204,7 @@ class Run:
             the exit status.
         """
         self.say(f"\n{self.write()}\n{self.clock() - self.begun:.0f} s in all")
+        assert self._log is not None  # opened by write
         self._log.close()
         return int(any(outcome.result != "done" for outcome in self.outcomes.values()))
 
@@ -230,10 +247,11 @@ def main(arguments: Sequence[str] | None = None, clock: Clock = time.monotonic) 
         run.run(todo)
     except KeyboardInterrupt:
         run.say("interrupted")
+    except NoDevice:
+        return NO_DEVICE
     finally:
         signal.signal(signal.SIGTERM, before)
-        status = run.end()
-    return status
+    return run.end()
 
 
 if __name__ == "__main__":

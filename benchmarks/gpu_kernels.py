@@ -100,9 +100,8 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument(
         "--cases",
         nargs="+",
-        default=["tiny/largest", "small/largest"],
-        metavar="SIZE/SUBNET",
-        help="of AutoFormer, as in tiny/largest",
+        default=["autoformer-tiny/largest", "autoformer-small/largest"],
+        metavar="SPACE/SUBNET",
     )
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--image-size", type=int, default=224)
@@ -117,9 +116,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name = args.variant or ("growtas-triton-graph" if cuda else "growtas-reference-dense")
     book = rows.Book(args.device, args.out and rows.result_file(args.device, args.out))
     for which in args.cases:
-        size, subnet = which.split("/")
-        space = SearchSpace.preset(f"autoformer-{size}")
-        case = Case(space, subnet, args.batch, "bfloat16", "kernels", image_size=args.image_size)
+        space, subnet = which.split("/")
+        case = Case(
+            SearchSpace.preset(space),
+            subnet,
+            args.batch,
+            "bfloat16",
+            "kernels",
+            image_size=args.image_size,
+        )
         table = Rows.of_case(book, case)
         with survived(table, name):
             measure(case, build(name, case, args.device), table)

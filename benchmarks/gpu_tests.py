@@ -86,7 +86,8 @@ def stop(number: int, frame: FrameType | None) -> NoReturn:
     sys.exit(128 + number)
 
 
-def main(arguments: Sequence[str]) -> int:
+def command_line() -> argparse.ArgumentParser:
+    """Everything that can be asked for, but for pytest's own."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu_tests",
         description=__doc__,
@@ -94,7 +95,11 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--out", type=Path, help="folder of the rows; default: only printed")
-    args, rest = parser.parse_known_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    args, rest = command_line().parse_known_args(arguments)
     # Now, because PyTorch is imported for it, which takes longer than a cut leaves.
     book = rows.Book(args.device, args.out and rows.result_file(args.device, args.out))
     table = Rows(book, dtype="", batch=0, space="", subnet="", task="tests")

@@ -99,11 +99,17 @@ def measure(batch: int, rounds: int, book: rows.Book) -> None:
         table.add(OURS, "roofline_share", "1", [floor / t for t in times])
 
 
-def main() -> int:
+def command_line() -> argparse.ArgumentParser:
+    """Everything that can be asked for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.roofline", description=__doc__)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--out", type=Path, help="folder; default: only printed")
+    return parser
+
+
+def main() -> int:
+    parser = command_line()
     args = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("there is no CUDA device: the share of a roofline is measured on one")

@@ -13,8 +13,8 @@ from benchmarks.cases import Case, make_batch
 from benchmarks.rows import Book
 from benchmarks.runner import Effort, Rows, WrongResult, check
 from benchmarks.subnets_per_second import (
-    CPU_QUICK,
     COMPILED,
+    CPU_QUICK,
     CUDA,
     EXTRACTED,
     OURS,
