@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import IO, NamedTuple, NoReturn
+from typing import IO, NamedTuple
 
 from benchmarks import processes, report, rows
 from benchmarks.gpu_toolchain import NO_DEVICE
@@ -139,6 +139,9 @@ class Run:
         out: the folder, made when there is something to keep.
         budget: seconds from `begun` on.
         begun: when, by the clock.
+
+    Attributes:
+        stopped: set from outside to end the running step and leave out the others.
     """
 
     def __init__(
@@ -148,6 +151,7 @@ class Run:
         self.begun, self.deadline = begun, begun + budget - RESERVE
         self.started = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         self.outcomes: dict[str, Outcome] = {}
+        self.stopped = False
         self._early: list[str] = []  # said before the log is there
         self._log: IO[str] | None = None
 
@@ -167,14 +171,17 @@ class Run:
         for step in todo:  # known from the start, so that an early end names them
             self.outcomes[step.name] = Outcome("not reached", 0.0)
         for step in todo:
+            if self.stopped:
+                return
             start = self.clock()
             limit = min(step.limit, self.deadline - start)
             if limit < LEAST:
                 self.outcomes[step.name] = Outcome("left out: no time", 0.0)
                 continue
             self.say(f"\n== {step.name} (at most {limit:.0f} s)")
-            self.outcomes[step.name] = Outcome("interrupted", 0.0)
-            result = processes.run(step, limit, self.say, rows.ROOT, self.clock)
+            result = processes.run(
+                step, limit, self.say, rows.ROOT, self.clock, lambda: self.stopped
+            )
             self.outcomes[step.name] = Outcome(result, self.clock() - start)
             self.say(f"== {step.name}: {result}, {self.clock() - start:.0f} s")
             if step.name == TOOLCHAIN and result == f"failed with status {NO_DEVICE}":
@@ -237,21 +244,20 @@ def main(arguments: Sequence[str] | None = None, clock: Clock = time.monotonic) 
             print(f"{step.name} ({step.limit:.0f} s): {' '.join(step.command)}")
         return 0
 
-    def stop(number: int, frame: FrameType | None) -> NoReturn:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: the page takes a moment
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
     run = Run(out, QUICK_BUDGET if args.quick else BUDGET, begun, clock)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        run.stopped = True
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         run.run(todo)
-    except KeyboardInterrupt:
-        run.say("interrupted")
+        return run.end()
     except NoDevice:
         return NO_DEVICE
     finally:
-        signal.signal(signal.SIGTERM, before)
-    return run.end()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

@@ -99,22 +99,35 @@ def _alive(process: subprocess.Popen) -> bool:
     return True
 
 
-def run(step: Step, limit: float, say: Say, folder: Path, clock: Clock = time.monotonic) -> str:
+def run(
+    step: Step,
+    limit: float,
+    say: Say,
+    folder: Path,
+    clock: Clock = time.monotonic,
+    stopped: Callable[[], bool] = lambda: False,
+) -> str:
     """Run a step's command for `limit` seconds at most.
 
+    Args:
+        stopped: whether to end it before.
+
     Returns:
-        "done", or "failed with status N" or "cut after N s" and the consequence.
+        "done", or "failed with status N", "cut after N s" or "interrupted" and the consequence.
     """
     end = clock() + limit
     process = start(step.command, folder, dict(step.environment), own_group=True)
     reader = pass_on(process, say)
     try:
-        while (status := process.poll()) is None and clock() < end:
+        while (status := process.poll()) is None and clock() < end and not stopped():
             time.sleep(POLL)
     finally:
         end_group(process)
         reader.join(GRACE)
     if status == 0:
         return "done"
-    result = f"cut after {limit:.0f} s" if status is None else f"failed with status {status}"
+    if status is not None:
+        result = f"failed with status {status}"
+    else:
+        result = "interrupted" if stopped() else f"cut after {limit:.0f} s"
     return f"{result}: {step.consequence}" if step.consequence else result

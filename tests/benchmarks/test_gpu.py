@@ -207,6 +207,7 @@ def test_the_budget_ends_the_run_and_what_was_left_out_is_named(rehearsal):
     found.run(todo)
     assert found.outcomes["second"] == Outcome("left out: no time", 0.0)
     assert rehearsal.rows() == 1
+    assert found.end() == 1
     assert "| second | left out: no time | 0 |" in (rehearsal.out / "gpu.md").read_text()
     # A step may take what is left of the budget, less than its limit.
     rehearsal.now = 0.0
