@@ -227,6 +227,7 @@ def test_initialisation_follows_autoformer():
         ({"image_size": 18}, "image_size 18 x 18 is not a multiple of patch_size 4"),
         ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
         ({"drop_path": 1.0}, r"drop_path is 1.0, it must be in \[0, 1\)"),
+        ({"layer_norm_eps": -1e-5}, "layer_norm_eps is -1e-05, it must be 0 or more"),
         ({"init_std": 0.0}, r"init_std is 0.0, it must be in \(0, 1\]"),
         ({"pool": "max"}, "pool is 'max', allowed: mean, cls"),
         ({"pool": "cls", "class_token": False}, "needs class_token=True"),
@@ -253,6 +254,47 @@ def test_bad_inputs_are_named(model, images):
         model(images, 24)
     with pytest.raises(ValueError, match=r"images must be \[B, 3, 16, 16\], got \(3, 1, 16, 16\)"):
         model(images[:, :1], SPACE.smallest())
+
+
+@pytest.mark.parametrize("way", ["one", "several", "static"])
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda x: (255 * x).to(torch.uint8), TypeError, "images must be of floats .*torch.uint8"),
+        (lambda x: x.long(), TypeError, "images must be of floats .*torch.int64"),
+        (lambda x: x.numpy(), TypeError, "images must be a torch.Tensor, got ndarray"),
+        (lambda x: x.to("meta"), ValueError, "images must be .*, got a tensor on meta"),
+    ],
+    ids=["uint8", "int64", "numpy", "meta"],
+)
+def test_images_that_are_refused(model, images, way, change, error, message):
+    subnet = SPACE.smallest()
+    forward, given = {
+        "one": (model, subnet),
+        "several": (model, [subnet] * 3),
+        "static": (model.forward_static, model.new_extents()),
+    }[way]
+    with pytest.raises(error, match=message):
+        forward(change(images), given)
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize("backend", ["reference", "native"])
+def test_an_empty_batch_has_gradients_of_zero(model, images, backend, accumulate):
+    try:
+        with kernels.use_backend(backend):
+            gradients = kernels.GradientAccumulator(model.parameters()) if accumulate else None
+            empty = images[:0].requires_grad_()
+            logits = model(empty, SPACE.largest(), gradients=gradients)
+            logits.sum().backward()
+    except kernels.BackendUnavailable as error:
+        pytest.skip(str(error))
+    assert logits.shape == (0, 7)
+    assert empty.grad.shape == (0, 3, 16, 16)
+    read = model.extents(SPACE.largest())
+    for name, parameter in model.named_parameters():
+        if name in read:
+            assert not parameter.grad.any(), name
 
 
 class _Wrapper(nn.Module):
