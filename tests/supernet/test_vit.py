@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import random
 import weakref
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._dynamo.utils import counters
 
 import growtas
 from growtas import kernels
@@ -170,18 +172,29 @@ def test_drop_path_keeps_or_drops_whole_samples():
     assert block.eval()._survival(torch.zeros(200, 3, 4)) is None
 
 
-def test_one_graph_per_depth_under_torch_compile(model, images, subnets):
+@pytest.mark.parametrize(
+    ("space", "options"),
+    [
+        (SPACE, {}),
+        # its largest subnet is as wide as the supernet, as in the published spaces
+        (growtas.SearchSpace.preset("digits").restrict(depth=(4, 5)), {"class_token": False}),
+        (growtas.SearchSpace((32, 48), (2, 3), (1, 2), (2.0, 3.0), 16), {}),
+    ],
+    ids=["micro", "digits", "one head"],
+)
+def test_one_graph_per_depth_under_torch_compile(space, options):
     """Widths, heads and hidden sizes are dynamic; only the depth unrolls another graph."""
-    from torch._dynamo.utils import counters
-
     torch._dynamo.reset()
     counters["stats"].clear()
+    model = growtas.Supernet(space, 8, 2, 10, 1, **options)
     compiled = torch.compile(model, dynamic=True, fullgraph=True, backend="aot_eager")
+    images, rng = torch.randn(2, 1, 8, 8), random.Random(0)
+    subnets = [space.largest(), *(space.sample(rng) for _ in range(6)), space.smallest()]
     for subnet in subnets:
         want = torch.autograd.grad(model(images, subnet).square().sum(), model.head.weight)[0]
         got = torch.autograd.grad(compiled(images, subnet).square().sum(), model.head.weight)[0]
         torch.testing.assert_close(got, want)
-    assert counters["stats"]["unique_graphs"] <= len({s.depth for s in subnets})
+    assert counters["stats"]["unique_graphs"] == len({s.depth for s in subnets})
 
 
 def test_state_dict_layout():
@@ -304,6 +317,11 @@ class _Wrapper(nn.Module):
 
     def forward(self, images, subnet):
         return self.inner(images, subnet)
+
+
+def test_a_model_on_another_device_than_the_images_is_named(model, images):
+    with pytest.raises(ValueError, match="images are on cpu, the model on meta"):
+        model.to("meta")(images, SPACE.smallest())
 
 
 def test_works_inside_another_module_and_in_half_precision(model, images, subnets):
