@@ -16,7 +16,14 @@ from growtas.kernels.arguments import check_floating
 from growtas.kernels.dispatch import select
 from growtas.kernels.extents import Extents, LinearExtents, check_groups, masked
 from growtas.space import SearchSpace, Subnet
-from growtas.supernet.layers import INIT_STD, Block, PatchEmbedding, SlicedLayerNorm, SlicedLinear
+from growtas.supernet.layers import (
+    INIT_STD,
+    Block,
+    PatchEmbedding,
+    SlicedLayerNorm,
+    SlicedLinear,
+    leading,
+)
 from growtas.supernet.standalone import VisionTransformer, check_geometry
 
 QKV_BIAS = ("blocks", "autoformer")
@@ -188,10 +195,10 @@ class Supernet(nn.Module):
         self._check_images(images)
         x = self.patch_embed(images, embed_dim, gradients=gradients)
         if self.cls_token is not None:
-            token = self.cls_token[..., :embed_dim].expand(x.shape[0], -1, -1)
+            token = leading(self.cls_token, embed_dim).expand(x.shape[0], -1, -1)
             x = torch.cat((token.to(x.dtype), x), 1)
         if self.pos_embed is not None:
-            x = x + self.pos_embed[..., :embed_dim]
+            x = x + leading(self.pos_embed, embed_dim)
         return x
 
     def classify(self, x: Tensor, *, gradients: GradientAccumulator | None = None) -> Tensor:
