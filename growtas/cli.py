@@ -23,7 +23,7 @@ BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 # Failures of a run that its user can do something about; others are defects and keep the traceback.
 _FAILURES = ("BackendUnavailable", "ExportMismatch", "NonFiniteLossError", "OutOfMemoryError")
 # Packages that the core does without, by import name.
-_OPTIONAL = ("PIL", "matplotlib", "sklearn", "timm", "torchvision", "tqdm")
+_OPTIONAL = ("PIL", "matplotlib", "mlxtend", "sklearn", "timm", "torchvision", "tqdm")
 
 _EPILOGS = {
     "run": """\

