@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from growtas.space import Subnet
 
 if TYPE_CHECKING:
-    from growtas.search import Evaluator, LimitResult, SearchResult
+    from growtas.search import Evaluator, LimitResult, Score, SearchResult
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,13 @@ class Winner:
     test_accuracy: float  # 0 to 1
     test_loss: float
     test_images: int
+
+    @property
+    def test_score(self) -> Score:
+        """Its result on the test images."""
+        from growtas.search import Score
+
+        return Score(self.test_accuracy, self.test_loss, self.test_images)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON; `from_dict` reads them back."""
