@@ -30,6 +30,7 @@ _EPILOGS = {
 examples:
   growtas run digits
   growtas run digits train.epochs=10 output.dir=runs/short
+  growtas run folder data.root=/path/to/images
   growtas run autoformer-tiny data.root=/path/to/imagenet
   torchrun --nproc-per-node 8 -m growtas run autoformer-tiny data.root=/path/to/imagenet
   growtas run runs/digits/config.yaml --resume
@@ -159,7 +160,9 @@ def _run(options: argparse.Namespace) -> None:
     from growtas import pipeline
     from growtas.recipe import Recipe
 
-    recipe = Recipe.load(options.recipe, options.overrides)
+    # Printed with the recipe, what was chosen for this folder must not make it another text.
+    note = (lambda line: _say(f"# {line}")) if options.print_recipe else _say
+    recipe = Recipe.load(options.recipe, options.overrides, resume=options.resume, say=note)
     if options.print_recipe:
         _say(recipe.to_yaml().rstrip())
         return
@@ -170,7 +173,7 @@ def _train(options: argparse.Namespace) -> None:
     from growtas.recipe import Recipe
     from growtas.run_folder import SUPERNET, Run
 
-    recipe = Recipe.load(options.recipe, options.overrides)
+    recipe = Recipe.load(options.recipe, options.overrides, resume=options.resume, say=_say)
     run = Run.start(recipe, resume=options.resume, overwrite=options.overwrite, say=_say)
     run.train(resume=options.resume)
     _say(f"supernet: {run.folder / SUPERNET}")
@@ -233,7 +236,7 @@ def _convert(options: argparse.Namespace) -> None:
     if options.recipe is not None:
         if options.space is not None:
             raise ConfigError("--space and --recipe exclude each other: the recipe has a space")
-        recipe = Recipe.load(options.recipe, options.overrides)
+        recipe = Recipe.load(options.recipe, options.overrides, say=_say)
         recipe = replace(recipe, output=replace(recipe.output, dir=options.target))
         conversion.adopt(options.source, recipe, overwrite=options.overwrite, say=_say, **given)
         return

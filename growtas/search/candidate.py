@@ -36,7 +36,9 @@ class Score(NamedTuple):
         reach = z * math.sqrt(
             self.accuracy * (1 - self.accuracy) / self.count + share**2 / z**2 / 4
         )
-        return max(0.0, (middle - reach) / (1 + share)), min(1.0, (middle + reach) / (1 + share))
+        low, high = (middle - reach) / (1 + share), (middle + reach) / (1 + share)
+        # It holds the accuracy, an end of it where that is 0 or 1; rounding must not change that.
+        return max(0.0, min(low, self.accuracy)), min(1.0, max(high, self.accuracy))
 
 
 class Scorer(Protocol):

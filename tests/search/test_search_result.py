@@ -90,13 +90,16 @@ def test_random_accuracy_is_that_of_the_first_generation(result: SearchResult) -
     [
         (0.6, 1000, (0.5693, 0.6299)),
         (1.0, 10, (0.7225, 1.0)),
+        (1.0, 84, (0.9563, 1.0)),
         (0.0, 10, (0.0, 0.2775)),
         (0.9, 0, (0.0, 1.0)),
     ],
 )
 def test_the_interval_is_wilsons(accuracy: float, count: int, ends: tuple[float, float]) -> None:
     """The ends are those of SciPy's ``binomtest(...).proportion_ci(method="wilson")``."""
-    assert Score(accuracy, 1.0, count).interval == pytest.approx(ends, abs=1e-4)
+    low, high = Score(accuracy, 1.0, count).interval
+    assert (low, high) == pytest.approx(ends, abs=1e-4)
+    assert 0 <= low <= accuracy <= high <= 1
 
 
 @pytest.mark.parametrize("options", [{"axis": "flops"}, {"objective": "f1"}])
