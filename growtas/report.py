@@ -67,11 +67,18 @@ def plot_front(
     label = f"Pareto front of all {len(result.candidates)}"
     axes.plot(*points(front), color=_BEST, lw=1.2, drawstyle="steps-post", label=label)
     best = [outcome.best for outcome in result.limits]
-    axes.plot(*points(best), "*", color=_BEST, ms=12, label="best inside each limit")
+    images = best[0].score.count
+    axes.plot(
+        *points(best),
+        "*",
+        color=_BEST,
+        ms=12,
+        label=f"best inside each limit, on {images:,} search images",
+    )
     names = {entry.limit.name: entry.limit.name for entry in result.limits}
     if winners:
         names |= {w.limit: f"{w.limit}: {w.test_accuracy:.1%}" for w in winners}
-        label = f"their test on {winners[0].test_images:,} images"
+        label = f"the same on {winners[0].test_images:,} test images"
         around = None
         if not by_loss:
             label += ", 95 % interval"
@@ -83,10 +90,11 @@ def plot_front(
     for entry, place in zip(result.limits, zip(*points(best), strict=True), strict=True):
         colour = _TEST if winners else "black"
         text = {"fontsize": 9, "color": colour, "textcoords": "offset points", "xytext": (7, -22)}
-        axes.annotate(names[entry.limit.name], place, **text)
+        plate = {"boxstyle": "round,pad=0.1", "fc": "white", "ec": "none", "alpha": 0.8}
+        axes.annotate(names[entry.limit.name], place, bbox=plate, **text)
     axes.set_xlabel(_AXIS_LABEL[axis])
-    what = "mean loss" if by_loss else "top-1 accuracy [%]"
-    axes.set_ylabel(f"{what} on {best[0].score.count:,} search images")
+    axes.set_ylabel("mean loss" if by_loss else "top-1 accuracy [%]")
+    axes.margins(x=0.09)  # room for the text beside the last winner
     _count_ticks(axes)
     axes.legend(loc="upper right" if by_loss else "lower right", fontsize=8)
     _save(figure, path)

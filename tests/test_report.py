@@ -80,7 +80,9 @@ def test_the_picture_shows_front_winners_and_random_subnets(
     proposed = [c for c in result.candidates if c.subnet not in {s.subnet for s in subnets}]
     assert lines[f"{len(proposed)} of the search"] == places(proposed)
     assert lines[f"Pareto front of all {len(whole.candidates)}"] == places(whole.front(axis))
-    assert lines["best inside each limit"] == places(r.best for r in whole.limits)
+    assert lines["best inside each limit, on 100 search images"] == places(
+        r.best for r in whole.limits
+    )
     assert {text.get_text() for text in axes.texts} == {"<=150K", "<=1M"}
 
 
@@ -95,7 +97,7 @@ def test_the_picture_shows_the_tests_with_their_intervals(
     assert points.get_xydata().tolist() == [[entry.params, 60] for entry in result.limits]
     ends = [segment[:, 1].tolist() for segment in reach.get_segments()]
     assert ends == [pytest.approx([56.93, 62.99], abs=0.01)] * 2
-    assert bars.get_label() == "their test on 1,000 images, 95 % interval"
+    assert bars.get_label() == "the same on 1,000 test images, 95 % interval"
     assert {text.get_text() for text in axes.texts} == {"<=150K: 60.0%", "<=1M: 60.0%"}
 
 
@@ -124,7 +126,7 @@ def test_a_random_subnet_never_lies_above_the_front(
     report.plot_front(result, tmp_path / "front.png", random_subnets=[best])
     lines = {line.get_label(): line.get_xydata().tolist() for line in figures[0].axes[0].lines}
     assert lines[f"Pareto front of all {len(whole.candidates)}"] == [[best.params, 100]]
-    assert lines["best inside each limit"] == [[best.params, 100]] * 2
+    assert lines["best inside each limit, on 100 search images"] == [[best.params, 100]] * 2
     assert report.winners_table(whole).count(str(best.subnet)) == 2
 
 
