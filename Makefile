@@ -2,14 +2,16 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+TORCH ?= "torch>=2.11"
 
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/*/*)
 
-.PHONY: help demo test lint format sanitize bench bench-quick bench-full gpu gpu-compile clean
+.PHONY: help demo test test-oldest lint format sanitize bench bench-quick bench-full gpu gpu-compile clean
 
 help:
 	@echo "make demo         train, search and export on real handwritten digits (runs/digits)"
 	@echo "make test         the whole test suite"
+	@echo "make test-oldest  the same with the oldest torch that is supported, in .venv-oldest"
 	@echo "make lint         ruff and mypy"
 	@echo "make sanitize     the operator tests on a core built with sanitizers (about 10 minutes)"
 	@echo "make bench        the CPU benchmarks (under 10 minutes; rows in benchmarks/results)"
@@ -24,7 +26,7 @@ help:
 # second download into an isolated build environment.
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel ninja "pybind11>=2.12" "torch>=2.11"
+	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=70" wheel ninja "pybind11>=2.12" $(TORCH)
 
 $(VENV)/.demo: $(BIN)/python $(SOURCES)
 	$(BIN)/python -m pip install --quiet --no-build-isolation -e ".[demo]"
@@ -39,6 +41,10 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+# The oldest torch, and what goes with it: its Triton's interpreter cannot do with numpy 2.4.
+test-oldest:
+	$(MAKE) test VENV=.venv-oldest TORCH='"torch==2.11.0" "torchvision==0.26.0" "numpy<2.4"'
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -73,4 +79,4 @@ gpu:
 	$(PYTHON) -m benchmarks.gpu $(if $(QUICK),--quick)
 
 clean:
-	rm -rf build dist *.egg-info growtas/*.so growtas/_build.json $(VENV)
+	rm -rf build dist *.egg-info growtas/*.so growtas/_build.json $(VENV) .venv-oldest

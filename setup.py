@@ -256,4 +256,8 @@ class build_py(_build_py):
             record_not_built((ROOT if in_source else Path(self.build_lib)) / PACKAGE, REASON)
 
 
-setup(ext_modules=EXTENSIONS, cmdclass={"build_ext": build_ext, "build_py": build_py})
+setup(
+    license="Apache-2.0",
+    ext_modules=EXTENSIONS,
+    cmdclass={"build_ext": build_ext, "build_py": build_py},
+)

@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -165,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if not torch.cuda.is_available():
         parser.error("there is no CUDA device; `make gpu-compile` checks the kernels without one")
-    started = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    started = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
     if sanitizer is None:
         print("left out: memory check (compute-sanitizer is not installed)")

@@ -10,7 +10,7 @@ import re
 import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -66,7 +66,7 @@ def provenance(device: str) -> Provenance:
     commit, dirty = _git_state()
     cuda = device == "cuda"
     return Provenance(
-        timestamp=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        timestamp=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         hardware=torch.cuda.get_device_name() if cuda else cpu_model(),
         cores=len(_available_cores()),
         simd=_simd(),

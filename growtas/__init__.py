@@ -7,6 +7,7 @@ parts (spaces, costs, schedules) work without importing torch.
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from growtas.version import __version__
@@ -53,6 +54,11 @@ _HOME = {
     "macs": "growtas.cost",
     "num_params": "growtas.cost",
 }
+
+if not os.path.exists(os.path.join(__path__[0], "_build.json")):
+    from growtas.build_info import warn_if_install_is_hidden
+
+    warn_if_install_is_hidden()
 
 
 def __getattr__(name: str) -> Any:

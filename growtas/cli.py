@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from growtas.analysis.commands import add_commands as add_analyses
+from growtas.cli_help import EPILOGS, FIRST_STEPS
 from growtas.recipes import available
 from growtas.version import __version__
 
@@ -22,80 +23,19 @@ BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
 # Failures of a run that its user can do something about; others are defects and keep the traceback.
 _FAILURES = ("BackendUnavailable", "ExportMismatch", "NonFiniteLossError", "OutOfMemoryError")
-# Packages that the core does without, by import name.
-_OPTIONAL = ("PIL", "matplotlib", "mlxtend", "sklearn", "timm", "torchvision", "tqdm")
-
-_EPILOGS = {
-    "run": """\
-examples:
-  growtas run digits
-  growtas run digits train.epochs=10 output.dir=runs/short
-  growtas run folder data.root=/path/to/images
-  growtas run autoformer-tiny data.root=/path/to/imagenet
-  torchrun --nproc-per-node 8 -m growtas run autoformer-tiny data.root=/path/to/imagenet
-  growtas run runs/digits/config.yaml --resume
-
-{overrides}""",
-    "train": """\
-examples:
-  growtas train digits
-  torchrun --nproc-per-node 8 -m growtas train autoformer-small data.root=/path/to/imagenet
-
-{overrides}""",
-    "search": """\
-examples:
-  growtas search runs/digits
-  growtas search runs/digits search.limits='[{{max_params: 80K}}]' --overwrite
-  growtas search runs/digits search.generations=20 --resume
-then `growtas run runs/digits/config.yaml --resume` tests and exports the new winners.
-
-{overrides}""",
-    "evaluate": """\
-examples:
-  growtas evaluate runs/digits
-  growtas evaluate runs/digits --subnet largest --split test
-
-{subnets}
-{overrides}""",
-    "extract": """\
-examples:
-  growtas extract runs/digits
-  growtas extract runs/digits --subnet 60K --to exported/60K
-
-{subnets}
-{overrides}""",
-    "convert": """\
-examples:
-  growtas convert supernet-tiny.pth tiny.safetensors --space autoformer-tiny
-  growtas convert prenas.pth tiny.safetensors --space autoformer-tiny --qkv-bias blocks
-  growtas convert runs/tiny supernet-tiny.pth
-search and evaluate a released AutoFormer checkpoint on an image folder:
-  growtas convert supernet-tiny.pth runs/tiny --recipe autoformer-tiny data.root=/path/to/imagenet
-  growtas search runs/tiny search.limits='[{{max_params: 6M}}]'
-  growtas evaluate runs/tiny --subnet AutoFormer-T.yaml --split test
-
-{overrides}""",
-    "info": """\
-examples:
-  growtas info
-  GROWTAS_BACKEND=reference growtas info --json
-""",
+# Packages that the core does without, by import name, and the extra that brings each.
+_OPTIONAL = {
+    "PIL": "train",
+    "matplotlib": "train",
+    "mlxtend": "demo",
+    "onnx": "export",
+    "onnxscript": "export",
+    "sklearn": "demo",
+    "tensorboard": "dev",
+    "timm": "train",
+    "torchvision": "train",
+    "tqdm": "train",
 }
-_SUBNETS = """\
-SUBNET is one of
-  the name of a limit  its winner in search.json
-  best                 the winner with the best search result
-  smallest, largest    the ends of the search space
-  FILE, FILE:NAME      in a .json or .yaml file: embed_dim, num_heads and mlp_ratio; AutoFormer's
-                       RETRAIN section; one of PreNAS's candidates (tiny.json:6.0)
-  JSON                 '{"embed_dim": 32, "num_heads": [2, 2, 3, 2], "mlp_ratio": [2, 3, 3, 2]}'
-"""
-_OVERRIDES = """\
-any field of the recipe can be changed as section.field=value:
-  train.epochs=100 optim.lr=1e-3 data.root=/path/to/images output.dir=runs/mine
-  search.limits='[{max_params: 6M}, {name: small, max_macs: 1.3G}]'
-`growtas run RECIPE --print-recipe` shows all fields and their values.
-"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -140,10 +80,12 @@ def _explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, ImportError):
         package = (error.name or "").partition(".")[0]
         if package in _OPTIONAL and "pip install" not in text:
-            text = f"this needs {package}: pip install 'growtas[demo]'"
+            text = f"this needs {package}: pip install 'growtas[{_OPTIONAL[package]}]'"
         return BAD_INPUT, text if "pip install" in text else ""
     if isinstance(error, (ValueError, OSError)):
         return BAD_INPUT, text or type(error).__name__
+    if isinstance(error, MemoryError) or "can't allocate memory" in text:  # torch has no class
+        return FAILED, f"out of memory: {text}" if text else "out of memory"
     return FAILED, text if type(error).__name__ in _FAILURES else ""
 
 
@@ -174,7 +116,7 @@ def _train(options: argparse.Namespace) -> None:
     from growtas.run_folder import SUPERNET, Run
 
     recipe = Recipe.load(options.recipe, options.overrides, resume=options.resume, say=_say)
-    run = Run.start(recipe, resume=options.resume, overwrite=options.overwrite, say=_say)
+    run = Run.plan(recipe, resume=options.resume, overwrite=options.overwrite, say=_say)
     run.train(resume=options.resume)
     _say(f"supernet: {run.folder / SUPERNET}")
 
@@ -268,7 +210,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="growtas",
         description="Train a weight-sharing Vision Transformer supernet, search it, ship the best "
-        "subnet. Start with: growtas run mnist-5k",
+        "subnet.",
+        epilog=FIRST_STEPS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"growtas {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -288,13 +232,10 @@ def _parser() -> argparse.ArgumentParser:
         commands, _search, "search a trained supernet for the best subnet inside each limit"
     )
     _run_arguments(search)
-    search.add_argument(
-        "--resume", action="store_true", help="keep what was scored before and continue"
-    )
-    search.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="delete an earlier search of this run, its summary and its exported model",
+    _earlier_work(
+        search,
+        resume="keep what was scored before and continue; with other settings it is refused",
+        overwrite="delete an earlier search of this run, its summary and its exported model",
     )
 
     evaluate = _command(
@@ -364,7 +305,7 @@ def _command(
         name,
         help=summary,
         description=summary[0].upper() + summary[1:] + ".",
-        epilog=_EPILOGS[name].format(overrides=_OVERRIDES, subnets=_SUBNETS),
+        epilog=EPILOGS[name],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -376,14 +317,18 @@ def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
     names = ", ".join(available())
     parser.add_argument("recipe", metavar="RECIPE", help=f"a YAML file, or one of {names}")
     _override_argument(parser)
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="keep what an earlier call finished and continue what it began",
+    _earlier_work(
+        parser,
+        resume="keep what an earlier call finished and continue what it began; with other settings "
+        "it is refused",
+        overwrite="delete an earlier run in the output folder",
     )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="delete an earlier run in the output folder"
-    )
+
+
+def _earlier_work(parser: argparse.ArgumentParser, *, resume: str, overwrite: str) -> None:
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument("--resume", action="store_true", help=resume)
+    choice.add_argument("--overwrite", action="store_true", help=overwrite)
 
 
 def _run_arguments(parser: argparse.ArgumentParser, *, subnet: bool = False) -> None:

@@ -14,7 +14,8 @@ import functools
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 T = TypeVar("T")
@@ -25,6 +26,11 @@ _FLOAT_WITHOUT_DOT = (
     re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"),
     list("-+0123456789"),
 )
+
+# Where a value is: names of fields, and positions in lists.
+Field = tuple[str | int, ...]
+_PART = re.compile(r"(?P<name>[^\[\]]+)(?P<positions>(?:\[[0-9]+\])*)")
+_POSITION = re.compile(r"[0-9]+")
 
 
 class _Unset:
@@ -37,6 +43,37 @@ _UNSET = _Unset()
 
 class ConfigError(ValueError):
     """A recipe, an override or a file that cannot be used; the message is meant for the user."""
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a UTF-8 file.
+
+    Raises:
+        ConfigError: it holds something else, such as an image.
+        OSError: it cannot be read.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not a text file (UTF-8): {error}") from None
+
+
+@contextlib.contextmanager
+def content_of(path: str | Path, what: str) -> Iterator[None]:
+    """Around the lines that take a file's content apart: what fails there is the file's fault.
+
+    Args:
+        path: the file.
+        what: what it should be, for the message: "the result of a search".
+
+    Raises:
+        ConfigError: a value is missing, of another kind or out of range; names the file.
+    """
+    try:
+        yield
+    except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        said = str(error) if isinstance(error, ConfigError) else repr(error)
+        raise ConfigError(f"{path} is not {what}: {said}") from error
 
 
 def load_yaml(text: str, *, source: str = "YAML") -> Any:
@@ -58,6 +95,10 @@ def load_yaml(text: str, *, source: str = "YAML") -> Any:
         place = f", line {mark.line + 1}" if mark is not None else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise ConfigError(f"{source}{place}: {problem}") from None
+    except RecursionError:
+        raise ConfigError(f"{source}: lists or mappings are nested too deeply") from None
+    except ValueError as error:  # of a value that looks like a date or a number and is none
+        raise ConfigError(f"{source}: {error}") from None
 
 
 @functools.cache
@@ -65,6 +106,9 @@ def _loader() -> Any:
     import yaml
 
     class Loader(yaml.SafeLoader):
+        def construct_document(self, node: Any) -> Any:
+            return self.construct_object(node, deep=True)  # refuses what contains itself
+
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
             seen: list[Any] = []
             for key_node, _ in node.value:
@@ -97,55 +141,65 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" (did you mean '{close[0]}'?)" if close else ""
 
 
-def split_override(text: str) -> tuple[tuple[str, ...], Any]:
+def split_override(text: str) -> tuple[Field, Any]:
     """``"optim.lr=1e-3"`` -> ``(("optim", "lr"), 0.001)``; the value is read as YAML.
 
+    A number in brackets is a position in a list, from 0: ``search.limits[0].max_params=6M``.
+
     Raises:
-        ConfigError: there is no ``=`` or no name before it.
+        ConfigError: there is no ``=``, or no such name before it.
     """
     name, equals, value = text.partition("=")
-    path = tuple(name.strip().split("."))
-    if not equals or not all(path):
-        raise ConfigError(
-            f"cannot read {text!r}: write section.field=value, for example train.epochs=3"
-        )
-    return path, load_yaml(value, source=f"override {text!r}")
+    parts = [_PART.fullmatch(part) for part in name.strip().split(".")]
+    field: list[str | int] = []
+    for part in parts:
+        if not equals or part is None:
+            raise ConfigError(
+                f"cannot read {text!r}: write section.field=value, for example train.epochs=3 or "
+                "search.limits[0].max_params=6M"
+            )
+        field += [part["name"], *map(int, _POSITION.findall(part["positions"]))]
+    return tuple(field), load_yaml(value, source=f"override {text!r}")
 
 
-def apply_override(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
-    """Sets ``values[path[0]][path[1]]... = value`` in place; a number in the path indexes a list.
+def dotted(field: Field) -> str:
+    """A field as it is written in an override: ``search.limits[0].name``."""
+    return "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in field).removeprefix(".")
+
+
+def apply_override(values: dict[str, Any], field: Field, value: Any) -> None:
+    """Sets ``values[field[0]][field[1]]... = value`` in place; a number indexes a list.
 
     Names are not checked here but by `build`, which knows the fields.
+
+    Raises:
+        ConfigError: no such position in a list, or `field` goes on where there are no fields.
     """
-    dotted = ".".join(path)
     here: Any = values
-    for position, key in enumerate(path[:-1]):
-        here = _child(here, key, ".".join(path[: position + 1]), dotted)
-    last = path[-1]
-    if isinstance(here, list):
-        here[_list_index(here, last, dotted)] = value
-    else:
-        here[last] = value
-
-
-def _child(here: Any, key: str, so_far: str, dotted: str) -> Any:
-    if isinstance(here, list):
-        child = here[_list_index(here, key, dotted)]
-    else:
-        if here.get(key) is None:
+    for depth in range(len(field) - 1):
+        key = _key(here, field, depth)
+        if isinstance(here, dict) and here.get(key) is None:
             here[key] = {}
-        child = here[key]
-    if not isinstance(child, (dict, list)):
-        raise ConfigError(f"cannot set {dotted}: {so_far} is the value {child!r}, it has no fields")
-    return child
+        here = here[key]
+    here[_key(here, field, len(field) - 1)] = value
 
 
-def _list_index(items: list[Any], key: str, dotted: str) -> int:
-    if not key.isdigit() or int(key) >= len(items):
-        raise ConfigError(
-            f"cannot set {dotted}: {key!r} is not one of the list positions 0..{len(items) - 1}"
-        )
-    return int(key)
+def _key(here: Any, field: Field, depth: int) -> Any:
+    """``field[depth]`` as a key of `here`, which is found at ``field[:depth]``."""
+    key, place = field[depth], dotted(field[:depth])
+    refused = f"cannot set {dotted(field)}: {place}"
+    if isinstance(here, list):
+        position = int(key) if str(key).isdecimal() else -1  # limits.0 is limits[0]
+        if 0 <= position < len(here):
+            return position
+        last = len(here) - 1
+        allowed = f"a list; its positions are [0] to [{last}]" if here else "an empty list"
+        raise ConfigError(f"{refused} is {allowed}")
+    if not isinstance(here, dict):
+        raise ConfigError(f"{refused} is the value {here!r}, it has no fields")
+    if isinstance(key, int):
+        raise ConfigError(f"{refused} is not a list in this recipe; set all of it: {place}='[...]'")
+    return key
 
 
 def build(cls: type[T], values: Any, *, where: str = "") -> T:
@@ -301,12 +355,18 @@ def differences(left: Mapping[str, Any], right: Mapping[str, Any], *, where: str
     """One line ``name: left -> right`` for every value in which two nested mappings differ."""
     lines = []
     for key in [*left, *(k for k in right if k not in left)]:
-        name, a, b = f"{where}{key}", left.get(key, _UNSET), right.get(key, _UNSET)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            lines += differences(a, b, where=f"{name}.")
-        elif a != b:
-            lines.append(f"{name}: {a!r} -> {b!r}")
+        lines += _difference(f"{where}{key}", left.get(key, _UNSET), right.get(key, _UNSET))
     return lines
+
+
+def _difference(name: str, left: Any, right: Any) -> list[str]:
+    if isinstance(left, Mapping) and isinstance(right, Mapping):
+        return differences(left, right, where=f"{name}.")
+    lists = isinstance(left, list) and isinstance(right, list) and len(left) == len(right)
+    if lists and any(isinstance(item, Mapping) for item in left):
+        pairs = enumerate(zip(left, right, strict=True))
+        return [line for i, (a, b) in pairs for line in _difference(f"{name}[{i}]", a, b)]
+    return [] if left == right else [f"{name}: {left!r} -> {right!r}"]
 
 
 def _mismatch(where: str, value: Any, annotation: Any) -> ConfigError:

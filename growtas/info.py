@@ -14,11 +14,13 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 PACKAGES = (
     "torch",
     "triton",
+    "numpy",
     "timm",
     "torchvision",
     "safetensors",
@@ -27,19 +29,32 @@ PACKAGES = (
     "tqdm",
 )
 
+# What the whole test suite has passed with. Others that pip allows should work; nobody has tried.
+TESTED: dict[str, tuple[str, ...]] = {
+    "python": ("3.11", "3.13"),
+    "torch": ("2.11.0", "2.14.1", "2.15.0"),
+    "triton": ("3.6.0", "3.8.0", "3.9.0"),
+    "numpy": ("2.3.5", "2.4.6", "2.5.5"),
+    "timm": ("1.0.31",),
+}
+
 
 def collect() -> dict[str, Any]:
     """Every fact as plain JSON values.
 
     Returns:
-        ``versions`` (name -> version, None if missing), ``platform``, ``cpu``, ``gpus``, ``native``
-        (the compiled core), ``backend_request`` (what ``GROWTAS_BACKEND`` asks for) and
-        ``operators`` (one row per operator, device and dtype, see `growtas.kernels.explain`).
+        ``location`` (of the package that was imported), ``versions`` (name -> version, None if
+        missing), ``tested`` (name -> the versions that the test suite has passed with, where that
+        may matter), ``platform``, ``cpu``, ``gpus``, ``native`` (the compiled core),
+        ``backend_request`` (what ``GROWTAS_BACKEND`` asks for) and ``operators`` (one row per
+        operator, device and dtype, see `growtas.kernels.explain`).
     """
     from growtas.kernels import dispatch
 
     return {
+        "location": str(Path(__file__).resolve().parent),
         "versions": _versions(),
+        "tested": {name: list(versions) for name, versions in TESTED.items()},
         "platform": platform.platform(),
         "cpu": _cpu(),
         "gpus": _gpus(),
@@ -116,10 +131,11 @@ def _gpus() -> list[dict[str, Any]]:
 
 def describe(facts: dict[str, Any]) -> str:
     """`collect`'s facts as text for people."""
-    lines = ["Versions"]
-    lines += [
-        _line(name, version or "not installed") for name, version in facts["versions"].items()
-    ]
+    lines = [f"growtas in {facts['location']}", "", "Versions"]
+    for name, version in facts["versions"].items():
+        tested = facts["tested"].get(name, ())
+        beside = f" (tested: {', '.join(tested)})" if tested else ""
+        lines.append(_line(name, f"{version or 'not installed'}{beside}"))
     lines += ["", "Machine", _line("system", facts["platform"])]
     lines += [_line(f"cpu {name}", value) for name, value in facts["cpu"].items()]
     gpus = [

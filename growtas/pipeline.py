@@ -32,15 +32,15 @@ def run(
         One winner per limit, in the recipe's order.
 
     Raises:
-        ConfigError: see `Run.start`.
+        ConfigError, OSError, ValueError: see `Run.plan` and `Run.check_limits`.
         ExportMismatch: the exported model is not the searched one.
     """
     from growtas.report import plot_front, plot_training, winners_table
     from growtas.training.metrics import read_metrics
 
     _require_packages(recipe)
-    current = Run.start(recipe, resume=resume, overwrite=overwrite, say=say)
-    current.check_data()
+    current = Run.plan(recipe, resume=resume, overwrite=overwrite, say=say)
+    current.check_limits()
     seconds: dict[str, float] = {}
 
     @contextmanager

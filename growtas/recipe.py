@@ -13,14 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from growtas import folder_sizes, recipes
+from growtas.atomic import write_atomically
 from growtas.config import (
     ConfigError,
+    Field,
     apply_override,
     build,
     convert,
+    dotted,
     dump_yaml,
     load_yaml,
     nearest,
+    read_text,
     split_override,
     to_plain,
 )
@@ -109,7 +113,8 @@ class Recipe:
 
         Args:
             source: name of a package recipe (`growtas.recipes.available`), or path of a YAML file.
-            overrides: ``section.field=value`` each, values in YAML; later ones win.
+            overrides: ``section.field=value`` each, values in YAML, ``[0]`` for a position in a
+                list; later ones win.
             resume: what the recipe leaves to the images of a folder (``auto``, see
                 `growtas.folder_sizes`) is taken from the run in its output folder, if there is one.
             say: receives the lines about what was chosen for ``auto``.
@@ -117,6 +122,7 @@ class Recipe:
         Raises:
             ConfigError: no such recipe, a field that does not exist, a value of the wrong type or
                 out of range.
+            OSError: the file cannot be read.
         """
         text, name = _read(source)
         values = load_yaml(text, source=str(source))
@@ -139,9 +145,9 @@ class Recipe:
         """The same from plain values; `name` makes the default output folder, ``runs/<name>``."""
         values = dict(to_plain(values))
         for override in overrides:
-            path, value = split_override(override)
-            _check_section(path)
-            apply_override(values, path, value)
+            where, value = split_override(override)
+            _check_section(where)
+            apply_override(values, where, value)
         for section in values:
             _check_section((str(section),))
         output = convert(values.get("output") or {}, OutputConfig, where="output")
@@ -150,7 +156,7 @@ class Recipe:
         earlier = Path(values["output"]["dir"]) / "config.yaml"
         kept = None
         if resume and earlier.is_file():
-            kept = load_yaml(earlier.read_text(encoding="utf-8"), source=str(earlier))
+            kept = load_yaml(read_text(earlier), source=str(earlier))
         folder_sizes.choose(values, say, kept)
         return build(cls, values)
 
@@ -160,7 +166,7 @@ class Recipe:
 
     def save(self, path: str | Path) -> None:
         """Writes the complete recipe as YAML."""
-        Path(path).write_text(self.to_yaml(), encoding="utf-8")
+        write_atomically(path, self.to_yaml())
 
     def to_yaml(self) -> str:
         """The complete recipe as YAML text."""
@@ -225,10 +231,14 @@ def _read(source: str | Path) -> tuple[str, str]:
     if path.is_file():
         # The config.yaml of a run is called after its folder: "config" would say nothing.
         name = path.parent.resolve().name if path.stem == "config" else path.stem
-        return path.read_text(encoding="utf-8"), name
+        return read_text(path), name
     names = recipes.available()
     if str(source) in names:
         return recipes.read(str(source)), str(source)
+    if path.is_dir():
+        config = path / "config.yaml"
+        hint = f"; the recipe of this run is {config}" if config.is_file() else ""
+        raise ConfigError(f"{source} is a folder, not a recipe{hint}")
     raise ConfigError(
         f"no recipe {str(source)!r}{nearest(str(source), names)}: neither a file nor one of "
         f"{', '.join(names)}"
@@ -239,9 +249,9 @@ def _sections() -> list[str]:
     return [f.name for f in fields(Recipe)]
 
 
-def _check_section(path: tuple[str, ...]) -> None:
+def _check_section(where: Field) -> None:
     """Refuses an unknown section; suggests ``train.epochs`` for a bare ``epochs``."""
-    sections, first = _sections(), path[0]
+    sections, first = _sections(), where[0]
     if first in sections:
         return
     leaves = [f"{section}.{name}" for section, names in _section_fields().items() for name in names]
@@ -249,7 +259,7 @@ def _check_section(path: tuple[str, ...]) -> None:
     if owners:
         hint = f" (did you mean {' or '.join(repr(owner) for owner in owners)}?)"
     else:
-        hint = nearest(".".join(path), leaves) or nearest(first, sections)
+        hint = nearest(dotted(where), leaves) or nearest(str(first), sections)
     raise ConfigError(f"unknown section {first!r}{hint}; sections: {', '.join(sections)}")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from growtas.atomic import replacing
 from growtas.cost import format_count
 from growtas.search.candidate import Axis, Candidate, Score
 from growtas.search.result import SearchResult
@@ -227,6 +228,5 @@ def _count_ticks(axes: Any) -> None:
 
 
 def _save(figure: Any, path: str | Path) -> None:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    with replacing(path) as file:
+        figure.savefig(file, format=Path(path).suffix[1:] or "png", dpi=150)

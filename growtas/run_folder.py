@@ -18,8 +18,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from growtas.atomic import write_atomically
 from growtas.checks import mapping
-from growtas.config import ConfigError, differences
+from growtas.config import ConfigError, content_of, differences, read_text
 from growtas.recipe import Recipe
 from growtas.space import SearchSpace, Subnet
 from growtas.subnet_files import load_subnets
@@ -86,7 +87,16 @@ class Run:
     def start(
         cls, recipe: Recipe, *, resume: bool = False, overwrite: bool = False, say: Say = print
     ) -> Run:
-        """Prepares ``recipe.output.dir`` and saves the recipe there.
+        """`plan` and `begin`: the folder is this run's from now on."""
+        run = cls.plan(recipe, resume=resume, overwrite=overwrite, say=say)
+        run.begin(resume=resume)
+        return run
+
+    @classmethod
+    def plan(
+        cls, recipe: Recipe, *, resume: bool = False, overwrite: bool = False, say: Say = print
+    ) -> Run:
+        """A run in ``recipe.output.dir``, checked; nothing is removed or written yet.
 
         Args:
             recipe: what to run.
@@ -97,23 +107,38 @@ class Run:
 
         Raises:
             ConfigError: the folder holds a run and neither `resume` nor `overwrite` is given, both
-                are, or the run to resume has another recipe (the message lists the fields).
+                are, or the run to resume has another recipe or its search other settings (the
+                message lists the fields).
+            OSError, ValueError: the data cannot be read or used.
         """
         if resume and overwrite:
             raise ConfigError("resume and overwrite exclude each other")
         run = cls(recipe, recipe.run_dir, say)
+        if run.folder.exists() and not run.folder.is_dir():
+            raise ConfigError(f"output.dir is {str(run.folder)!r}, which is not a folder")
         found = [n for n in (*_TRAINED, *_SEARCHED, *_REPORTED) if (run.folder / n).exists()]
         if found and not (resume or overwrite):
             raise ConfigError(
                 f"{run.folder} already holds a run ({', '.join(found)}): add --resume to continue "
                 "it, --overwrite to replace it, or output.dir=FOLDER to write elsewhere"
             )
+        if found and resume and not (run.folder / CONFIG).is_file():
+            raise ConfigError(
+                f"{run.folder} holds a run without its {CONFIG}, so nobody knows its settings: "
+                "--overwrite replaces it"
+            )
         if resume:
             run._check_trained_alike()
-        if overwrite:
-            run._remove(*_TRAINED, *_SEARCHED, *_REPORTED)
-        run._save_recipe()
+            run._check_searched_alike()
+        run.check_data()
         return run
+
+    def begin(self, *, resume: bool = False) -> None:
+        """Saves the recipe in the folder, and removes what another run left there, unless this one
+        resumes it."""
+        if not resume:
+            self._remove(*_TRAINED, *_SEARCHED, *_REPORTED)
+        self._save_recipe()
 
     @classmethod
     def open(cls, folder: str | Path, overrides: Sequence[str] = (), say: Say = print) -> Run:
@@ -139,11 +164,7 @@ class Run:
         return build_data(self.recipe.data, self.recipe.augment)
 
     def check_data(self) -> None:
-        """Finds a missing or unfitting split before the training, not after it; reads no image.
-
-        Raises:
-            ValueError: a split cannot be used.
-        """
+        """Finds a missing or unfitting split before the training, not after it; reads no image."""
         data = self.data
         counts = [len(split) for split in (data.train, data.search, data.test)]
         self.say("data: {:,} training, {:,} search and {:,} test images".format(*counts))
@@ -164,6 +185,7 @@ class Run:
     def train(self, *, resume: bool = False) -> None:
         """Trains the supernet; `resume` keeps a finished training and continues a begun one."""
         if resume and (self.folder / SUPERNET).is_file():
+            self.begin(resume=True)
             self.say(f"train: done before, using {self.folder / SUPERNET}")
             return
         import torch
@@ -173,16 +195,36 @@ class Run:
 
         recipe, data = self.recipe, self.data
         torch.manual_seed(recipe.train.seed)
-        model = recipe.build_model(
-            in_chans=data.in_chans, image_size=data.image_size, num_classes=data.num_classes
-        )
+        model = self._new_model()
         strategy = recipe.build_strategy(model.space, model_cost(model))
-        self._remove(*_SEARCHED, *_REPORTED, *(() if resume else _TRAINED))
         trainer = Trainer(
             model, strategy, data, recipe.train, self.folder, optim=recipe.optim, say=self.say
         )
+        self.begin(resume=resume)  # by now, what can be refused has been
+        self._remove(*_SEARCHED, *_REPORTED)
         trainer.fit(resume=resume)
         self.__dict__.pop("model", None)  # of an earlier training
+
+    def check_limits(self) -> None:
+        """Finds a limit of the search that no subnet meets before the training, not after it.
+
+        Raises:
+            ValueError: there is one.
+        """
+        import torch
+
+        from growtas.cost import model_cost
+        from growtas.search.run import windows
+
+        with torch.device("meta"):  # sizes are all that is needed
+            model = self._new_model()
+        windows(model.space, self.recipe.search, model_cost(model))
+
+    def _new_model(self) -> Supernet:
+        data = self.data
+        return self.recipe.build_model(
+            in_chans=data.in_chans, image_size=data.image_size, num_classes=data.num_classes
+        )
 
     def search(self, *, resume: bool = False) -> SearchResult:
         """Searches the supernet under the recipe's limits, on the search split.
@@ -190,38 +232,38 @@ class Run:
         The recipe goes to ``config.yaml``, so that the folder says what it holds.
 
         Args:
-            resume: keep a finished search with these settings, continue one for more generations
-                and one that was interrupted; a finished search with other settings is replaced.
+            resume: keep a finished search, continue one for more generations and one that was
+                interrupted. Without it a search that is there is replaced.
 
         Raises:
-            ConfigError: the supernet was trained with another recipe.
-            ValueError: no subnet meets a limit, or the begun search has other settings.
+            ConfigError: the supernet was trained with another recipe, or the search to resume has
+                other settings; nothing is removed then.
+            ValueError: no subnet meets a limit, or the search to resume is of other weights or
+                images; nothing is removed then either.
         """
-        from growtas.search import SearchResult, model_cost, search
+        from growtas.search import SearchResult, model_cost
+        from growtas.search.run import Search
 
         self._check_trained_alike()
-        self._save_recipe()
-        path = self.folder / SEARCH
-        if resume and path.is_file():
-            result = SearchResult.load(path)
-            if result.config == self.recipe.search:
+        if resume:
+            self._check_searched_alike()
+            path = self.folder / SEARCH
+            if path.is_file() and (done := SearchResult.load(path)).config == self.recipe.search:
+                self._save_recipe()
                 self.say(f"search: done before, using {path}")
-                return result
-            # More generations continue a finished search; other limits or settings are another one.
-            wanted = self.recipe.search
-            resume = wanted == replace(
-                result.config, generations=wanted.generations, batch_size=wanted.batch_size
-            )
-        self._remove(*_REPORTED, *(() if resume else _SEARCHED))
-        return search(
+                return done
+        current = Search(
             self.model.space,
             self._evaluator("search"),
             self.recipe.search,
             model_cost(self.model),
-            run_dir=self.folder,
-            resume=resume,
-            progress=self.recipe.train.progress,
+            self.folder,
         )
+        if resume:
+            current.load()
+        self._save_recipe()
+        self._remove(*_REPORTED, *(() if resume else _SEARCHED))
+        return current.go(progress=self.recipe.train.progress)
 
     def random_subnets(self, result: SearchResult) -> list[Candidate]:
         """Random subnets scored on the search split, to draw beside what the search found."""
@@ -229,9 +271,11 @@ class Run:
 
         path, count = self.folder / RANDOM, self.recipe.output.random_subnets
         if path.is_file():
-            stored = json.loads(path.read_text(encoding="utf-8"))
+            text = read_text(path)
+            with content_of(path, "a list of scored subnets"):
+                stored = [Candidate.from_dict(values) for values in json.loads(text)]
             if len(stored) == count:
-                return [Candidate.from_dict(values) for values in stored]
+                return stored
         candidates = score_random(
             self.model.space,
             self._evaluator("search"),
@@ -361,8 +405,6 @@ class Run:
 
     def write_json(self, name: str, values: Any) -> None:
         """Writes a file of the folder, in one piece."""
-        from growtas.search.result import write_atomically
-
         if self.process.is_main:
             write_atomically(self.folder / name, json.dumps(values, indent=1) + "\n")
 
@@ -394,6 +436,17 @@ class Run:
             raise ConfigError(
                 f"the run in {self.folder} has another recipe ({'; '.join(changed)}): repeat its "
                 "settings, or start over with --overwrite or in another output.dir"
+            )
+
+    def _check_searched_alike(self) -> None:
+        from growtas.search.run import changed_settings
+
+        changed = changed_settings(self.folder, self.recipe.search)
+        if changed:
+            raise ConfigError(
+                f"the search in {self.folder} has other settings ({'; '.join(changed)}): repeat "
+                f"its settings, or replace it with `growtas search {self.folder} --overwrite` and "
+                "the new ones"
             )
 
     def _save_recipe(self) -> None:

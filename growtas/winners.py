@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from growtas.config import content_of, read_text
 from growtas.space import Subnet
 
 if TYPE_CHECKING:
@@ -67,8 +68,9 @@ def stored_winners(summary: Path, result: SearchResult) -> list[Winner] | None:
     """The tested winners in a ``summary.json``; None without one, or if they are not `result`'s."""
     if not summary.is_file():
         return None
-    stored = json.loads(summary.read_text(encoding="utf-8"))["winners"]
-    winners = [Winner.from_dict(values) for values in stored]
+    text = read_text(summary)
+    with content_of(summary, "the summary of a run"):
+        winners = [Winner.from_dict(values) for values in json.loads(text)["winners"]]
     wanted = [(entry.limit.name, entry.subnet) for entry in result.limits]
     return winners if [(winner.limit, winner.subnet) for winner in winners] == wanted else None
 

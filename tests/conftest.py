@@ -16,7 +16,7 @@ if not torch.cuda.is_available() and importlib.util.find_spec("triton") is not N
         from growtas.kernels.dispatch import OPERATORS
 
         for operator in OPERATORS:
-            importlib.import_module(f"growtas.kernels.{operator}.gpu")
+            importlib.import_module(f"growtas.kernels.{operator}.gpu_builds")  # and all it calls
     finally:
         if before is None:
             del os.environ["TRITON_INTERPRET"]

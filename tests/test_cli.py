@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import tiny_recipe
 
 from growtas import __version__, export, info, load_supernet
 from growtas.cli import main
-from growtas.config import load_yaml
+from growtas.config import load_yaml, to_plain
+from growtas.recipe import Recipe
+from growtas.recipes import available
 from growtas.run_folder import SUPERNET, Winner
+
+PACKAGE = str(Path(info.__file__).parent)
 
 pytest.importorskip("timm")
 pytest.importorskip("sklearn")
@@ -29,12 +36,13 @@ def folder(tmp_path_factory):
 
 
 def fails(arguments: list[str], capsys, code: int = 2) -> str:
-    """The one line that the command prints on stderr when it fails with `code`."""
+    """The one line that the command prints on stderr when it fails with `code`; what it cannot use
+    it says before anything else."""
     capsys.readouterr()
     assert main(arguments) == code
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1
-    assert captured.out == ""
+    assert captured.out == "" or code != 2
     return captured.err
 
 
@@ -101,6 +109,21 @@ class TestCommands:
         recipe = load_yaml(capsys.readouterr().out)
         assert (recipe["train"]["epochs"], recipe["optim"]["lr"]) == (7, 0.01)
 
+    def test_printed_recipe_is_one(self, tmp_path, capsys):
+        """Also of a recipe that leaves the folder of the images to its user."""
+        for name in available():
+            assert main(["run", name, "search.limits=[{max_params: 6M}]", "--print-recipe"]) == 0
+            path = tmp_path / f"{name}.yaml"
+            path.write_text(capsys.readouterr().out)
+            assert Recipe.load(path) == Recipe.load(name, ["search.limits=[{max_params: 6M}]"])
+
+    def test_position_in_a_list(self, capsys):
+        override = "search.limits[1].max_params=70K"
+        assert main(["run", "digits", override, "--print-recipe"]) == 0
+        limits = load_yaml(capsys.readouterr().out)["search"]["limits"]
+        assert limits[1]["max_params"] == 70_000
+        assert limits[0] == to_plain(Recipe.load("digits").search.limits[0])
+
     def test_only_rank_0_speaks(self, monkeypatch, capsys):
         monkeypatch.setenv("RANK", "1")
         assert main(["run", "digits", "--print-recipe"]) == 0
@@ -123,13 +146,120 @@ class TestErrors:
             (["run", "digit"], "no recipe 'digit' (did you mean 'digits'?)"),
             (["run", "digits", "epochs=3"], "did you mean 'train.epochs'?"),
             (["run", "digits", "train.epochs=x"], "train.epochs: expected an integer, got 'x'"),
-            (["train", "autoformer-tiny"], "data.root"),
+            (["train", "autoformer-tiny"], "data.root is ''"),
+            (["run", "digits", "search.limits[9].name=x"], "its positions are [0] to [2]"),
+            (["run", "digits", "optim.betas[0]=0.5"], "set all of it: optim.betas='[...]'"),
+            (["run", "digits", "search.limits[x]=3"], "or search.limits[0].max_params=6M"),
+            (["run", PACKAGE], "growtas is a folder, not a recipe"),
+            (["convert", "nowhere.pth", "out.safetensors"], "nowhere.pth"),
+            (["convert", info.__file__, PACKAGE], "growtas is a folder"),
+            (["analyze", "limits", "nowhere"], "nowhere is not the folder of a run"),
             (["search", "nowhere"], "nowhere is not the folder of a run"),
             (["evaluate", "nowhere"], "nowhere is not the folder of a run"),
         ],
     )
     def test_bad_input(self, arguments, message, capsys):
         assert message in fails(arguments, capsys)
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (b"\x89PNG\r\n\x1a\n", "is not a text file"),
+            (b"a: \0", "special characters are not allowed"),
+            (b"", "a recipe is a mapping"),
+            (b"- space\n", "a recipe is a mapping"),
+            (b"space: digits\nspace: digits\n", "line 2: 'space' is written twice"),
+            (b"space: &a {x: *a}", "unconstructable recursive node"),
+            (b"[" * 500, "nested too deeply"),
+            (b"space: 2001-99-99", "month must be in 1..12"),
+            (b"space: !!python/name:os.system", "could not determine a constructor"),
+            (b"space: !!binary aGk=", "space: expected a text or a mapping"),
+            (b"? [1]\n: 2\n", "unhashable key"),
+            (b"1: 2\n", "unknown section '1'"),
+        ],
+    )
+    def test_file_that_is_no_recipe(self, content, message, tmp_path, capsys):
+        path = tmp_path / "bad.yaml"
+        path.write_bytes(content)
+        line = fails(["train", str(path)], capsys)
+        assert message in line
+        assert "bad.yaml" in line or "space" in line or "section" in line
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+    def test_file_that_may_not_be_read(self, tmp_path, capsys):
+        path = tmp_path / "bad.yaml"
+        path.touch(mode=0)
+        assert f"Permission denied: '{path}'" in fails(["train", str(path)], capsys)
+
+    @pytest.mark.parametrize("name", ["config.yaml", "search.json", "supernet.safetensors"])
+    def test_damaged_run(self, folder, tmp_path, capsys, name):
+        shutil.copytree(folder, tmp_path / "run")
+        (tmp_path / "run" / name).write_bytes(b"\x89PNG\r\n\x1a\n")
+        arguments = ["search", str(tmp_path / "run"), "--resume", "search.generations=3"]
+        assert name in fails(arguments, capsys)
+        assert name in fails(["evaluate", str(tmp_path / "run")], capsys)
+
+    @pytest.mark.parametrize(
+        ("command", "change", "named"),
+        [
+            ("search", "search.seed=3", "search.seed: 0 -> 3"),
+            ("train", "search.seed=3", "search.seed: 0 -> 3"),
+            ("train", "train.epochs=5", "train.epochs: 2 -> 5"),
+            ("run", "search.limits[0].max_params=1500", "limits[0].max_params: 2500 -> 1500"),
+            ("run", "optim.lr=0.1", "optim.lr: 0.005 -> 0.1"),
+        ],
+    )
+    def test_resume_with_other_settings(self, folder, capsys, command, change, named):
+        before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+        source = folder if command == "search" else folder / "config.yaml"
+        assert named in fails([command, str(source), "--resume", change], capsys)
+        assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            "optim.warmup_epochs=1000",
+            "data.batch_size=100000",
+            "model.patch_size=3",
+            "output.dir=..",
+        ],
+    )
+    @pytest.mark.parametrize("command", ["train", "run"])
+    def test_nothing_is_made_for_a_run_that_cannot_be(self, tmp_path, capsys, command, change):
+        """Not even where an earlier run is to be replaced; ``..`` here is the file below."""
+        path = tiny_recipe.write(tmp_path / "run")
+        (tmp_path / "file").touch()
+        change = change.replace("..", str(tmp_path / "file"))
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "supernet.safetensors").write_text("an earlier one")
+        code = main([command, str(path), change, "--overwrite"])
+        assert (code, capsys.readouterr().err.count("\n")) == (2, 1)
+        assert [p.name for p in (tmp_path / "run").iterdir()] == ["supernet.safetensors"]
+
+    def test_limit_that_nothing_meets_is_found_before_the_training(self, tmp_path, capsys):
+        path = tiny_recipe.write(tmp_path / "run")
+        assert main(["run", str(path), "search.limits=[{max_params: 10}]"]) == 2
+        assert "found no subnet" in capsys.readouterr().err
+        assert not (tmp_path / "run").exists()
+
+    def test_full_disk(self, folder, tmp_path, monkeypatch, capsys):
+        def full(descriptor):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(os, "fsync", full)
+        path = tiny_recipe.write(tmp_path / "run")
+        assert main(["train", str(path)]) == 2
+        assert "No space left on device" in capsys.readouterr().err
+        assert list((tmp_path / "run").iterdir()) == []
+
+    def test_out_of_memory(self, monkeypatch, capsys):
+        from growtas import pipeline
+
+        def exhausted(*args, **kwargs):
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes")
+
+        monkeypatch.setattr(pipeline, "run", exhausted)
+        assert "out of memory" in fails(["run", "digits"], capsys, code=1)
 
     def test_run_that_is_there(self, folder, capsys):
         line = fails(["run", str(folder / "config.yaml")], capsys)
@@ -185,7 +315,16 @@ class TestErrors:
             main(["run", "digit", "--debug"])
 
     @pytest.mark.parametrize(
-        "arguments", [[], ["fly"], ["run"], ["run", "digits", "--fast"], ["info", "a=b"]]
+        "arguments",
+        [
+            [],
+            ["fly"],
+            ["run"],
+            ["run", "digits", "--fast"],
+            ["info", "a=b"],
+            ["run", "digits", "--resume", "--overwrite"],
+            ["search", "x", "--resume", "--overwrite"],
+        ],
     )
     def test_usage(self, arguments, capsys):
         with pytest.raises(SystemExit) as stop:
@@ -205,6 +344,14 @@ class TestHelp:
         out = capsys.readouterr().out
         assert f"  growtas {name}" in out
         assert "{overrides}" not in out
+        assert "{{" not in out
+
+    def test_first_steps(self, capsys):
+        with pytest.raises(SystemExit):
+            main(["--help"])
+        out = capsys.readouterr().out
+        assert "growtas run digits" in out
+        assert "exit codes: 0 done" in out
 
     def test_version(self, capsys):
         with pytest.raises(SystemExit):
@@ -217,6 +364,10 @@ class TestInfo:
         assert main(["info", "--json"]) == 0
         facts = json.loads(capsys.readouterr().out)
         assert facts["versions"]["growtas"] == __version__
+        assert (Path(facts["location"]) / "info.py").samefile(info.__file__)
+        for name, tested in facts["tested"].items():
+            assert facts["versions"][name]
+            assert tested
         rows = {(row["operator"], row["device"], row["dtype"]): row for row in facts["operators"]}
         for operator in ("linear", "layer_norm", "attention"):
             row = rows[operator, "cpu", "float32"]
@@ -228,6 +379,7 @@ class TestInfo:
         assert info.main([]) == 0
         out = capsys.readouterr().out
         assert "GROWTAS_BACKEND=reference" in out
+        assert f"(tested: {', '.join(info.TESTED['torch'])})" in out
         assert "native (cpu" not in out
         assert "reference (cpu: float32, bfloat16)" in out
         assert "not native: reference was asked for" in out

@@ -76,13 +76,17 @@ class TestOverrides:
             ("optim.lr=1e-3", (("optim", "lr"), 1e-3)),
             ("a=b=c", (("a",), "b=c")),
             ("a.b=", (("a", "b"), None)),
+            ("a.b[0].c=1", (("a", "b", 0, "c"), 1)),
+            ("a[1][12]=1", (("a", 1, 12), 1)),
             ("a=[{x: 6M}]", (("a",), [{"x": "6M"}])),
         ],
     )
     def test_split(self, text, expected):
         assert split_override(text) == expected
 
-    @pytest.mark.parametrize("text", ["epochs", "=3", "a..b=3", ".a=1"])
+    @pytest.mark.parametrize(
+        "text", ["epochs", "=3", "a..b=3", ".a=1", "a[x]=1", "a[-1]=1", "[0]=1", "a[0]b=1", "a[]=1"]
+    )
     def test_split_refuses(self, text):
         with pytest.raises(ConfigError, match=r"section\.field=value"):
             split_override(text)
@@ -90,8 +94,8 @@ class TestOverrides:
     def test_apply(self):
         values = {"a": {"b": 1, "l": [{"x": 1}, {"x": 2}]}, "empty": None}
         apply_override(values, ("a", "b"), 5)
-        apply_override(values, ("a", "l", "1", "x"), 7)
-        apply_override(values, ("a", "l", "0"), {"x": 0})
+        apply_override(values, ("a", "l", 1, "x"), 7)
+        apply_override(values, ("a", "l", "0"), {"x": 0})  # written a.l.0
         apply_override(values, ("empty", "y"), 3)
         apply_override(values, ("new", "z"), 4)
         assert values == {
@@ -102,13 +106,19 @@ class TestOverrides:
         ("path", "message"),
         [
             (("a", "b", "c"), "a.b is the value 1"),
-            (("a", "l", "1", "x"), r"'1' is not one of the list positions 0\.\.0"),
-            (("a", "l", "x"), "'x' is not one of"),
+            (
+                ("a", "l", 1, "x"),
+                r"set a\.l\[1\]\.x: a\.l is a list; its positions are \[0\] to \[0\]",
+            ),
+            (("a", "l", "x"), r"a\.l is a list; its positions are"),
+            (("a", "none", 0), r"a\.none is an empty list"),
+            (("a", "new", 0, "x"), r"a\.new is not a list .* all of it: a\.new='\[\.\.\.\]'"),
+            (("a", 0), "a is not a list"),
         ],
     )
     def test_apply_refuses(self, path, message):
         with pytest.raises(ConfigError, match=message):
-            apply_override({"a": {"b": 1, "l": [{}]}}, path, 0)
+            apply_override({"a": {"b": 1, "l": [{}], "none": []}}, path, 0)
 
 
 class TestBuild:
@@ -182,8 +192,13 @@ class TestBuild:
 
 
 def test_differences():
-    left = {"a": {"x": 1, "y": [1]}, "b": 2, "gone": None}
-    right = {"a": {"x": 1, "y": [2]}, "b": 2, "new": 0}
-    expected = ["a.y: [1] -> [2]", "gone: None -> (not set)", "new: (not set) -> 0"]
+    left = {"a": {"x": 1, "y": [1]}, "b": 2, "l": [{"x": 1}, {"x": 2}], "gone": None}
+    right = {"a": {"x": 1, "y": [2]}, "b": 2, "l": [{"x": 1}, {"x": 3}], "new": 0}
+    expected = [
+        "a.y: [1] -> [2]",
+        "l[1].x: 2 -> 3",
+        "gone: None -> (not set)",
+        "new: (not set) -> 0",
+    ]
     assert differences(left, right) == expected
     assert differences(left, left) == []

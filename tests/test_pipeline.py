@@ -11,7 +11,7 @@ import pytest
 import tiny_recipe
 import torch
 
-from growtas import export, load_supernet
+from growtas import export, load_supernet, save_supernet
 from growtas.config import ConfigError
 from growtas.pipeline import run
 from growtas.recipe import Recipe
@@ -43,6 +43,11 @@ def copy(finished, tmp_path):
 
 def recipe_of(folder: Path, *overrides: str) -> Recipe:
     return Run.open(folder, overrides).recipe
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below `folder`."""
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 class TestWhatARunLeaves:
@@ -143,16 +148,73 @@ class TestResume:
             (copy / name).unlink()
         assert run(recipe_of(copy), resume=True, say=lambda line: None) == finished[1]
 
-    def test_other_search_settings_search_again(self, copy):
-        changed = recipe_of(copy, "search.limits=[{name: tiny, max_params: 1500}]")
-        winners = run(changed, resume=True, say=lambda line: None)
-        assert [winner.limit for winner in winners] == ["tiny"]
-        assert winners[0].num_params <= 1500
-        assert Recipe.load(copy / "config.yaml").search == changed.search
-
     def test_other_training_settings_are_refused(self, copy):
-        with pytest.raises(ConfigError, match=r"optim\.lr: 0\.005 -> 0\.1"):
-            run(recipe_of(copy, "optim.lr=0.1"), resume=True)
+        before = contents(copy)
+        for resumed in (run, Run.start):
+            with pytest.raises(ConfigError, match=r"optim\.lr: 0\.005 -> 0\.1"):
+                resumed(recipe_of(copy, "optim.lr=0.1"), resume=True)
+        assert contents(copy) == before
+
+    @pytest.mark.parametrize(
+        ("changes", "named"),
+        [
+            (["search.limits[0].max_params=1500"], r"limits\[0\]\.max_params: 2500 -> 1500"),
+            (["search.population=5", "search.seed=3"], "population: 4 -> 5; search.seed: 0 -> 3"),
+            (["search.generations=1"], r"search\.generations: 2 -> 1"),
+        ],
+    )
+    @pytest.mark.parametrize("begun", [False, True])
+    def test_other_search_settings_are_refused(self, copy, changes, named, begun):
+        """By `search` and by what runs or trains; nothing of the folder changes."""
+        if begun:
+            (copy / "search.json").unlink()
+        before = contents(copy)
+        recipe = recipe_of(copy, *changes)
+        for resumed in (
+            lambda: Run.open(copy, changes).search(resume=True),
+            lambda: Run.start(recipe, resume=True),
+            lambda: run(recipe, resume=True),
+        ):
+            with pytest.raises(ConfigError, match=named):
+                resumed()
+        assert contents(copy) == before
+
+    def test_search_of_other_weights_is_refused(self, copy):
+        model = load_supernet(copy / "supernet.safetensors")
+        with torch.no_grad():
+            model.head.bias.add_(1)
+        save_supernet(model, copy / "supernet.safetensors")
+        (copy / "search.json").unlink()
+        before = contents(copy)
+        with pytest.raises(ValueError, match="other weights"):
+            Run.open(copy).search(resume=True)
+        assert contents(copy) == before
+
+    def test_more_generations_go_on(self, copy):
+        scored = len(SearchResult.load(copy / "search.json").candidates)
+        current = Run.open(copy, ["search.generations=3", "search.batch_size=99"])
+        assert len(current.search(resume=True).candidates) > scored
+        assert Recipe.load(copy / "config.yaml").search.generations == 3
+        assert not (copy / "summary.json").exists()
+
+    def test_new_search_replaces_the_old_one(self, copy):
+        changes = ["search.limits=[{name: tiny, max_params: 1500}]", "search.generations=1"]
+        result = Run.open(copy, changes).search()
+        assert [entry.limit.name for entry in result.limits] == ["tiny"]
+        assert Recipe.load(copy / "config.yaml").search == result.config
+        assert not (copy / "best").exists()
+
+    def test_new_search_that_cannot_be_made_replaces_nothing(self, copy):
+        before = contents(copy)
+        with pytest.raises(ValueError, match="found no subnet"):
+            Run.open(copy, ["search.limits=[{max_params: 10}]"]).search()
+        assert contents(copy) == before
+
+    def test_run_without_its_recipe(self, copy):
+        recipe = recipe_of(copy)
+        (copy / "config.yaml").unlink()
+        with pytest.raises(ConfigError, match=r"without its config\.yaml"):
+            Run.start(recipe, resume=True)
 
     def test_training_continues_where_it_stopped(self, finished, tmp_path):
         """Two epochs, a stop, then the rest: the same weights as in one go."""
@@ -192,6 +254,20 @@ class TestRefusals:
         (copy / "notes.txt").write_text("mine")
         Run.start(recipe_of(copy), overwrite=True)
         assert sorted(path.name for path in copy.iterdir()) == ["config.yaml", "notes.txt"]
+
+    @pytest.mark.parametrize("changes", [["data.dataset=''"], ["data.num_classes=3"]])
+    def test_unusable_data_replace_nothing(self, copy, changes):
+        before = contents(copy)
+        with pytest.raises(ValueError, match=r"data\.(root|num_classes) is"):
+            Run.start(recipe_of(copy, *changes), overwrite=True)
+        assert contents(copy) == before
+
+    @pytest.mark.parametrize("name", ["search.json", "random_subnets.json", "summary.json"])
+    @pytest.mark.parametrize("text", [b"{", b"[1]", b"\x89PNG\xff"])
+    def test_damaged_file_is_named(self, copy, name, text):
+        (copy / name).write_bytes(text)
+        with pytest.raises(ConfigError, match=f"{name} is not"):
+            run(recipe_of(copy), resume=True, say=lambda line: None)
 
     def test_not_a_run(self, tmp_path):
         with pytest.raises(ConfigError, match="is not the folder of a run"):

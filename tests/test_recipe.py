@@ -69,8 +69,8 @@ class TestPublishedSettings:
         assert search.mutation_prob == 0.2
 
     def test_needs_a_folder(self, name):
-        with pytest.raises(ConfigError, match=r"data\.root"):
-            Recipe.load(name)
+        with pytest.raises(ValueError, match=r"data\.root"):
+            Recipe.load(name).data.resolved()
 
 
 class TestOverrides:

@@ -53,8 +53,8 @@ def recipe(method: str, seed: int, folder: Path) -> Recipe:
 def carry_out(method: str, seed: int, folder: Path) -> None:
     """Trains and measures; writes ``<folder>/<method>-<seed>.json`` at the end."""
     from benchmarks.rows import provenance
+    from growtas.atomic import write_atomically
     from growtas.run_folder import Run
-    from growtas.search.result import write_atomically
 
     run = Run.start(recipe(method, seed, folder), overwrite=True, say=lambda line: None)
     run.train()

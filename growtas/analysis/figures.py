@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from growtas.atomic import replacing, write_atomically
 from growtas.config import ConfigError
 from growtas.search import format_count
-from growtas.search.result import write_atomically
 from growtas.training.optional import require
 
 # Okabe and Ito's colours, distinguishable with every common colour blindness; the yellow, too pale
@@ -93,8 +92,5 @@ def count_axis(axes: Any, label: str) -> None:
 
 def write_png(figure: Any, path: str | Path) -> None:
     """Writes the figure in one piece: a reader sees the old file or the new one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, format="png", dpi=150)
-    os.replace(partial, path)
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=150)

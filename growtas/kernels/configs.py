@@ -1,4 +1,4 @@
-"""How Triton kernels are cut and compiled: one table per architecture, and what a build is.
+"""How Triton kernels are cut and compiled: one table per architecture.
 
 `python -m benchmarks.tune` writes rows of these tables; `python -m growtas.kernels.precompile`
 compiles every one of them. Nothing is tuned while a program runs: sums in another order would
@@ -7,7 +7,10 @@ give other bits.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 
@@ -20,29 +23,6 @@ class Config(NamedTuple):
     blocks: tuple[int, ...]
     warps: int
     stages: int
-
-
-class Build(NamedTuple):
-    """One compilation of a kernel; every operator's ``gpu`` module lists its own in ``builds``.
-
-    ``builds(architecture: int) -> Iterator[Build]`` yields what the launchers ask Triton for with
-    the rows of ``TABLES[architecture]``, the most used first: a quick run compiles the first build
-    of every kernel.
-
-    Attributes:
-        label: what distinguishes it from other builds of the kernel, for people.
-        kernel: the ``triton.jit`` function.
-        types: Triton types of the arguments that are no constants; ``:16`` at the end says that
-            the pointer or integer is a multiple of 16 (``"*bf16:16"``, ``"i32"``).
-        constants: values of all ``tl.constexpr`` arguments.
-        config: of which warps and stages count; the blocks are among the constants.
-    """
-
-    label: str
-    kernel: Any
-    types: dict[str, str]
-    constants: dict[str, Any]
-    config: Config
 
 
 # Kernel, bits per stored value, sizes (which, is the kernel's affair).
@@ -138,11 +118,41 @@ TABLES: dict[int, dict[Key, Config]] = {
 }
 
 
+# Of each architecture that is shipped for, the table; and bytes of shared memory that one block can
+# have there (CUDA C++ programming guide, compute capabilities). An 86, 89 or 120 has 99 KiB, too
+# little for the rows of an 80 and less than half of what those of a 90 take: their table is the 80's,
+# of which none takes more than 72 KiB.
+ARCHITECTURES = {80: 80, 86: 80, 89: 80, 90: 90, 100: 90, 120: 80}
+SHARED_MEMORY = {
+    80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024
+}  # fmt: skip
+
+_ahead: list[int] = []  # what tensors of the "meta" device stand for, the innermost block last
+
+
+@contextmanager
+def ahead(architecture: int) -> Iterator[None]:
+    """Inside the ``with`` block tensors of the "meta" device count as those of an architecture of
+    `ARCHITECTURES`."""
+    _ahead.append(architecture)
+    try:
+        yield
+    finally:
+        _ahead.pop()
+
+
 def architecture(device: torch.device) -> int:
-    """The table for a device: 90 from compute capability 9 on, else 80; 80 in the interpreter."""
-    if interpreted():
-        return 80
-    return 90 if torch.cuda.get_device_capability(device)[0] >= 9 else 80
+    """The key of `TABLES` for a device: that of its compute capability or, if `ARCHITECTURES` does
+    not have it, of the nearest one below (87 counts as 86, 103 as 100); 80 in the interpreter."""
+    if device.type == "meta":
+        return ARCHITECTURES[_ahead[-1]]
+    return 80 if interpreted() else _of_device(device)
+
+
+@functools.cache
+def _of_device(device: torch.device) -> int:
+    major, minor = torch.cuda.get_device_capability(device)
+    return ARCHITECTURES[max(known for known in ARCHITECTURES if known <= 10 * major + minor)]
 
 
 def choose(architecture: int, kernel: str, dtype: torch.dtype, sizes: tuple[int, ...]) -> Config:

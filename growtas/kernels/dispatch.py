@@ -112,12 +112,34 @@ def _rejection(operator: str, backend: str, tensors: tuple[Tensor, ...], named: 
     return reason
 
 
+def transformed() -> bool:
+    """Whether a transform of ``torch.func`` is in force."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def plain(operator: str, purpose: str) -> ModuleType:
+    """The reference, for what only operations that PyTorch itself can differentiate allow.
+
+    Raises:
+        BackendUnavailable: another backend was asked for by name.
+    """
+    request = requested_backend()
+    if request not in ("auto", "reference"):
+        raise BackendUnavailable(
+            f"backend {request!r} has no {operator} for {purpose}; use_backend('reference') has"
+        )
+    return importlib.import_module(f"growtas.kernels.{operator}.{BACKENDS['reference']}")
+
+
 def select(operator: str, *tensors: Tensor) -> ModuleType:
-    """The backend module that runs ``operator`` on tensors of these devices and dtypes.
+    """The backend module that runs ``operator`` on tensors of these devices and dtypes; under a
+    transform of ``torch.func`` the reference.
 
     Raises:
         BackendUnavailable: the backend asked for by name cannot; the message says why.
     """
+    if transformed():
+        return plain(operator, "torch.func")
     request = requested_backend()
     key = (operator, request, *((t.device.type, t.dtype) for t in tensors))
     module = _cache.get(key)

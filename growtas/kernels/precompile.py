@@ -1,9 +1,12 @@
 """`python -m growtas.kernels.precompile`: compile every Triton kernel ahead, without a GPU.
 
-Prints registers, spills and shared memory of every build that the operators list, and the most of
-each operator on each architecture. The exit status
-is 1 if one does not compile, spills registers or needs more shared memory than its architecture
-has; 2 if nothing could be compiled at all.
+Prints registers, spills and shared memory of every build, and the most of each operator on each
+architecture. The exit status is 1 if one does not compile, spills registers or needs more shared
+memory than its architecture has; 2 if nothing could be compiled at all.
+
+An operator's ``gpu_builds.calls()`` yields ``(label, call)``, the most used first: calls of its
+launchers on tensors without storage. What they would launch is recorded and compiled by Triton's
+own path from a launch to a build, so these are the builds of run time, and fill its cache.
 """
 
 from __future__ import annotations
@@ -19,17 +22,17 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from growtas.kernels.configs import TABLES, Build
+import torch
+
+from growtas.kernels.configs import ARCHITECTURES, SHARED_MEMORY
 from growtas.kernels.dispatch import OPERATORS
+from growtas.kernels.triton_launch import Launch, recorded
 from growtas.kernels.triton_support import interpreted
-
-# Bytes of shared memory that one block can have (CUDA C++ programming guide, compute capabilities).
-SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024}
-
 
 class Resources(NamedTuple):
     """What one build takes: registers per thread, bytes of local memory per thread, bytes of
@@ -49,46 +52,79 @@ class Outcome(NamedTuple):
     resources: Resources | None
 
 
+class Build(NamedTuple):
+    """One compilation: what distinguishes it from others of the kernel, for people, and a launch
+    that asks for it."""
+
+    label: str
+    launch: Launch
+
+
+class Target:
+    """What Triton asks a driver for when it compiles and does not launch. Kernels are kept by
+    device, so every architecture is a device of its own."""
+
+    def __init__(self, architecture: int) -> None:
+        from triton.backends.compiler import GPUTarget
+
+        self.architecture = architecture
+        self.target = GPUTarget("cuda", architecture, 32)
+
+    def get_current_target(self) -> Any:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return self.architecture
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+@contextmanager
+def triton_compiles_for(architecture: int) -> Iterator[None]:
+    """Inside the ``with`` block Triton compiles for an architecture that need not be present, on
+    all threads, and launches nothing."""
+    from triton.runtime import driver
+
+    driver.set_active(Target(architecture))
+    try:
+        yield
+    finally:
+        if torch.cuda.is_available():  # else there is no driver to go back to
+            driver.reset_active()
+
+
 def builds(architecture: int, operators: Sequence[str] = OPERATORS) -> Iterator[Build]:
-    """Every build of these operators, in their order."""
+    """Every build of these operators once, in their order."""
+    seen = set()
     for operator in operators:
-        yield from importlib.import_module(f"growtas.kernels.{operator}.gpu").builds(architecture)
+        for label, call in importlib.import_module(f"growtas.kernels.{operator}.gpu_builds").calls():
+            with recorded(architecture) as launches:
+                call()
+            for launch in launches:
+                if launch.key not in seen:
+                    seen.add(launch.key)
+                    yield Build(label, launch)
 
 
 def first_of_each_kernel(builds: Iterator[Build]) -> Iterator[Build]:
     """The first build of every kernel."""
     seen = set()
     for build in builds:
-        if build.kernel.__name__ not in seen:
-            seen.add(build.kernel.__name__)
+        if build.launch.kernel.__name__ not in seen:
+            seen.add(build.launch.kernel.__name__)
             yield build
 
 
-def compile_build(build: Build, architecture: int) -> Resources:
-    """Compile for an architecture that need not be present.
+def compile_build(build: Build) -> Resources:
+    """Compile inside a block of `triton_compiles_for`.
 
     Raises:
         Exception: whatever Triton raises when it cannot.
     """
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    names = build.kernel.arg_names
-    signature = {
-        name: "constexpr" if name in build.constants else build.types[name].removesuffix(":16")
-        for name in names
-    }
-    aligned = [i for i, n in enumerate(names) if build.types.get(n, "").endswith(":16")]
-    compiled = triton.compile(
-        ASTSource(
-            build.kernel,
-            signature,
-            constexprs=dict(build.constants),
-            attrs={(index,): [["tt.divisibility", 16]] for index in aligned},
-        ),
-        target=GPUTarget("cuda", architecture, 32),
-        options={"num_warps": build.config.warps, "num_stages": build.config.stages},
+    kernel, programs, arguments, constants, (_, warps, stages) = build.launch
+    compiled = kernel.warmup(
+        *arguments, grid=(programs,), **constants, num_warps=warps, num_stages=stages
     )
     registers, spills = _usage(compiled.asm["cubin"])
     return Resources(registers, spills, compiled.metadata.shared)
@@ -127,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--arch", type=int, nargs="+", choices=sorted(TABLES), default=sorted(TABLES)
+        "--arch", type=int, nargs="+", choices=ARCHITECTURES, default=list(ARCHITECTURES)
     )
     parser.add_argument("--operators", nargs="+", choices=OPERATORS, default=list(OPERATORS))
     parser.add_argument(
@@ -146,9 +182,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             listed = builds(architecture, [operator])
             chosen = list(first_of_each_kernel(listed) if args.quick else listed)
             of_operator = outcomes[architecture, operator] = []
-            for outcome in pool.map(partial(_outcome, architecture), chosen):
-                print(outcome.line, flush=True)
-                of_operator.append(outcome)
+            with triton_compiles_for(architecture):
+                for outcome in pool.map(partial(_outcome, architecture), chosen):
+                    print(outcome.line, flush=True)
+                    of_operator.append(outcome)
     for (architecture, operator), of_operator in outcomes.items():
         print(f"sm_{architecture} {operator}: {_summary(of_operator)}")
     every = list(itertools.chain.from_iterable(outcomes.values()))
@@ -157,10 +194,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _outcome(architecture: int, build: Build) -> Outcome:
-    _, warps, stages = build.config
-    line = f"sm_{architecture} {build.kernel.__name__:40s} {build.label:44s} w{warps} s{stages} "
+    _, warps, stages = build.launch.config
+    name = build.launch.kernel.__name__
+    line = f"sm_{architecture} {name:32s} {build.label:52s} w{warps} s{stages} "
     try:
-        resources = compile_build(build, architecture)
+        resources = compile_build(build)
     except Exception as error:  # reported, and the other builds are tried
         return Outcome(f"{line}-  << does not compile: {type(error).__name__}: {error}", True, None)
     line += "{:4d} registers {:5d} B spilled {:7d} B shared".format(*resources)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+LEAST = (8, 0)  # compute capability: the first with tensor cores for bfloat16
 
 
 def interpreted() -> bool:
@@ -34,6 +37,8 @@ def unsupported(*tensors: Tensor) -> str | None:
         if tensor.device.type != device:
             where = "CPU tensors in the interpreter" if interpreted() else "CUDA tensors"
             return f"it takes {where}, not {tensor.device.type}"
+        if device == "cuda" and (found := torch.cuda.get_device_capability(tensor.device)) < LEAST:
+            return "it needs compute capability {}.{}, the device has {}.{}".format(*LEAST, *found)
         if tensor.dtype not in DTYPES:
             return f"it takes float32, bfloat16 and float16, not {tensor.dtype}"
     return None
@@ -44,6 +49,17 @@ def dot_precision(dtype: torch.dtype) -> str:
     if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32":
         return "tf32"
     return "ieee"
+
+
+@contextmanager
+def float32_products(precision: str) -> Iterator[None]:
+    """Inside the ``with`` block torch allows for CUDA devices what `dot_precision` then says."""
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = precision
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
 
 
 def power_of_two(n: int, least: int = 16) -> int:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from growtas.atomic import write_atomically
+from growtas.config import content_of, read_text
 from growtas.search.candidate import Axis, Candidate, Score, pareto_front, rank_key
 from growtas.search.config import Limit, SearchConfig
 from growtas.space import SearchSpace, Subnet
@@ -148,10 +149,9 @@ class SearchResult:
     @classmethod
     def load(cls, path: str | Path) -> SearchResult:
         """Reads a file that `save` wrote. Raises ValueError if it is something else."""
-        try:
-            return cls.from_json(Path(path).read_text(encoding="utf-8"))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is not the result of a search: {error!r}") from error
+        text = read_text(path)
+        with content_of(path, "the result of a search"):
+            return cls.from_json(text)
 
 
 def config_to_dict(config: SearchConfig) -> dict[str, Any]:
@@ -171,15 +171,3 @@ def to_json(values: Mapping[str, Any]) -> str:
         else:
             lines.append(f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}")
     return "{\n " + ",\n ".join(lines) + "\n}\n"
-
-
-def write_atomically(path: str | Path, text: str) -> None:
-    """Writes `text` beside `path` and renames it: a reader sees the old file or the new one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,17 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from growtas.atomic import write_atomically
+from growtas.config import ConfigError, content_of, differences, read_text
 from growtas.cost import CostFunction
 from growtas.search import autoformer, breeding, distributed
 from growtas.search.candidate import Candidate, Scorer, json_number, rank_key
 from growtas.search.config import Limit, SearchConfig
-from growtas.search.result import (
-    LimitResult,
-    SearchResult,
-    config_to_dict,
-    to_json,
-    write_atomically,
-)
+from growtas.search.result import LimitResult, SearchResult, config_to_dict, to_json
 from growtas.search.scoring import PART_SECONDS, Scoring
 from growtas.search.window import Window
 from growtas.size_table import SizeTable
@@ -30,6 +27,8 @@ from growtas.space import SearchSpace, Subnet
 STATE_FILE = "search_state.json"
 RESULT_FILE = "search.json"
 SAVE_SECONDS = PART_SECONDS  # about twice as much scoring is lost when the process is killed
+
+_A_STATE = "the state of a search"
 
 # A resumed search may go on for more generations, and batches change nothing but speed.
 _MAY_CHANGE = ("generations", "batch_size")
@@ -70,17 +69,44 @@ def search(
         ValueError: a limit that no subnet meets (the message states the reachable sizes), or a
             state to resume that belongs to another search (the message states what differs).
     """
-    run = _Search(space, evaluator, config, cost, None if run_dir is None else Path(run_dir))
+    run = Search(space, evaluator, config, cost, None if run_dir is None else Path(run_dir))
     if resume:
         run.load()
-    run.go(progress)
-    result = run.result()
-    if run.folder is not None and distributed.rank() == 0:
-        result.save(run.folder / RESULT_FILE)
-    return result
+    return run.go(progress)
 
 
-class _Search:
+def changed_settings(folder: Path, config: SearchConfig) -> list[str]:
+    """In what `config` differs from the settings of the search in `folder`, finished or begun:
+    ``field: stored -> asked`` each; [] if it can go on with `config`, or if there is none.
+
+    Raises:
+        ConfigError: the file of the search is something else.
+    """
+    asked = _plain(config)
+    if (folder / RESULT_FILE).is_file():
+        stored = _plain(SearchResult.load(folder / RESULT_FILE).config)
+    elif (folder / STATE_FILE).is_file():
+        state = _parse_state(folder / STATE_FILE, read_text(folder / STATE_FILE))
+        begun = math.ceil(state["turn"] / len(config.windows))
+        stored = {**asked, **state["identity"]["config"], "generations": begun}
+    else:
+        return []
+    for name in _MAY_CHANGE:
+        if name != "generations" or asked[name] > stored[name]:
+            asked[name] = stored[name]
+    return differences(stored, asked, where="search.")
+
+
+def windows(space: SearchSpace, config: SearchConfig, cost: CostFunction) -> list[Window]:
+    """The window of each limit. Raises ValueError for one that no subnet of `space` is in."""
+    table = SizeTable.build(space, cost)
+    return [Window(space, limit, cost, table) for limit in config.windows]
+
+
+class Search:
+    """A search that can be looked at before it begins: what it cannot do, it says when it is made
+    (a limit that nothing meets) and when it is loaded; see `search` for the arguments."""
+
     def __init__(
         self,
         space: SearchSpace,
@@ -95,8 +121,7 @@ class _Search:
         self.config = config
         self.cost = cost
         self.folder = folder
-        table = SizeTable.build(space, cost)
-        self.windows = [Window(space, limit, cost, table) for limit in config.windows]
+        self.windows = windows(space, config, cost)
         self.breed = (autoformer if config.compat else breeding).next_generation
         self.rngs = [random.Random(_seed(config, limit)) for limit in config.windows]
         self.histories: list[list[dict[str, Any]]] = [[] for _ in self.windows]
@@ -106,8 +131,8 @@ class _Search:
         self.identity = self._identity()
         self.saved_at = 0.0
 
-    def go(self, progress: bool) -> None:
-        """Takes all remaining turns."""
+    def go(self, progress: bool) -> SearchResult:
+        """Takes all remaining turns and saves the result."""
         with _progress_bar(self._budget(), len(self.archive), progress) as bar:
             while self.turn < self.config.generations * len(self.windows):
                 index = self.turn % len(self.windows)
@@ -116,6 +141,10 @@ class _Search:
                 self.pending = None
                 self.turn += 1
         self.save()
+        result = self.result()
+        if self.folder is not None and distributed.rank() == 0:
+            result.save(self.folder / RESULT_FILE)
+        return result
 
     def _take_turn(self, index: int, bar: Any) -> None:
         window, rng = self.windows[index], self.rngs[index]
@@ -179,7 +208,7 @@ class _Search:
 
     def _identity(self) -> dict[str, Any]:
         """What makes this search this one, in JSON's types."""
-        config = {k: v for k, v in config_to_dict(self.config).items() if k not in _MAY_CHANGE}
+        config = {k: v for k, v in _plain(self.config).items() if k not in _MAY_CHANGE}
         fingerprint = getattr(self.evaluator, "fingerprint", None)
         return {
             "space": self.space.to_dict(),
@@ -199,17 +228,21 @@ class _Search:
         }
 
     def load(self) -> None:
-        """Continues from the state on disk, if any. Rank 0 reads, so one disk is enough."""
-        path = None if self.folder is None else self.folder / STATE_FILE
-        text = None
-        if distributed.rank() == 0 and path is not None and path.is_file():
-            text = path.read_text(encoding="utf-8")
+        """Continues from the state on disk, if any. Rank 0 reads, so one disk is enough.
+
+        Raises:
+            ValueError: see `search`.
+        """
+        if self.folder is None:
+            return
+        path = self.folder / STATE_FILE
+        text = read_text(path) if distributed.rank() == 0 and path.is_file() else None
         text = distributed.broadcast_text(text)
         if text is None:
             return
-        try:
-            state = json.loads(text)
-            self._check_same(state["identity"])
+        state = _parse_state(path, text)
+        self._check_same(state["identity"])
+        with content_of(path, _A_STATE):
             self.turn = state["turn"]
             pending = state["pending"]
             self.pending = None if pending is None else [Subnet.from_dict(v) for v in pending]
@@ -218,8 +251,6 @@ class _Search:
             self.histories = state["histories"]
             candidates = [Candidate.from_dict(values) for values in state["candidates"]]
             self.archive = {candidate.subnet: candidate for candidate in candidates}
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} is not the state of a search: {error!r}") from error
         if self.turn > self.config.generations * len(self.windows):
             done = self.turn // len(self.windows)
             raise ValueError(
@@ -229,13 +260,16 @@ class _Search:
 
     def _check_same(self, stored: dict[str, Any]) -> None:
         ours = json.loads(json.dumps(self.identity))
-        for part in ("space", "config"):
-            for key in ours[part]:
-                old, new = stored[part].get(key), ours[part][key]
-                if old != new:
-                    raise ValueError(
-                        f"cannot resume this search: {part}.{key} was {old!r} and now is {new!r}"
-                    )
+        changed = [
+            line
+            for part in ("space", "config")
+            for line in differences(stored[part], ours[part], where=f"{part}.")
+        ]
+        if changed:
+            raise ConfigError(
+                "cannot resume this search, it has other settings (then -> now): "
+                + "; ".join(changed)
+            )
         if stored["evaluator"] != ours["evaluator"]:
             raise ValueError(
                 "cannot resume this search: its scores are of other weights or other images"
@@ -285,6 +319,20 @@ def score_random(
     for subnet, score in zip(new, Scoring(evaluator)(new), strict=True):
         scored[subnet] = Candidate(subnet, *cost(subnet), score)
     return [scored[subnet] for subnet in drawn]
+
+
+def _plain(config: SearchConfig) -> dict[str, Any]:
+    """The fields in JSON's types, as a file has them."""
+    return json.loads(json.dumps(config_to_dict(config)))
+
+
+def _parse_state(path: Path, text: str) -> dict[str, Any]:
+    with content_of(path, _A_STATE):
+        state = json.loads(text)
+        missing = {"space", "config", "evaluator"} - set(state["identity"])
+        if missing or not isinstance(state["turn"], int):
+            raise ValueError(f"it has no {', '.join(sorted(missing)) or 'turn'}")
+        return state
 
 
 def _seed(config: SearchConfig, limit: Limit) -> int | str:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from growtas import kernels
 from growtas.kernels import GradientAccumulator
 from growtas.kernels.extents import BlockExtents, LinearExtents
+from growtas.kernels.library import observed
 
 INIT_STD = 0.02  # of AutoFormer's truncated normals (and of most ViTs)
 
@@ -252,8 +253,7 @@ def computed_again(y: Tensor, again: Callable[[], Tensor]) -> contextlib.Abstrac
     ``again`` must return the bits of ``y``. torch.compile decides such things by itself, and
     tensors without memory are left alone.
     """
-    plain = type(y) is Tensor and not y.is_meta
-    if not y.requires_grad or not plain or torch.compiler.is_compiling():
+    if not y.requires_grad or y.is_meta or observed(y):
         return contextlib.nullcontext()
     place, device, dtype = y.data_ptr(), y.device.type, y.dtype
 

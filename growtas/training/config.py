@@ -96,9 +96,6 @@ class DataConfig:
                 "search split is taken out by sample index, so use an image folder, a tar file, "
                 "'torch/<name>' or 'hfds/<name>'"
             )
-        rootless = self.dataset in BUILT_IN or self.dataset.lower().startswith("hfds/")
-        place = f"the folder (or tar file) of data set {self.dataset!r}"
-        _require(rootless or bool(self.root), "data.root", self.root, place)
         for field in ("num_classes", "image_size", "in_chans"):
             if getattr(self, field) is not None:
                 _integer(f"data.{field}", getattr(self, field), 1)
@@ -133,7 +130,15 @@ class DataConfig:
         return self.dataset in BUILT_IN or self.test_split is None
 
     def resolved(self) -> DataConfig:
-        """The same settings with the data set's own values for None (num_classes excepted)."""
+        """The same settings with the data set's own values for None (num_classes excepted).
+
+        Raises:
+            ValueError: `root` is missing, which a recipe leaves to its user, or `mean` or `std`
+                does not fit the channels.
+        """
+        rootless = self.dataset in BUILT_IN or self.dataset.lower().startswith("hfds/")
+        place = f"the folder (or tar file) of data set {self.dataset!r}"
+        _require(rootless or bool(self.root), "data.root", self.root, place)
         built_in = BUILT_IN.get(self.dataset)
         in_chans = self.in_chans or (1 if built_in else 3)
         if built_in:

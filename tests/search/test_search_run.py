@@ -278,9 +278,9 @@ def test_a_finished_search_goes_on_for_more_generations(
 def test_another_search_is_not_resumed(digits: SearchSpace, tmp_path: Path) -> None:
     searched(digits, SHORT, run_dir=tmp_path)
     resumed = {"run_dir": tmp_path, "resume": True}
-    with pytest.raises(ValueError, match=r"config\.seed was 0 and now is 3"):
+    with pytest.raises(ValueError, match=r"config\.seed: 0 -> 3"):
         searched(digits, replace(SHORT, seed=3), **resumed)
-    with pytest.raises(ValueError, match=r"space.depth was \[4, 5, 6\] and now is \[4, 5\]"):
+    with pytest.raises(ValueError, match=r"space\.depth: \[4, 5, 6\] -> \[4, 5\]"):
         searched(digits.restrict(depth=(4, 5)), SHORT, **resumed)
     (tmp_path / "search_state.json").write_text('{"turn": 3}')
     with pytest.raises(ValueError, match=r"search_state\.json is not the state of a search"):

@@ -11,7 +11,6 @@ from growtas.training import AugmentConfig, DataConfig, OptimConfig, TrainConfig
     ("section", "values", "message"),
     [
         (DataConfig, {"dataset": "hfids/imagenet-1k"}, r"'hfids/imagenet-1k'.*front to back"),
-        (DataConfig, {"dataset": ""}, r"data\.root is ''.*folder"),
         (DataConfig, {"batch_size": 0}, r"data\.batch_size is 0; allowed: .*at least 1"),
         (DataConfig, {"in_chans": 2}, r"data\.in_chans is 2; allowed: 1 \(grey\), 3 \(RGB\)"),
         (DataConfig, {"std": (0.2, 0.0)}, r"data\.std is 0\.0; allowed: .*above 0"),
@@ -61,6 +60,8 @@ def test_values_of_the_data_set():
     folder = DataConfig("", root="images").resolved()
     assert (folder.image_size, folder.in_chans, folder.crop_pct) == (224, 3, 0.875)
     assert folder.mean == (0.485, 0.456, 0.406)
+    with pytest.raises(ValueError, match=r"data\.root is ''.*folder"):
+        DataConfig("").resolved()
     assert DataConfig("digits", image_size=16, mean=(0.1,)).resolved().mean == (0.1,)
     with pytest.raises(ValueError, match=r"data\.mean is \(0\.1,\); allowed: 3 numbers"):
         DataConfig("", root="images", mean=(0.1,)).resolved()

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from itertools import product
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from growtas.kernels import triton_support
-from growtas.kernels.adamw import gpu_static, reference
+from growtas.kernels.adamw import reference
 from growtas.kernels.adamw.gpu_kernels import (
     adamw_kernel,
     gradient_norm_kernel,
     gradient_norm_partial_kernel,
 )
-from growtas.kernels.adamw.gpu_table import table_of
+from growtas.kernels.adamw.gpu_table import Table, table_of
 from growtas.kernels.adamw.row import Clip, Row, packed
-from growtas.kernels.configs import Build, Config, architecture, choose
+from growtas.kernels.configs import Config, architecture, choose
+from growtas.kernels.triton_launch import launch
 
-__all__ = ["builds", "gradient_norm", "step_", "unsupported"]
+__all__ = ["gradient_norm", "step_", "unsupported"]
 
 
 FOLD = Config((4096,), 8, 1)  # of the kernel that adds the partial sums of squares
@@ -61,14 +61,19 @@ def step_(
         if table.tasks == 0:
             continue
         norm, largest = (table.first, 0.0) if clip is None else clip
-        adamw_kernel[(table.tasks,)](
+        arguments = (
             table.first, table.table, lr if isinstance(lr, Tensor) else table.first, norm,
             0.0 if isinstance(lr, Tensor) else float(lr), float(largest), *_decays(betas),
-            eps, weight_decay,
-            COUNTS=counts, SHADOWS=shadows, CLIP=clip is not None,
-            DEVICE_LR=isinstance(lr, Tensor), ENTRIES=table.entries, BLOCK_R=config.blocks[0],
-            BLOCK_C=config.blocks[1], num_warps=config.warps, num_stages=config.stages,
+            float(eps), float(weight_decay),
         )  # fmt: skip
+        constants = {
+            "COUNTS": counts,
+            "SHADOWS": shadows,
+            "CLIP": clip is not None,
+            "DEVICE_LR": isinstance(lr, Tensor),
+            **_constants(table, config),
+        }
+        launch(adamw_kernel, table.tasks, arguments, constants, config)
 
 
 def gradient_norm(rows: Sequence[Row]) -> Tensor:
@@ -81,13 +86,11 @@ def gradient_norm(rows: Sequence[Row]) -> Tensor:
     partials = torch.empty(table.tasks, device=device)
     norm = torch.empty((), device=device)
     if table.tasks:
-        gradient_norm_partial_kernel[(table.tasks,)](
-            table.first, table.table, partials, ENTRIES=table.entries, BLOCK_R=config.blocks[0],
-            BLOCK_C=config.blocks[1], num_warps=config.warps, num_stages=config.stages,
+        launch(
+            gradient_norm_partial_kernel, table.tasks, (table.first, table.table, partials),
+            _constants(table, config), config,
         )  # fmt: skip
-    gradient_norm_kernel[(1,)](
-        partials, norm, table.tasks, BLOCK=FOLD.blocks[0], num_warps=FOLD.warps,
-    )  # fmt: skip
+    launch(gradient_norm_kernel, 1, (partials, norm, table.tasks), {"BLOCK": FOLD.blocks[0]}, FOLD)
     return norm
 
 
@@ -96,29 +99,11 @@ def _config(architecture: int) -> Config:
     return choose(architecture, "adamw_kernel", torch.float32, ())
 
 
+def _constants(table: Table, config: Config) -> dict[str, int]:
+    return {"ENTRIES": table.entries, "BLOCK_R": config.blocks[0], "BLOCK_C": config.blocks[1]}
+
+
 def _decays(betas: tuple[float, float]) -> tuple[float, ...]:
     """Arguments of the kernel from blend_1 to log_beta_2."""
     logarithms = [math.log(beta) if beta else -math.inf for beta in betas]
-    return 1.0 - betas[0], betas[1], 1.0 - betas[1], *logarithms
-
-
-def builds(architecture: int) -> Iterator[Build]:
-    """With and without counts, shadows, clipping and a learning rate on the device, for up to 256
-    and 1024 entries: more than AutoFormer-B's parameters cut into boxes."""
-    config = _config(architecture)
-    tiles = {"BLOCK_R": config.blocks[0], "BLOCK_C": config.blocks[1]}
-    table = {"first": "*i32:16", "table": "*i64:16"}
-    floats = dict.fromkeys(adamw_kernel.arg_names, "fp32") | {"lr_at": "*fp32", "norm_at": "*fp32"}
-    flags = ("COUNTS", "SHADOWS", "CLIP", "DEVICE_LR")
-    for entries in (256, 1024):
-        sizes = {"ENTRIES": entries, **tiles}
-        for values in product((False, True), repeat=len(flags)):
-            constants = {**dict(zip(flags, values, strict=True)), **sizes}
-            label = " ".join(flag.lower() for flag in flags if constants[flag])
-            types = {n: t for n, t in (floats | table).items() if n not in constants}
-            yield Build(f"{entries} entries {label}", adamw_kernel, types, constants, config)
-        types = {**table, "partials": "*fp32:16"}
-        yield Build(f"{entries} entries", gradient_norm_partial_kernel, types, sizes, config)
-    types = {"partials": "*fp32:16", "norm": "*fp32:16", "count": "i32"}
-    yield Build("", gradient_norm_kernel, types, {"BLOCK": FOLD.blocks[0]}, FOLD)
-    yield from gpu_static.builds()
+    return 1.0 - betas[0], float(betas[1]), 1.0 - betas[1], *logarithms

@@ -41,13 +41,17 @@ def find(first, table, ENTRIES: tl.constexpr):
 
 @triton.jit
 def tile(entry, task, ALIGN: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
-    """[BLOCK_R, BLOCK_C] offsets from an array's address, and which of them the entry has."""
-    run = tl.multiple_of(tl.load(entry + RUN), ALIGN)
+    """[BLOCK_R, BLOCK_C] offsets from an array's address, and which of them the entry has.
+
+    What is divided is int32, which all counts of runs and sizes fit (tasks are int32, too): a
+    division of int64 is a call on the GPU, around which registers are spilled.
+    """
+    run = tl.multiple_of(tl.load(entry + RUN), ALIGN).to(tl.int32)
     across = tl.cdiv(run, BLOCK_C)
     r = task // across * BLOCK_R + tl.arange(0, BLOCK_R)
     c = task % across * BLOCK_C + tl.arange(0, BLOCK_C)
-    size_1 = tl.load(entry + SIZE_1)
-    size_2 = tl.load(entry + SIZE_2)
+    size_1 = tl.load(entry + SIZE_1).to(tl.int32)
+    size_2 = tl.load(entry + SIZE_2).to(tl.int32)
     start = tl.multiple_of(tl.load(entry + START), ALIGN)
     start += r // (size_1 * size_2) * tl.multiple_of(tl.load(entry + STRIDE_0), ALIGN)
     start += r // size_2 % size_1 * tl.multiple_of(tl.load(entry + STRIDE_1), ALIGN)
@@ -108,7 +112,7 @@ def update(
         tl.store(shadows, w.to(tl.bfloat16), inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["lr_at", "norm_at"])
 def adamw_kernel(
     first,  # [ENTRIES] int32: each entry's first task; past the last entry, the number of tasks,
     table,  # [ENTRIES, FIELDS] int64                    then more than any task

@@ -4,16 +4,15 @@ the same tables as csrc/cuda/adamw_static.cu."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from growtas.kernels.adamw.gpu_kernels import minus_power
-from growtas.kernels.configs import Build, Config
+from growtas.kernels.configs import Config
+from growtas.kernels.triton_launch import launch
 
 if TYPE_CHECKING:
     from growtas.kernels.adamw.static import StaticTable
@@ -32,6 +31,13 @@ EXTENTS = tl.constexpr(5)  # columns of the table of extents
 ACTIVE = tl.constexpr(3)
 TILE = tl.constexpr(4096)
 PIECE = tl.constexpr(1024)  # of a tile, in registers at once
+
+# Numbers that change with model and subnets, and pointers to what is read one by one, wherever it
+# lies: one compilation serves all.
+SCALARS = [
+    "rates", "extents", "scale", "blend", "norm", "found_inf", "factor", "count", "tile_count",
+    "groups", "depth",
+]  # fmt: skip
 
 CONFIG = Config((TILE.value,), 8, 1)
 DECISION = Config((256,), 4, 1)
@@ -82,7 +88,7 @@ def square_sum_kernel(targets, tiles, frozen, partials):
     tl.store(partials + tl.program_id(0), tl.sum(g * g, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SCALARS)
 def decision_kernel(
     targets, edges, steps, active, extents, scale, partials, norm, found_inf, factor, count,
     tile_count, groups, depth, largest,
@@ -190,7 +196,7 @@ def update_piece(
         tl.store(averages, a, exists)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SCALARS)
 def update_kernel(
     targets, tiles, frozen, edges, steps, active, rates, extents, blend, factor, groups, depth,
     MASKED: tl.constexpr, AVERAGES: tl.constexpr,
@@ -216,45 +222,29 @@ def step_(table: StaticTable, extents: Tensor, largest: float | None, scale: Ten
     groups, depth, _ = extents.shape
     tiles, measure = len(table.tiles), largest is not None or scale is not None
     if measure:
-        square_sum_kernel[(tiles,)](
-            table.targets, table.tiles, table.frozen, table.partials, num_warps=CONFIG.warps
-        )
-    decision_kernel[(1,)](
+        launch(
+            square_sum_kernel, tiles, (table.targets, table.tiles, table.frozen, table.partials),
+            {}, CONFIG,
+        )  # fmt: skip
+    arguments = (
         table.targets, table.edges, table.steps, table.active, extents,
         table.factor if scale is None else scale, table.partials, table.norm, table.found_inf,
         table.factor, len(table.targets), tiles, groups, depth,
-        math.inf if largest is None else largest,
-        DENSE=table.inactive == "dense", MEASURE=measure, SCALED=scale is not None,
-        BLOCK=DECISION.blocks[0], num_warps=DECISION.warps,
+        math.inf if largest is None else float(largest),
     )  # fmt: skip
-    update_kernel[(tiles,)](
+    constants: dict[str, bool | int] = {
+        "DENSE": table.inactive == "dense",
+        "MEASURE": measure,
+        "SCALED": scale is not None,
+        "BLOCK": DECISION.blocks[0],
+    }
+    launch(decision_kernel, 1, arguments, constants, DECISION)
+    arguments = (
         table.targets, table.tiles, table.frozen, table.edges, table.steps, table.active,
         table.rates, extents, table.blend, table.factor, groups, depth,
-        MASKED=table.inactive == "masked",
-        AVERAGES=any(row.average is not None for row in table.rows), num_warps=CONFIG.warps,
     )  # fmt: skip
-
-
-def builds() -> Iterator[Build]:
-    """Every form of the three kernels."""
-    pointers = {
-        "targets": "*i64:16", "tiles": "*i32:16", "frozen": "*i32:16", "edges": "*i32:16",
-        "steps": "*fp32:16", "active": "*i32:16", "rates": "*fp32", "extents": "*i32:16",
-        "scale": "*fp32:16", "blend": "*fp32", "partials": "*fp64:16", "norm": "*fp32:16",
-        "found_inf": "*fp32:16", "factor": "*fp32:16", "largest": "fp32",
-    }  # fmt: skip
-
-    def types(kernel: Any, constants: dict[str, Any]) -> dict[str, str]:
-        names = [name for name in kernel.arg_names if name not in constants]
-        return {name: pointers.get(name, "i32") for name in names}
-
-    yield Build("", square_sum_kernel, types(square_sum_kernel, {}), {}, CONFIG)
-    for flags in product((False, True), repeat=3):
-        constants: dict[str, Any] = dict(zip(("DENSE", "MEASURE", "SCALED"), flags, strict=True))
-        label = " ".join(name.lower() for name, on in constants.items() if on)
-        constants |= {"BLOCK": DECISION.blocks[0]}
-        yield Build(label, decision_kernel, types(decision_kernel, constants), constants, DECISION)
-    for flags in product((False, True), repeat=2):
-        constants = dict(zip(("MASKED", "AVERAGES"), flags, strict=True))
-        label = " ".join(name.lower() for name, on in constants.items() if on)
-        yield Build(label, update_kernel, types(update_kernel, constants), constants, CONFIG)
+    constants = {
+        "MASKED": table.inactive == "masked",
+        "AVERAGES": any(row.average is not None for row in table.rows),
+    }
+    launch(update_kernel, tiles, arguments, constants, CONFIG)

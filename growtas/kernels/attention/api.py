@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from growtas.kernels.attention.reference import accumulation_dtype
 from growtas.kernels.autocast import cast_to_autocast
 from growtas.kernels.dispatch import select
 from growtas.kernels.extents import check_extent
 from growtas.kernels.gradients import GradientAccumulator, full_size_zeros
-from growtas.kernels.library import define
+from growtas.kernels.library import define, differentiable, own_function, second_order
 
 
 def attention(
@@ -76,48 +76,73 @@ def attention(
     check_extent(extents, qkv)
     if scale is None:
         scale = float(head_dim) ** -0.5
-    if torch.is_grad_enabled() and (
+    arguments = (qkv, tables, num_heads, height, width, scale, extents)
+    differentiated = torch.is_grad_enabled() and (
         qkv.requires_grad or (tables is not None and tables.requires_grad)
-    ):
-        return _Attention.apply(qkv, tables, num_heads, height, width, scale, gradients, extents)
-    return _forward(qkv, tables, num_heads, height, width, scale, extents)[0]
+    )
+    if differentiated and own_function(qkv, gradients):
+        return _Attention.apply(*arguments, gradients)
+    return _forward(*arguments)[0]
 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        qkv: Tensor,
-        tables: Tensor | None,
-        num_heads: int,
-        height: int,
-        width: int,
-        scale: float,
-        gradients: GradientAccumulator | None,
-        extents: Tensor | None,
-    ) -> Tensor:
-        out, lse = _forward(qkv, tables, num_heads, height, width, scale, extents)
-        ctx.save_for_backward(qkv, tables, out, lse, extents)
-        ctx.arguments = (num_heads, height, width, scale)
-        ctx.gradients = gradients
-        # the parameters themselves: saved tensors may come back as other objects
-        ctx.parameters = (tables,) if gradients is not None else None
+    def forward(ctx: Any, *given: Any) -> Tensor:
+        """The operator's arguments, and the accumulator."""
+        arguments, gradients = given[:-1], given[-1]
+        out, lse = _forward(*arguments)
+        _keep(ctx, arguments, out, lse, gradients)
         return out
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dout: Tensor | None) -> tuple[Tensor | None, ...]:
+        if dout is None:
+            return (None,) * 8
         qkv, tables, out, lse, extents = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return *_second_order(ctx, dout), *(None,) * 6
         grad_tables = None
         if ctx.needs_input_grad[1]:
             if ctx.gradients is None:
                 grad_tables = full_size_zeros(tables)
             else:
                 grad_tables = ctx.gradients.buffer(ctx.parameters[0], tables.shape)
-        dqkv = _backward(dout, qkv, tables, out, lse, *ctx.arguments, grad_tables, extents)
+        dqkv = _backward(dout, qkv, tables, out, lse, *ctx.options, grad_tables, extents)
         if ctx.gradients is not None:
             grad_tables = None
         return dqkv, grad_tables, *(None,) * 6
+
+
+def _keep(
+    ctx: Any,
+    arguments: Sequence[Any],
+    out: Tensor,
+    lse: Tensor,
+    gradients: GradientAccumulator | None,
+) -> None:
+    """What the backward pass needs of a call."""
+    qkv, tables, *options, extents = arguments
+    ctx.save_for_backward(qkv, tables, out, lse, extents)
+    ctx.options = options
+    ctx.gradients = gradients
+    # the parameters themselves: saved tensors may come back as other objects
+    ctx.parameters = (tables,) if gradients is not None else None
+    ctx.set_materialize_grads(False)
+
+
+def _second_order(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+    qkv, tables, _, _, extents = ctx.saved_tensors
+    num_heads, height, width, scale = ctx.options
+
+    def call(forward: Callable, qkv: Tensor, tables: Tensor | None) -> Tensor:
+        return forward(qkv, tables, num_heads, (height, width), scale, extents)[0]
+
+    return second_order("attention", ctx, call, (qkv, tables), dout)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.mark_non_differentiable(output[1])
+    _keep(ctx, inputs, *output, None)
 
 
 def _forward_impl(
@@ -194,4 +219,7 @@ _backward = define(
     "Tensor? extents=None) -> Tensor",
     _backward_impl,
     _backward_fake,
+)
+differentiable(
+    "attention", _setup_context, lambda ctx, dout, _: _Attention.backward(ctx, dout)[:-1]
 )

@@ -12,13 +12,13 @@ from growtas.kernels.attention.gpu_backward import (
     attention_query_gradient_kernel,
     attention_table_partial_kernel,
 )
-from growtas.kernels.attention.gpu_builds import builds
 from growtas.kernels.attention.gpu_forward import attention_forward_kernel
 from growtas.kernels.attention.gpu_shape import Shape
 from growtas.kernels.configs import architecture
+from growtas.kernels.triton_launch import launch
 from growtas.kernels.triton_support import dot_precision, unsupported
 
-__all__ = ["backward_", "builds", "forward", "unsupported"]
+__all__ = ["backward_", "forward", "unsupported"]
 
 TABLE_SHARES = 132  # at most: with the two sides, two programs for each of an H100's processors
 
@@ -66,12 +66,8 @@ class _Call:
         """So many programs, then one per image, head and tile of tokens, which is the
         ``axis``-th block."""
         config = self.shape.config(kernel, self.architecture)
-        kernel[(before + self.sequences * _cdiv(self.tokens, config.blocks[axis]),)](
-            *arguments,
-            **self.shape.of(kernel, config.blocks),
-            num_warps=config.warps,
-            num_stages=config.stages,
-        )
+        programs = before + self.sequences * _cdiv(self.tokens, config.blocks[axis])
+        launch(kernel, programs, arguments, self.shape.of(kernel, config.blocks), config)
 
 
 def forward(
@@ -156,11 +152,12 @@ def _table_sums(
     partials = ds_slots.new_empty(_cdiv(call.sequences, each), 2, rows, pad)
     config = call.shape.config(kernel, call.architecture)
     constants = call.shape.of(kernel, config.blocks)
-    kernel[(2 * rows // constants["BLOCK_T"] * len(partials),)](
+    arguments = (
         qkv, dout, ds_slots, p_slots, partials, *call.extents, qkv.stride(0), qkv.stride(1),
         dout.stride(0), dout.stride(1), call.heads, call.tokens, call.sequences, each, scale,
-        **constants, num_warps=config.warps, num_stages=config.stages,
     )  # fmt: skip
+    programs = 2 * rows // constants["BLOCK_T"] * len(partials)
+    launch(kernel, programs, arguments, constants, config)
     return partials
 
 

@@ -1,81 +1,65 @@
-"""What of attention is compiled ahead: see `growtas.kernels.configs.Build`."""
+"""What of attention is compiled ahead: see `growtas.kernels.precompile`."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 
-from growtas.kernels.attention.gpu_backward import (
-    attention_key_gradient_kernel,
-    attention_query_gradient_kernel,
-    attention_table_partial_kernel,
-)
-from growtas.kernels.attention.gpu_common import SIZES
-from growtas.kernels.attention.gpu_forward import attention_forward_kernel
-from growtas.kernels.attention.gpu_shape import Shape
-from growtas.kernels.configs import Build
+from growtas.kernels.attention import gpu
+from growtas.kernels.triton_support import float32_products
 
-KERNELS = (
-    attention_forward_kernel,
-    attention_query_gradient_kernel,
-    attention_key_gradient_kernel,
-    attention_table_partial_kernel,
-)
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-STORED = ("qkv", "out", "dout", "key_terms", "value_terms", "dqkv")  # in the activations' dtype
+HEADS = 2
 
 
-def builds(architecture: int) -> Iterator[Build]:
+def calls() -> Iterator[tuple[str, Callable[[], None]]]:
     """With a class token, patches of 14 x 14 (224 pixels), 24 x 24 (384), 32 x 32 and 64 x 64."""
     for dtype in ("bf16", "fp32"):
         for head_dim in (64, 32, 96, 128):
-            yield from _builds(architecture, dtype, head_dim)
+            yield _call(dtype, head_dim)
         for side, head_dim in itertools.product((24, 32, 64), (64, 128)):
-            yield from _builds(architecture, dtype, head_dim, side=side)
-        yield from _builds(architecture, dtype, 64, table_rows=None)
-        yield from _builds(architecture, dtype, 64, device_extents=True)
-    yield from _builds(architecture, "fp16", 64)
+            yield _call(dtype, head_dim, side=side)
+        yield _call(dtype, 64, tables=False)
+        yield _call(dtype, 64, on_device=True)
+    yield _call("fp16", 64)
     for side, head_dim in itertools.product((24, 64), (64, 128)):
-        yield from _builds(architecture, "fp32", head_dim, side=side, precision="tf32")
+        yield _call("fp32", head_dim, side=side, precision="tf32")
+    yield _call("bf16", 64, stored="bf16")
 
 
-def _builds(
-    architecture: int,
+def _call(
     dtype: str,
     head_dim: int,
     *,
     side: int = 14,
-    table_rows: int | None = 30,
-    device_extents: bool = False,
+    tables: bool = True,
+    on_device: bool = False,
     precision: str = "ieee",
-) -> Iterator[Build]:
-    shape = Shape(
-        head_dim=head_dim,
-        grid=(side, side),
-        class_token=1,
-        table_rows=table_rows,
-        dtype=DTYPES[dtype],
-        precision=precision,
-        device_extents=device_extents,
-    )
+    stored: str = "fp32",
+) -> tuple[str, Callable[[], None]]:
     options = [dtype, precision, f"d{head_dim}", f"{side}x{side}"]
-    options += [] if table_rows else ["plain"]
-    options += ["device"] if device_extents else []
-    for kernel in KERNELS if table_rows else KERNELS[:3]:
-        config = shape.config(kernel, architecture)
-        constants = shape.of(kernel, config.blocks)
-        types = {n: _type(n, dtype) for n in kernel.arg_names if n not in constants}
-        yield Build(" ".join(options), kernel, types, constants, config)
+    options += [] if tables else ["plain"]
+    options += ["device"] if on_device else []
+    options += [] if stored == "fp32" else ["tables", stored]
+    table = torch.empty(4, 30, head_dim, dtype=DTYPES[stored], device="meta") if tables else None
+    both = partial(_both, DTYPES[dtype], head_dim, side, table, on_device, precision)
+    return " ".join(options), both
 
 
-def _type(argument: str, dtype: str) -> str:
-    """Tables and their gradient in float32, as the parameters are."""
-    if argument == "scale":
-        return "fp32"
-    if argument == "extents":
-        return "*i32"
-    if argument in (*SIZES, "sequences", "each", "shares", "folded"):
-        return "i32"
-    return f"*{dtype}:16" if argument in STORED else "*fp32:16"
+def _both(
+    dtype: torch.dtype,
+    head_dim: int,
+    side: int,
+    tables: torch.Tensor | None,
+    on_device: bool,
+    precision: str,
+) -> None:
+    qkv = torch.empty(2, 1 + side**2, 3 * HEADS * head_dim, dtype=dtype, device="meta")
+    extents = torch.empty(1, dtype=torch.int32, device="meta") if on_device else None
+    shape = (HEADS, (side, side), 0.125)
+    with float32_products(precision):
+        out, lse = gpu.forward(qkv, tables, *shape, extents)
+        gpu.backward_(out, qkv, tables, out, lse, *shape, tables, extents)

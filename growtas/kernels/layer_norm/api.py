@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from growtas.kernels.autocast import autocast_dtype
 from growtas.kernels.dispatch import select
-from growtas.kernels.extents import check_extent
+from growtas.kernels.extents import check_extent, if_present
 from growtas.kernels.gradients import GradientAccumulator, full_size_zeros
 from growtas.kernels.layer_norm.reference import statistics_dtype
-from growtas.kernels.library import define
+from growtas.kernels.library import define, differentiable, own_function, second_order
 
 
 def layer_norm(
@@ -52,10 +52,10 @@ def layer_norm(
             extents.
         TypeError: a parameter that is neither float32 nor of x's dtype.
     """
-    arguments = _checked(x, weight, bias, eps, gradients, extents, present)
-    if _differentiated(x, weight, bias):
-        return _LayerNorm.apply(*arguments)[0]
-    return _forward(*arguments[:5], extents)[0]
+    arguments = _checked(x, weight, bias, eps, extents, present)
+    if _differentiated(x, weight, bias) and own_function(x, gradients):
+        return _LayerNorm.apply(*arguments, gradients)[0]
+    return _forward(*arguments)[0]
 
 
 def pre_norm(
@@ -72,14 +72,16 @@ def pre_norm(
     the branch comes back. Of both gradients of x the backward pass then makes one without a pass of
     its own over them: what arrives for the second is added where that of the first is computed.
     """
-    arguments = _checked(x, weight, bias, eps, gradients, extents, present)
-    if _differentiated(x, weight, bias):
-        return _LayerNorm.apply(*arguments)
-    return _forward(*arguments[:5], extents)[0], x
+    arguments = _checked(x, weight, bias, eps, extents, present)
+    if _differentiated(x, weight, bias) and own_function(x, gradients):
+        return _LayerNorm.apply(*arguments, gradients)
+    return _forward(*arguments)[0], x
 
 
-def _differentiated(*tensors: Tensor) -> bool:
-    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+def _differentiated(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
+    return torch.is_grad_enabled() and (
+        x.requires_grad or weight.requires_grad or bias.requires_grad
+    )
 
 
 def _checked(
@@ -87,11 +89,10 @@ def _checked(
     weight: Tensor,
     bias: Tensor,
     eps: float,
-    gradients: GradientAccumulator | None,
     extents: Tensor | None,
     present: Tensor | None,
 ) -> tuple[Any, ...]:
-    """The arguments of `_LayerNorm`."""
+    """The operator's arguments."""
     if weight.shape != bias.shape or weight.dim() != 1:
         raise ValueError(
             "weight and bias must be 1-D of one size, got "
@@ -109,7 +110,7 @@ def _checked(
     check_extent(extents, x, present)
     check_extent(present, x)
     out_dtype = autocast_dtype(x) or x.dtype
-    return x, weight, bias, eps, out_dtype, gradients, extents, present
+    return x, weight, bias, eps, out_dtype, extents, present
 
 
 class _LayerNorm(torch.autograd.Function):
@@ -121,24 +122,22 @@ class _LayerNorm(torch.autograd.Function):
         bias: Tensor,
         eps: float,
         out_dtype: torch.dtype,
-        gradients: GradientAccumulator | None,
         extents: Tensor | None,
         present: Tensor | None,
+        gradients: GradientAccumulator | None,
     ) -> tuple[Tensor, Tensor]:
-        y, mean, rstd = _forward(x, weight, bias, eps, out_dtype, extents)
-        ctx.save_for_backward(x, weight, bias, mean, rstd, extents, present)
-        ctx.gradients = gradients
-        # the parameters themselves: saved tensors may come back as other objects
-        ctx.parameters = (weight, bias) if gradients is not None else None
-        ctx.set_materialize_grads(False)
+        arguments = (x, weight, bias, eps, out_dtype, extents, present)
+        y, mean, rstd = _forward(*arguments)
+        _keep(ctx, arguments, mean, rstd, gradients)
         return y, x.view_as(x)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor | None, added: Tensor | None) -> tuple[Tensor | None, ...]:
         if dy is None:
             return added, *(None,) * 7
         x, weight, bias, mean, rstd, extents, present = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return *_second_order(ctx, dy, added), *(None,) * 5
         need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
         grad_weight = grad_bias = None
         if ctx.gradients is None:
@@ -154,6 +153,41 @@ class _LayerNorm(torch.autograd.Function):
         return dx if need_x else None, grad_weight, grad_bias, *(None,) * 5
 
 
+def _keep(
+    ctx: Any,
+    arguments: tuple[Any, ...],
+    mean: Tensor,
+    rstd: Tensor,
+    gradients: GradientAccumulator | None,
+) -> None:
+    """What the backward pass needs of a call."""
+    x, weight, bias, eps, out_dtype, extents, present = arguments
+    ctx.save_for_backward(x, weight, bias, mean, rstd, extents, present)
+    ctx.options = (eps, out_dtype)
+    ctx.gradients = gradients
+    # the parameters themselves: saved tensors may come back as other objects
+    ctx.parameters = (weight, bias) if gradients is not None else None
+    ctx.set_materialize_grads(False)
+
+
+def _second_order(ctx: Any, dy: Tensor, added: Tensor | None) -> tuple[Tensor | None, ...]:
+    x, weight, bias, _, _, extents, present = ctx.saved_tensors
+
+    def call(forward: Callable, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        if present is not None:
+            weight = if_present(weight, present)
+        return forward(x, weight, bias, *ctx.options, extents)[0]
+
+    dx, *rest = second_order("layer_norm", ctx, call, (x, weight, bias), dy)
+    return dx if added is None or dx is None else dx + added, *rest
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _, mean, rstd = output
+    ctx.mark_non_differentiable(mean, rstd)
+    _keep(ctx, inputs, mean, rstd, None)
+
+
 def _forward_impl(
     x: Tensor,
     weight: Tensor,
@@ -161,6 +195,7 @@ def _forward_impl(
     eps: float,
     out_dtype: torch.dtype,
     extents: Tensor | None = None,
+    present: Tensor | None = None,  # for the backward pass
 ) -> tuple[Tensor, Tensor, Tensor]:
     return select("layer_norm", x, weight).forward(x, weight, bias, eps, out_dtype, extents)
 
@@ -172,6 +207,7 @@ def _forward_fake(
     eps: float,
     out_dtype: torch.dtype,
     extents: Tensor | None = None,
+    present: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     statistics = x.new_empty(x.shape[:-1], dtype=statistics_dtype(x.dtype))
     return x.new_empty(x.shape, dtype=out_dtype), statistics, torch.empty_like(statistics)
@@ -211,7 +247,7 @@ def _backward_fake(
 
 _forward = define(
     "layer_norm(Tensor x, Tensor weight, Tensor bias, float eps, ScalarType out_dtype, "
-    "Tensor? extents=None) -> (Tensor, Tensor, Tensor)",
+    "Tensor? extents=None, Tensor? present=None) -> (Tensor, Tensor, Tensor)",
     _forward_impl,
     _forward_fake,
 )
@@ -221,4 +257,7 @@ _backward = define(
     "Tensor? present=None, Tensor? added=None) -> Tensor",
     _backward_impl,
     _backward_fake,
+)
+differentiable(
+    "layer_norm", _setup_context, lambda ctx, dy, *_: _LayerNorm.backward(ctx, dy, None)[:-1]
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,20 +10,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from growtas.kernels.configs import Build, Config, architecture, choose
+from growtas.kernels.configs import architecture, choose
 from growtas.kernels.layout import as_rows
 from growtas.kernels.triton_counters import counters
 from growtas.kernels.triton_functions import aligned, extent, last_to_arrive, tile_of_rows
+from growtas.kernels.triton_launch import launch
 from growtas.kernels.triton_support import power_of_two, unsupported
 
-__all__ = ["backward_", "builds", "forward", "unsupported"]
+__all__ = ["backward_", "forward", "unsupported"]
 
 PROGRAMS = 264  # of the backward: two for each of an H100's processors
 TEAM = 16  # of them whose sums are added by one: about the root of their number
-# Arguments that change from subnet to subnet: one compilation serves all values of one ALIGNMENT.
+# Arguments that change from subnet to subnet, the address of an extent with the block: one
+# compilation serves all values of one ALIGNMENT.
 SIZES = [
-    "rows", "width", "width_stride", "present_stride", "x_stride", "y_stride", "dy_stride",
-    "dx_stride", "added_stride", "subnets",
+    "rows", "width", "width_stride", "present", "present_stride", "x_stride", "y_stride",
+    "dy_stride", "dx_stride", "added_stride", "subnets",
 ]  # fmt: skip
 
 
@@ -188,13 +189,16 @@ class _Call:
         self.width: tuple[Any, int] = (
             (width, 0) if extents is None else (extents, extents.stride(0))
         )
-        self.config = _config(architecture(x.device), self.block_e)
-        self.device_extents = extents is not None
-        self.tiles = {
-            **_tiles(self.config, self.block_e, backward),
-            "DEVICE_EXTENTS": self.device_extents,
+        self.config = choose(
+            architecture(x.device), "layer_norm_kernel", torch.float32, (self.block_e,)
+        )
+        # Backward a program holds several tiles at once: of half as many rows.
+        self.block_r = max(1, self.config.blocks[0] // 2) if backward else self.config.blocks[0]
+        self.constants = {
+            "DEVICE_EXTENTS": extents is not None,
             "ALIGNMENT": math.gcd(*strides, 16 if extents is None else 8),
-            "num_warps": self.config.warps,
+            "BLOCK_R": self.block_r,
+            "BLOCK_E": self.block_e,
         }
 
 
@@ -220,10 +224,11 @@ def forward(
     if count:
         call = _Call(x, (rows.stride(0), pitch), extents, False)
         of_each = count // call.subnets
-        layer_norm_forward_kernel[(call.subnets * triton.cdiv(of_each, call.tiles["BLOCK_R"]),)](
+        arguments = (
             rows, weight, bias, y, mean, rstd, of_each, *call.width, rows.stride(0), pitch, eps,
-            **call.tiles,
         )  # fmt: skip
+        programs = call.subnets * triton.cdiv(of_each, call.block_r)
+        launch(layer_norm_forward_kernel, programs, arguments, call.constants, call.config)
     return y, mean, rstd
 
 
@@ -253,55 +258,24 @@ def backward_(
         return dx
     more = dy_rows if added is None else as_rows(added)
     call = _Call(x, (dy_rows.stride(0), rows.stride(0), more.stride(0), pitch), extents, True)
-    programs = min(PROGRAMS, triton.cdiv(count, call.tiles["BLOCK_R"]))
+    programs = min(PROGRAMS, triton.cdiv(count, call.block_r))
     teams = triton.cdiv(programs, TEAM)
     partials = mean.new_empty(programs + teams, 2, call.block_e)
-    layer_norm_backward_kernel[(programs,)](
+    arguments = (
         dy_rows, rows, weight, mean, rstd, dx, partials, counters(x.device, 1 + teams),
         partials if grad_weight is None else grad_weight,
         partials if grad_bias is None else grad_bias, more,
         partials if present is None else present, count // call.subnets, *call.width,
         0 if present is None else present.stride(0), call.subnets, dy_rows.stride(0),
-        rows.stride(0), pitch, more.stride(0), WEIGHT=grad_weight is not None,
-        BIAS=grad_bias is not None, ADDED=added is not None, PRESENT=present is not None,
-        TEAM=TEAM, **call.tiles,
+        rows.stride(0), pitch, more.stride(0),
     )  # fmt: skip
+    constants = {
+        "WEIGHT": grad_weight is not None,
+        "BIAS": grad_bias is not None,
+        "ADDED": added is not None,
+        "PRESENT": present is not None,
+        "TEAM": TEAM,
+        **call.constants,
+    }
+    launch(layer_norm_backward_kernel, programs, arguments, constants, call.config)
     return dx
-
-
-def _config(architecture: int, block_e: int) -> Config:
-    return choose(architecture, "layer_norm_kernel", torch.float32, (block_e,))
-
-
-def _tiles(config: Config, block_e: int, backward: bool) -> dict[str, int]:
-    """Backward a program holds several tiles at once: of half as many rows."""
-    rows = max(1, config.blocks[0] // 2) if backward else config.blocks[0]
-    return {"BLOCK_R": rows, "BLOCK_E": block_e}
-
-
-def builds(architecture: int) -> Iterator[Build]:
-    """Widths of AutoFormer-S, -T, -B and beyond; the two alignments that their widths have; float32
-    parameters with every dtype of activations; the width as a number and on the device."""
-    for block_e in (512, 256, 1024, 4096):
-        config = _config(architecture, block_e)
-        for dtype in ("bf16", "fp16", "fp32"):
-            for alignment, on_device in ((16, False), (8, False), (8, True)):
-                how = f"{dtype} {block_e} aligned {alignment}" + " device" * on_device
-                sizes = {"DEVICE_EXTENTS": on_device, "ALIGNMENT": alignment}
-                constants = sizes | _tiles(config, block_e, False)
-                kernel = layer_norm_forward_kernel
-                yield Build(how, kernel, _types(kernel, dtype, constants), constants, config)
-                constants = sizes | _tiles(config, block_e, True) | {
-                    "WEIGHT": True, "BIAS": True, "ADDED": True, "PRESENT": on_device, "TEAM": TEAM,
-                }  # fmt: skip
-                kernel = layer_norm_backward_kernel
-                yield Build(how, kernel, _types(kernel, dtype, constants), constants, config)
-
-
-def _types(kernel: Any, dtype: str, constants: dict[str, Any]) -> dict[str, str]:
-    types = dict.fromkeys(kernel.arg_names, "*fp32:16")
-    types |= dict.fromkeys(("x", "y", "dy", "dx", "added"), f"*{dtype}:16")
-    types |= dict.fromkeys(SIZES, "i32") | {"eps": "fp32", "counters": "*i32:16"}
-    if constants["DEVICE_EXTENTS"]:
-        types["width"] = types["present"] = "*i32"
-    return {name: types[name] for name in kernel.arg_names if name not in constants}

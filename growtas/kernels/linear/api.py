@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from growtas.kernels.autocast import cast_to_autocast
 from growtas.kernels.dispatch import select
 from growtas.kernels.extents import LinearExtents, LinearSizes, check_extent
 from growtas.kernels.gradients import GradientAccumulator, full_size_zeros
 from growtas.kernels.layout import result_dtype
-from growtas.kernels.library import define
+from growtas.kernels.library import define, differentiable, own_function, second_order
 
 _ACTIVATIONS = (None, "gelu")
 
@@ -105,49 +105,38 @@ def linear(
     check_extent(sizes.out_features, x, sizes.in_features)
     check_extent(sizes.in_features, x)
 
-    options = (
-        out_features, input_activation or "", activation or "", sample_scale, residual
+    differentiated = torch.is_grad_enabled() and (
+        x.requires_grad
+        or weight.requires_grad
+        or (bias is not None and bias.requires_grad)
+        or (residual is not None and residual.requires_grad)
+    )
+    arguments = (
+        x, weight, bias, out_features, input_activation or "", activation or "", sample_scale,
+        residual, differentiated, *sizes,
     )  # fmt: skip
-    tensors = (x, weight, bias, residual)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        return _Linear.apply(x, weight, bias, *options, gradients, *sizes)
-    return _forward(x, weight, bias, *options, False, *sizes)[0]
+    if differentiated and own_function(x, gradients):
+        return _Linear.apply(*arguments, gradients)
+    return _forward(*arguments)[0]
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        out_features: int,
-        input_activation: str,
-        activation: str,
-        sample_scale: Tensor | None,
-        residual: Tensor | None,
-        gradients: GradientAccumulator | None,
-        out_extent: Tensor | None,
-        in_extent: Tensor | None,
-        alignment: int,
-    ) -> Tensor:
-        y, preactivation = _forward(
-            x, weight, bias, out_features, input_activation, activation, sample_scale, residual,
-            True, out_extent, in_extent, alignment,
-        )  # fmt: skip
-        ctx.save_for_backward(x, weight, bias, preactivation, sample_scale, out_extent, in_extent)
-        ctx.out_features, ctx.gradients = out_features, gradients
-        ctx.alignment = alignment
-        ctx.activations = (input_activation, activation)
-        # the parameters themselves: saved tensors may come back as other objects
-        ctx.parameters = (weight, bias) if gradients is not None else None
-        ctx.residual_dtype = None if residual is None else residual.dtype
+    def forward(ctx: Any, *given: Any) -> Tensor:
+        """The operator's arguments, and the accumulator."""
+        arguments, gradients = given[:-1], given[-1]
+        y, preactivation = _forward(*arguments)
+        _keep(ctx, arguments, preactivation, gradients)
         return y
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor | None) -> tuple[Tensor | None, ...]:
+        if dy is None:
+            return (None,) * 13
         x, weight, bias, preactivation, sample_scale, *sizes = ctx.saved_tensors
+        dresidual = None if ctx.residual_dtype is None else dy.to(ctx.residual_dtype)
+        if torch.is_grad_enabled():
+            return *_second_order(ctx, dy), *(None,) * 4, dresidual, *(None,) * 5
         need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
         grad_weight = grad_bias = None
         if ctx.gradients is None:
@@ -165,11 +154,47 @@ class _Linear(torch.autograd.Function):
             dy, x, weight, preactivation, ctx.out_features, *ctx.activations, sample_scale, need_x,
             grad_weight, grad_bias, *sizes, ctx.alignment,
         )  # fmt: skip
-        dresidual = None if ctx.residual_dtype is None else dy.to(ctx.residual_dtype)
         if ctx.gradients is not None:
             grad_weight = grad_bias = None
         dx = dx if need_x else None
-        return dx, grad_weight, grad_bias, None, None, None, None, dresidual, *(None,) * 4
+        return dx, grad_weight, grad_bias, *(None,) * 4, dresidual, *(None,) * 5
+
+
+def _keep(
+    ctx: Any,
+    arguments: Sequence[Any],
+    preactivation: Tensor,
+    gradients: GradientAccumulator | None,
+) -> None:
+    """What the backward pass needs of a call."""
+    x, weight, bias, out_features, *activations, sample_scale, residual, _, out, in_, alignment = (
+        arguments
+    )
+    ctx.save_for_backward(x, weight, bias, preactivation, sample_scale, out, in_)
+    ctx.out_features, ctx.activations, ctx.alignment = out_features, activations, alignment
+    ctx.gradients = gradients
+    # the parameters themselves: saved tensors may come back as other objects
+    ctx.parameters = (weight, bias) if gradients is not None else None
+    ctx.residual_dtype = None if residual is None else residual.dtype
+    ctx.set_materialize_grads(False)
+
+
+def _second_order(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    """Of x, weight and bias; what is added last needs no plain PyTorch."""
+    x, weight, bias, _, sample_scale, out, in_ = ctx.saved_tensors
+    extents = _extents_of(x, ctx.out_features, out, in_, ctx.alignment)
+
+    def call(forward: Callable, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return forward(
+            x, weight, bias, ctx.out_features, *ctx.activations, sample_scale, None, False, extents
+        )[0]
+
+    return second_order("linear", ctx, call, (x, weight, bias), dy.to(x.dtype))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.mark_non_differentiable(output[1])
+    _keep(ctx, inputs, output[1], None)
 
 
 def _extents(weight: Tensor, out_features: int, in_features: int) -> tuple[int, ...]:
@@ -303,3 +328,4 @@ _backward = define(
     _backward_impl,
     _backward_fake,
 )
+differentiable("linear", _setup_context, lambda ctx, dy, _: _Linear.backward(ctx, dy)[:-1])

@@ -17,10 +17,8 @@ from torch import Tensor
 from growtas.kernels.configs import architecture
 from growtas.kernels.extents import LinearSizes
 from growtas.kernels.layout import as_matrices, as_rows, as_vectors, result_dtype, shares
-from growtas.kernels.linear.gpu_builds import builds
 from growtas.kernels.linear.gpu_plan import (
     Fold,
-    Launch,
     Options,
     Target,
     plan_fold,
@@ -28,9 +26,10 @@ from growtas.kernels.linear.gpu_plan import (
     plan_input_gradient,
     plan_weight_gradient,
 )
+from growtas.kernels.triton_launch import Launch
 from growtas.kernels.triton_support import dot_precision, interpreted, unsupported
 
-__all__ = ["backward_", "builds", "forward", "unsupported"]
+__all__ = ["backward_", "forward", "unsupported"]
 
 # Products that cuBLAS computes when nothing is fused with them, by architecture and bytes of a
 # value. Not measured yet. Gradients of two-byte weights are summed in float32 buffers, which

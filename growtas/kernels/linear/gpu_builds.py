@@ -1,25 +1,18 @@
-"""What of linear is compiled ahead: see `growtas.kernels.configs.Build`."""
+"""What of linear is compiled ahead: see `growtas.kernels.precompile`."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from growtas.kernels.configs import Build
 from growtas.kernels.extents import LinearSizes
-from growtas.kernels.linear.gpu_plan import (
-    Launch,
-    Options,
-    Target,
-    plan_fold,
-    plan_forward,
-    plan_input_gradient,
-    plan_weight_gradient,
-)
+from growtas.kernels.linear import gpu
+from growtas.kernels.triton_support import float32_products
 
 # Width, hidden width, heads, batch: of a small subnet, its hidden width no multiple of 8, of
 # AutoFormer's largest, and one image.
@@ -42,70 +35,72 @@ class Layer(NamedTuple):
     groups: int = 1
     input_gelu: bool = False
     gelu: bool = False
-    residual: bool = False  # and a factor for each sample
+    residual: bool = False
+    scale: bool = False  # a factor for each sample
+    tokens: int = 197
+    need_dx: bool = True
 
 
-def builds(architecture: int) -> Iterator[Build]:
+def calls() -> Iterator[tuple[str, Callable[[], None]]]:
     """The layers of subnets, the parameters in float32 and in the activations' dtype, the extents
-    from the host and, for float32 parameters, from the device. Each build once."""
-    seen = set()
-    for dtype, precision, subnet in (
-        (dtype, precision, subnet)
-        for dtype, precision, count in DTYPES
-        for subnet in SUBNETS[:count]
+    from the host and, for float32 parameters, from the device."""
+    for (dtype, precision, count), parameters in itertools.product(
+        DTYPES, ((torch.float32, False), (torch.float32, True), (None, False))
     ):
-        embed, hidden, heads, samples = subnet
-        layers = (
-            Layer("fc2", hidden, embed, input_gelu=True, residual=True),
-            Layer("qkv", embed, 64 * heads, groups=3),
-            Layer("proj", 64 * heads, embed, residual=True),
-            Layer("fc1", embed, hidden),
-            Layer("fc1-gelu", embed, hidden, gelu=True),
-        )
-        parameters = dict.fromkeys(((torch.float32, False), (torch.float32, True), (dtype, False)))
-        for layer, (stored, on_device) in itertools.product(layers, parameters):
-            label = f"{layer.name} {embed} x{samples} {dtype} {precision} weight {stored}"
-            label = label.replace("torch.", "") + (" device" if on_device else "")
-            target = Target(architecture, precision)
-            for launch in _launches(target, layer, samples, dtype, stored, on_device):
-                build = launch.build(label)
-                if (key := repr(build._replace(label=""))) not in seen:
-                    seen.add(key)
-                    yield build
+        stored, on_device = parameters[0] or dtype, parameters[1]
+        if parameters[0] is None and dtype == torch.float32:
+            continue
+        for subnet in SUBNETS[:count]:
+            for layer in _layers(*subnet[:3]):
+                label = f"{layer.name} {subnet[0]} x{subnet[3]} {dtype} {precision} weight {stored}"
+                label = label.replace("torch.", "") + " device" * on_device
+                both = partial(_both, layer, subnet[3], dtype, precision, stored, on_device)
+                yield label, both
 
 
-def _launches(
-    target: Target, layer: Layer, samples: int, dtype: torch.dtype, stored: torch.dtype,
+def _layers(embed: int, hidden: int, heads: int) -> tuple[Layer, ...]:
+    return (
+        Layer("fc2", hidden, embed, input_gelu=True, residual=True, scale=True),
+        Layer("qkv", embed, 64 * heads, groups=3),
+        Layer("proj", 64 * heads, embed, residual=True, scale=True),
+        Layer("fc1", embed, hidden),
+        Layer("fc2-kept", hidden, embed, input_gelu=True, residual=True),
+        Layer("proj-kept", 64 * heads, embed, residual=True),
+        Layer("fc1-gelu", embed, hidden, gelu=True),
+        Layer("patch", 768, embed, tokens=196, need_dx=False),
+        Layer("head", embed, 1000, tokens=1),
+    )
+
+
+def _both(
+    layer: Layer,
+    samples: int,
+    dtype: torch.dtype,
+    precision: str,
+    stored: torch.dtype,
     on_device: bool,
-) -> Iterator[Launch]:  # fmt: skip
-    """Forward and backward of a layer; with a residual, the stream is in float32."""
+) -> None:
+    """Forward and backward of a layer; a residual stream is in the parameters' dtype."""
 
-    def empty(*shape: int, dtype: torch.dtype) -> Tensor:
+    def empty(*shape: int, dtype: torch.dtype = stored) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
-    _, in_features, out_features, groups, input_gelu, gelu, residual = layer
-    rows, width = 197 * samples, groups * out_features
-    x = empty(rows, in_features, dtype=dtype)
-    y = empty(rows, width, dtype=torch.float32 if residual else dtype)
-    z = empty(rows, width, dtype=dtype)
-    weight = empty(groups, out_features, 2560, dtype=stored)
-    bias = empty(groups * out_features, dtype=stored)
-    scale = empty(samples, dtype=torch.float32) if residual else None
-    options = Options(input_gelu, gelu, scale)
+    _, in_features, out_features, groups, input_gelu, gelu, *_ = layer
+    x = empty(samples, layer.tokens, in_features, dtype=dtype)
+    residual = empty(samples, layer.tokens, groups * out_features) if layer.residual else None
+    weight = empty(out_features, 2560) if groups == 1 else empty(groups, out_features, 2560)
+    bias = empty(groups * out_features)
+    scale = empty(samples, dtype=torch.float32) if layer.scale else None
     extents = None
     if on_device:
         size = empty(1, dtype=torch.int32)
-        extents = LinearSizes(
-            size, size, 8 if in_features % 8 == 0 and out_features % 8 == 0 else 4
-        )
-    yield plan_forward(
-        target, x, weight, bias, out_features, options, y if residual else None, y,
-        z if gelu else None, extents,
-    )  # fmt: skip
-    launch, fold = plan_weight_gradient(
-        target, y, z, x, groups, out_features, options, weight, bias, extents
-    )
-    yield launch
-    for left in (fold, None):
-        yield plan_input_gradient(target, y, z, weight, out_features, options, x, x, extents, left)
-    yield plan_fold(target, fold)
+        alignment = 8 if in_features % 8 == 0 and out_features % 8 == 0 else 4
+        extents = LinearSizes(size, size, alignment)
+    options = ("gelu" if input_gelu else "", "gelu" if gelu else "", scale)
+    with float32_products(precision):
+        for save in (True, False):
+            y, z = gpu.forward(x, weight, bias, out_features, *options, residual, save, extents)
+            if save:
+                gpu.backward_(
+                    y, x, weight, z, out_features, *options, layer.need_dx, weight, bias, extents
+                )

@@ -1,7 +1,6 @@
 """linear's launches: which kernel on which tensors, with which constants, cut how.
 
-A plan looks at sizes, strides and dtypes only, never at values, so plans can be made of tensors
-without storage: that is how `gpu_builds` knows what has to be compiled.
+A plan looks at sizes, strides and dtypes only, never at values.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from growtas.kernels.configs import Build, Config, choose
+from growtas.kernels.configs import Config, choose
 from growtas.kernels.extents import LinearSizes
 from growtas.kernels.linear.gpu_backward import (
     linear_fold_kernel,
@@ -19,13 +18,11 @@ from growtas.kernels.linear.gpu_backward import (
     linear_weight_gradient_kernel,
 )
 from growtas.kernels.linear.gpu_forward import linear_forward_kernel
+from growtas.kernels.triton_launch import Launch
 
 PROGRAMS = 264  # that the weight gradient is cut into: two for each of a large GPU's processors
 NO_FOLD = {"WEIGHT": False, "BIAS": False, "FOLD_M": 16, "FOLD_N": 16}
 MIN_SPLIT = 256  # rows of x: fewer are not worth a partial sum of their own
-TYPES = {
-    torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32"
-}  # fmt: skip
 
 
 class Target(NamedTuple):
@@ -41,35 +38,6 @@ class Options(NamedTuple):
     input_gelu: bool
     gelu: bool
     scale: Tensor | None
-
-
-class Launch(NamedTuple):
-    """One kernel launch: arguments in the order of the kernel's, constants by name."""
-
-    kernel: Any
-    programs: int
-    arguments: tuple[Tensor | int, ...]
-    constants: dict[str, Any]
-    config: Config
-
-    def run(self) -> None:
-        self.kernel[(self.programs,)](
-            *self.arguments, **self.constants,
-            num_warps=self.config.warps, num_stages=self.config.stages,
-        )  # fmt: skip
-
-    def build(self, label: str) -> Build:
-        """What Triton compiles for it, its arrays starting at multiples of 16 bytes."""
-        names = self.kernel.arg_names[: len(self.arguments)]
-        types = dict(zip(names, map(_type, self.arguments), strict=True))
-        return Build(label, self.kernel, types, self.constants, self.config)
-
-
-def _type(argument: Tensor | int) -> str:
-    """An extent is an entry of a table, anywhere in it; the kernels' ints are not specialised."""
-    if isinstance(argument, int):
-        return "i32"
-    return f"*{TYPES[argument.dtype]}" + ("" if argument.dtype == torch.int32 else ":16")
 
 
 class Fold(NamedTuple):

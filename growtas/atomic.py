@@ -1,0 +1,44 @@
+"""Files written in one piece: a reader sees the old file or the new one, and a failure leaves none
+half-written."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A file to write that takes the place of `path` when the block ends; folders are created.
+
+    It is written beside `path` as ``NAME.partial``, and removed if the block or the writing fails.
+
+    Raises:
+        OSError: it cannot be written, for example because the disk is full; names `path`.
+    """
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException as error:
+        # Removing can fail for the same reason as writing: the first error is the one to tell.
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None:
+            # An error of write() names no file, one of open() the partial one.
+            raise OSError(error.errno, f"cannot write: {error.strerror}", str(path)) from error
+        raise
+
+
+def write_atomically(path: str | os.PathLike[str], text: str) -> None:
+    """Writes `text` as UTF-8 in the place of `path`. Raises OSError as `replacing` does."""
+    with replacing(path) as file:
+        file.write(text.encode())
