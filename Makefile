@@ -74,8 +74,8 @@ gpu-compile: $(VENV)/.dev
 	$(BIN)/python -W ignore -m growtas.kernels.precompile
 
 # Nothing is downloaded: torch, triton, timm, pytest and the build requirements have to be there.
+# Installing growtas itself is the second step of the plan, and may fail.
 gpu:
-	$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps -e .
 	$(PYTHON) -m benchmarks.gpu $(if $(QUICK),--quick)
 
 clean:

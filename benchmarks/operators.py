@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from torch import Tensor
 from benchmarks.baselines.naive import NaiveAttention
 from benchmarks.baselines.smart import make_grid, relative_attention
 from benchmarks.cases import Case
-from benchmarks.rows import Provenance, Row
+from benchmarks.rows import Book, Row
 from benchmarks.runner import (
     BFLOAT16_FACTOR,
     FLOAT32_TOLERANCE,
@@ -22,7 +23,7 @@ from benchmarks.runner import (
     WrongResult,
     interleave,
     relative_error,
-    warm_up,
+    survived,
 )
 from growtas import kernels
 
@@ -151,11 +152,14 @@ def _call(forward: Forward, leaves: dict[str, Tensor], grad: Tensor | None) -> T
     return out.detach()
 
 
-def check(operator: Operator, dtype: torch.dtype, grad: Tensor, device: str) -> None:
+def check(
+    operator: Operator, dtype: torch.dtype, grad: Tensor, device: str, table: Rows
+) -> list[str]:
     """Output and every gradient against the naive form in float32; budgets as in runner.check.
+    What is wrong with a variant becomes a row.
 
-    Raises:
-        WrongResult: an error is over its budget.
+    Returns:
+        the variants that can be timed.
     """
 
     def run(name: str, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -166,49 +170,48 @@ def check(operator: Operator, dtype: torch.dtype, grad: Tensor, device: str) -> 
         return {"": out, **grads}
 
     expected = run("naive", torch.float32)
+    budget = dict.fromkeys(expected, FLOAT32_TOLERANCE)
+    if dtype != torch.float32:
+        for key, value in run("naive", dtype).items():
+            budget[key] += BFLOAT16_FACTOR * relative_error({key: value}, {key: expected[key]})
+    passed = []
     for name in operator.variants:
-        found, budget = run(name, dtype), dict.fromkeys(expected, FLOAT32_TOLERANCE)
-        if dtype != torch.float32:
-            for key, value in run("naive", dtype).items():
-                error = relative_error({key: value}, {key: expected[key]})
-                budget[key] += BFLOAT16_FACTOR * error
-        for key, allowed in budget.items():
-            error = relative_error({key: found[key]}, {key: expected[key]})
-            if not error <= allowed:
-                what = f"gradient of {key}" if key else "output"
-                raise WrongResult(
-                    f"{operator.name}, {name}, {dtype}: error of the {what} is {error:.3g}, "
-                    f"allowed {allowed:.3g}"
-                )
+        with survived(table, name):
+            found = run(name, dtype)
+            for key, allowed in budget.items():
+                error = relative_error({key: found[key]}, {key: expected[key]})
+                if not error <= allowed:
+                    what = f"gradient of {key}" if key else "output"
+                    raise WrongResult(f"error of the {what}", error, allowed)
+            passed.append(name)
+    return passed
 
 
 def run_operator(
-    name: str,
-    case: Case,
-    backends: list[str],
-    where: Provenance,
-    effort: Effort,
-    device: str = "cpu",
+    name: str, case: Case, backends: list[str], book: Book, effort: Effort
 ) -> list[Row]:
     """Check, then time an operator at a case's sizes; tasks are "<name>-forward" and "-train"."""
+    device = book.device
     torch.manual_seed(0)
     operator = OPERATORS[name](case, backends, device)
     dtype = getattr(torch, case.dtype)
     leaves = _leaves(operator, dtype, device)
     with torch.no_grad():
         grad = torch.randn_like(operator.variants["naive"](**leaves))
-    check(operator, dtype, grad, device)
-    rows: list[Row] = []
+    passed = check(operator, dtype, grad, device, Rows.of_case(book, case, task=name))
+    found: list[Row] = []
     for task, upstream in (("forward", None), ("train", grad)):
-        made = Rows.of_case(where, case, device, task=f"{name}-{task}")
-        steps = {
-            variant: _step(variant, forward, leaves, upstream)
-            for variant, forward in operator.variants.items()
-        }
-        warm_up(steps, device)
-        made.add_timings(interleave(steps, effort, device), ("naive", "sdpa"))
-        rows += made.rows
-    return rows
+        made = Rows.of_case(book, case, task=f"{name}-{task}")
+        guard = partial(survived, made)
+        steps: dict[str, Callable[[], object]] = {}
+        for variant in passed:
+            with guard(variant):
+                step = _step(variant, operator.variants[variant], leaves, upstream)
+                step()
+                steps[variant] = step
+        made.add_timings(interleave(steps, effort, device, guard), ("naive", "sdpa"))
+        found += made.rows
+    return found
 
 
 def _step(

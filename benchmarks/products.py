@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.cases import Case
-from benchmarks.rows import Provenance, Row
+from benchmarks.rows import Book, Row
 from benchmarks.runner import (
     BFLOAT16_FACTOR,
     FLOAT32_TOLERANCE,
@@ -26,6 +26,7 @@ from benchmarks.runner import (
     interleave,
     paired_ratios,
     relative_error,
+    survived,
     warm_up,
 )
 from growtas import kernels
@@ -123,7 +124,7 @@ def steps_of(p: Product, direction: str) -> dict[str, Step]:
     }
 
 
-def check(p: Product, direction: str, steps: dict[str, Step], what: str) -> None:
+def check(p: Product, direction: str, steps: dict[str, Step]) -> None:
     """The first call of every variant against the product in float32.
 
     Raises:
@@ -137,7 +138,7 @@ def check(p: Product, direction: str, steps: dict[str, Step], what: str) -> None
     for name, step in steps.items():
         error = relative_error({"": step()}, expected)
         if not error <= allowed:
-            raise WrongResult(f"{what}, {name}: error {error:.3g}, allowed {allowed:.3g}")
+            raise WrongResult(f"error of {name}", error, allowed)
 
 
 @contextmanager
@@ -151,7 +152,7 @@ def one_thread() -> Iterator[None]:
 
 
 def run_products(
-    case: Case, where: Provenance, effort: Effort, layers: Sequence[str] = LAYERS
+    case: Case, book: Book, effort: Effort, layers: Sequence[str] = LAYERS
 ) -> list[Row]:
     """Rates of every layer and direction; tasks are "product-<layer>-<direction>"."""
     found: list[Row] = []
@@ -159,16 +160,16 @@ def run_products(
         for layer in layers:
             p = product(case, layer)
             for direction in DIRECTIONS:
-                task = f"product-{layer}-{direction}"
-                made = Rows.of_case(replace(where, threads=1), case, "cpu", task)
-                steps = steps_of(p, direction)
-                check(p, direction, steps, f"{task} of {case.label}")
-                warm_up(steps)
-                samples = {n: s["wall_time"] for n, s in interleave(steps, effort).items()}
-                for name, seconds in samples.items():
-                    made.add(name, "rate", "FLOP/s", [p.flops / s for s in seconds])
-                for name in ("torch", "onednn"):
-                    rate = paired_ratios(samples[name], samples[OURS])
-                    made.add(f"{OURS} / {name}", "rate_ratio", "1", rate)
+                made = Rows.of_case(book, case, f"product-{layer}-{direction}")
+                with survived(made, OURS):
+                    steps = steps_of(p, direction)
+                    check(p, direction, steps)
+                    warm_up(steps)
+                    samples = {n: s["wall_time"] for n, s in interleave(steps, effort).items()}
+                    for name, seconds in samples.items():
+                        made.add(name, "rate", "FLOP/s", [p.flops / s for s in seconds])
+                    for name in ("torch", "onednn"):
+                        rate = paired_ratios(samples[name], samples[OURS])
+                        made.add(f"{OURS} / {name}", "rate_ratio", "1", rate)
                 found += made.rows
     return found

@@ -10,6 +10,7 @@ counted. The floor is the larger of the two times, the share is the floor over t
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from benchmarks.runner import Rows
 from growtas import kernels
 from growtas.space import SearchSpace
 
+OURS = "growtas-triton"
 CALLS = 10  # between two events: the device does not wait for the host
 SPACES = ("autoformer-tiny", "autoformer-small", "autoformer-base")
 
@@ -68,16 +70,14 @@ def _step(call: Callable[..., Tensor], leaves: Sequence[Tensor], grad: Tensor) -
     call(*leaves).backward(grad)
 
 
-def measure(batch: int, rounds: int) -> list[rows.Row]:
+def measure(batch: int, rounds: int, book: rows.Book) -> None:
     """Rows of the ceilings, and of attention in the largest subnet of every space."""
     torch.manual_seed(0)
-    where = rows.provenance("cuda")
     bandwidth, rate = copy_bandwidth(rounds), product_rate(rounds)
-    made: list[rows.Row] = []
     for name in SPACES:
         case = Case(SearchSpace.preset(name), "largest", batch, "bfloat16", "train")
-        table = Rows.of_case(where, case, "cuda", task="attention-roofline")
-        if not made:
+        table = Rows.of_case(book, case, task="attention-roofline")
+        if name == SPACES[0]:
             table.add("device", "copy_bandwidth", "B/s", bandwidth)
             table.add("device", "matmul_rate", "FLOP/s", rate)
         operator = attention(case, ["triton"], "cuda")
@@ -86,35 +86,39 @@ def measure(batch: int, rounds: int) -> list[rows.Row]:
         heads = case.subnet.num_heads[0]
         tokens, head_dim = x.shape[1], tables.shape[-1]
         grad = torch.randn(batch, tokens, heads * head_dim, device="cuda")
-        check(operator, torch.bfloat16, grad, "cuda")
+        if OURS not in check(operator, torch.bfloat16, grad, "cuda", table):
+            continue
         grad = grad.to(torch.bfloat16)
-
         with kernels.use_backend("triton"):
-            call = partial(_step, operator.variants["growtas-triton"], (x, tables), grad)
+            call = partial(_step, operator.variants[OURS], (x, tables), grad)
             times = seconds(call, rounds)
         flops, moved = attention_work(batch, heads, tokens, head_dim)
         middle = [rows.quantile(values, 0.5) for values in (rate, bandwidth)]
         floor = max(flops / middle[0], moved / middle[1])
-        table.add("growtas-triton", "event_time", "s", times)
-        table.add("growtas-triton", "roofline_share", "1", [floor / t for t in times])
-        made += table.rows
-    return made
+        table.add(OURS, "event_time", "s", times)
+        table.add(OURS, "roofline_share", "1", [floor / t for t in times])
 
 
-def main() -> None:
+def command_line() -> argparse.ArgumentParser:
+    """Everything that can be asked for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.roofline", description=__doc__)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--out", type=Path, help="folder; default: only printed")
+    return parser
+
+
+def main() -> int:
+    parser = command_line()
     args = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("there is no CUDA device: the share of a roofline is measured on one")
-    found = measure(args.batch, args.rounds)
-    for row in found:
+    book = rows.Book("cuda", args.out and rows.result_file("cuda", args.out))
+    measure(args.batch, args.rounds, book)
+    for row in book.rows:
         print(f"{row.space} {row.variant} {row.metric} {row.median:.4g} {row.unit}")
-    if args.out is not None:
-        rows.append(args.out / f"{rows.result_name('cuda')}.csv", found)
+    return book.exit_status()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

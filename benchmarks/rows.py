@@ -1,4 +1,7 @@
-"""Result rows: one measured number each, with all that is needed to judge it. Stored as CSV."""
+"""Result rows: one measured number each, with all that is needed to judge it. Stored as CSV.
+
+Reading them needs no PyTorch, which only the facts of a machine do: it is imported there.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,6 @@ from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypedDict
-
-import torch
-
-import growtas
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -63,6 +62,10 @@ def provenance(device: str) -> Provenance:
     Args:
         device: "cpu" or "cuda".
     """
+    import torch
+
+    import growtas
+
     commit, dirty = _git_state()
     cuda = device == "cuda"
     return Provenance(
@@ -80,11 +83,13 @@ def provenance(device: str) -> Provenance:
     )
 
 
-def result_name(device: str) -> str:
-    """File stem of the results: `cpu-<model>-torch<version>`."""
+def result_file(device: str, folder: Path) -> Path:
+    """Where results go: `cpu-<model>-torch<version>.csv`."""
+    import torch
+
     model = torch.cuda.get_device_name() if device == "cuda" else cpu_model()
     slug = re.sub(r"[^a-z0-9]+", "-", model.lower()).strip("-")
-    return f"{device}-{slug}-torch{torch.__version__.split('+')[0]}"
+    return folder / f"{device}-{slug}-torch{torch.__version__.split('+')[0]}.csv"
 
 
 def cpu_model() -> str:
@@ -104,6 +109,8 @@ def _available_cores() -> Sequence[int]:
 
 
 def _simd() -> str:
+    import torch
+
     capability = torch.backends.cpu.get_cpu_capability()
     info = Path("/proc/cpuinfo")
     if info.exists() and re.search(r"\bavx512_bf16\b", info.read_text()):
@@ -185,6 +192,39 @@ def append(path: Path, rows: Iterable[Row]) -> None:
             for name in ("median", "q20", "q80"):
                 values[name] = f"{values[name]:.6g}"
             writer.writerow(values)
+
+
+class Book:
+    """Where a run's rows go: each is kept and, with a folder, written to its file at once, so that
+    a run which is cut short has lost nothing that it knew.
+
+    Args:
+        device: "cpu" or "cuda".
+        path: the file; None: rows are only kept.
+
+    Attributes:
+        where: facts of this machine and working tree.
+        rows: all rows so far.
+        failures: a line for each variant that was wrong or raised.
+    """
+
+    def __init__(self, device: str, path: Path | None = None) -> None:
+        self.device = device
+        self.where = provenance(device)
+        self.path = path
+        self.rows: list[Row] = []
+        self.failures: list[str] = []
+
+    def store(self, row: Row) -> None:
+        self.rows.append(row)
+        if self.path is not None:
+            append(self.path, [row])
+
+    def exit_status(self) -> int:
+        """1 if something failed, which is said; else 0."""
+        for line in self.failures:
+            print(f"failed: {line}", flush=True)
+        return int(bool(self.failures))
 
 
 def read(path: Path) -> list[Row]:

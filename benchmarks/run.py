@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -23,7 +24,7 @@ import torch
 
 from benchmarks import memory, operators, plot, products, report, rows, switching
 from benchmarks.cases import Case
-from benchmarks.runner import Effort, Rows, run_case
+from benchmarks.runner import Effort, Rows, run_case, survived
 from benchmarks.variants import VARIANTS, Variant, build, missing
 from growtas.space import SearchSpace
 
@@ -137,20 +138,20 @@ CUDA = Plan(
     switching_count=200,
     memory_workloads=(TINY,),
     memory_batches=(32,),
-    memory_variants=("naive", "smart", "timm", *OURS_CUDA),
+    memory_variants=("naive", *OURS_CUDA[::-1], "smart", "timm"),
     memory_dtypes=("bfloat16",),
     operator_batch=128,
     product_workloads=(),
     product_batches=(),
-    effort=Effort(min_rounds=20, max_rounds=100, seconds=10),
-    forward_effort=Effort(min_rounds=20, max_rounds=100, seconds=5),
+    effort=Effort(min_rounds=10, max_rounds=50, seconds=6),
+    forward_effort=Effort(min_rounds=10, max_rounds=50, seconds=4),
     operator_effort=Effort(min_rounds=20, max_rounds=200, seconds=2.0),
     train_task="train_adamw",
 )
 CUDA_QUICK = replace(
     CUDA,
-    workloads=(TINY,),
-    batches=(32,),
+    workloads=(TINY_LARGEST,),
+    batches=(128,),
     variants=("naive", "smart", "timm", *OURS_CUDA),
     switching_variants=OURS_CUDA,
     switching_count=20,
@@ -174,7 +175,8 @@ def choose_plan(device: str, *, quick: bool, full: bool) -> Plan:
 
 
 class Session:
-    """Runs a plan. Models are built once per space and shared by its cases.
+    """Runs a plan. Models are built once per space and shared by its cases. Rows go into the book
+    when they are known; what fails becomes a row and does not stop the rest.
 
     Args:
         names: only these variants, then at every batch size; naive runs in any case.
@@ -184,16 +186,16 @@ class Session:
     def __init__(
         self,
         plan: Plan,
-        device: str,
+        book: rows.Book,
         say: Callable[[str], None],
         names: Sequence[str] | None = None,
         patterns: Sequence[str] = ("*",),
     ) -> None:
-        self.plan, self.device, self.say = plan, device, say
+        self.plan, self.book, self.say = plan, book, say
+        self.device = book.device
         self.names, self.patterns = names, patterns
-        self.where = rows.provenance(device)
         self.unavailable = {
-            name: why for name in VARIANTS if (why := missing(name, device)) is not None
+            name: why for name in VARIANTS if (why := missing(name, self.device)) is not None
         }
         wanted = {*plan.variants, *plan.switching_variants, *plan.memory_variants}
         for name in sorted(wanted & self.unavailable.keys()):
@@ -226,93 +228,78 @@ class Session:
             found = [name for name in found if name not in COMPILED]
         return found
 
-    def steps(self, task: str) -> list[rows.Row]:
+    def steps(self, task: str) -> None:
         """Training or forward of every workload, batch and dtype."""
-        made = []
         effort = self.plan.forward_effort if task == "forward" else self.plan.effort
         cases = self.cases(task, self.plan.workloads, self.plan.batches)
         for space in dict.fromkeys(case.space.name for case in cases):
             built: dict[str, Variant] = {}
             for case in (c for c in cases if c.space.name == space):
-                for name in self._variants_at(case.batch):
-                    built.setdefault(name, build(name, case, self.device))
-                variants = {name: built[name] for name in self._variants_at(case.batch)}
-                found = run_case(variants, case, self.where, effort, self.device)
-                made += found
+                names = self._variants_at(case.batch)
+                self._build([name for name in names if name not in built], case, built)
                 self.say(case.label)
-                for row in found:
-                    if row.metric == "wall_time":
-                        self.say(f"    {row.variant:32s} {row.median * 1000:9.2f} ms")
-        return made
+                with survived(Rows.of_case(self.book, case), "naive"):
+                    variants = {name: built[name] for name in names if name in built}
+                    for row in run_case(variants, case, self.book, effort):
+                        if row.metric == "wall_time":
+                            self.say(f"    {row.variant:32s} {row.median * 1000:9.2f} ms")
 
-    def switching(self) -> list[rows.Row]:
+    def _build(self, names: Iterable[str], case: Case, built: dict[str, Variant]) -> None:
+        for name in names:
+            with survived(Rows.of_case(self.book, case), name):
+                built[name] = build(name, case, self.device)
+
+    def switching(self) -> None:
         plan = self.plan
-        made = []
         workloads = [(plan.workloads[0][0], f"random{plan.switching_count}")]
         for case in self.cases("switching", workloads, [plan.switching_batch], plan.dtypes[:1]):
+            variants: dict[str, Variant] = {}
             sized = replace(case, subnet_name="smallest")
-            variants = {
-                name: build(name, sized, self.device)
-                for name in self._runnable(plan.switching_variants)
-            }
-            found = switching.run_switching(
-                variants, case, self.where, plan.switching_count, self.device
-            )
-            made += found
-            for row in found:
+            self._build(self._runnable(plan.switching_variants), sized, variants)
+            for row in switching.run_switching(variants, case, self.book, plan.switching_count):
                 if row.metric == "random_over_fixed":
                     self.say(f"{case.label} {row.variant}: {row.median:.3f}")
-        return made
 
-    def memory(self) -> list[rows.Row]:
+    def memory(self) -> None:
         plan = self.plan
         if not memory.supported(self.device):
             self.say("left out: memory (needs Linux's /proc/self/clear_refs)")
-            return []
-        made: list[rows.Row] = []
+            return
         for case in self.cases(
             "memory", plan.memory_workloads, plan.memory_batches, plan.memory_dtypes
         ):
-            table = Rows.of_case(self.where, case, self.device)
-            used = {
-                name: memory.extra_memory(name, case, self.device)
-                for name in self._runnable(plan.memory_variants)
-            }
-            for name, size in used.items():
-                table.add(name, "extra_memory", "B", [size])
-                self.say(f"{case.label} {name}: {size / 1e6:.0f} MB")
-                if name.startswith("growtas"):
-                    ratio = [size / used["naive"]]
-                    table.add(f"{name} / naive", "extra_memory_ratio", "1", ratio)
-            made += table.rows
-        return made
+            table = Rows.of_case(self.book, case)
+            used: dict[str, int] = {}
+            for name in self._runnable(plan.memory_variants):
+                with survived(table, name):
+                    used[name] = size = memory.extra_memory(name, case, self.device)
+                    table.add(name, "extra_memory", "B", [size])
+                    self.say(f"{case.label} {name}: {size / 1e6:.0f} MB")
+                    if name.startswith("growtas") and "naive" in used:
+                        ratio = [size / used["naive"]]
+                        table.add(f"{name} / naive", "extra_memory_ratio", "1", ratio)
 
-    def operators(self) -> list[rows.Row]:
+    def operators(self) -> None:
         plan = self.plan
         backends = sorted({n.split("-")[1] for n in self._runnable(VARIANTS) if "growtas" in n})
-        made = []
         for case in self.cases("operators", plan.workloads, [plan.operator_batch]):
             for name in operators.OPERATORS:
-                made += operators.run_operator(
-                    name, case, backends, self.where, plan.operator_effort, self.device
-                )
+                with survived(Rows.of_case(self.book, case, task=name), "naive"):
+                    operators.run_operator(name, case, backends, self.book, plan.operator_effort)
             self.say(f"{case.label}: done")
-        return made
 
-    def products(self) -> list[rows.Row]:
+    def products(self) -> None:
         """Rates of the native products against PyTorch's libraries; CPU only."""
         plan = self.plan
-        made: list[rows.Row] = []
         if products.OURS + "-dense" in self.unavailable:
-            return made
+            return
         for case in self.cases("products", plan.product_workloads, plan.product_batches):
-            made += products.run_products(case, self.where, plan.operator_effort)
+            products.run_products(case, self.book, plan.operator_effort)
             self.say(f"{case.label}: done")
-        return made
 
-    def run(self, parts: Sequence[str], store: Callable[[list[rows.Row]], None]) -> None:
-        """Measure the parts in order; rows are stored as soon as a part is complete."""
-        todo: dict[str, Callable[[], list[rows.Row]]] = {
+    def run(self, parts: Sequence[str]) -> None:
+        """Measure the parts in order."""
+        todo: dict[str, Callable[[], None]] = {
             "train": lambda: self.steps(self.plan.train_task),
             "forward": lambda: self.steps("forward"),
             "switching": self.switching,
@@ -322,7 +309,7 @@ class Session:
         }
         for part in parts:
             start = time.perf_counter()
-            store(todo[part]())
+            todo[part]()
             self.say(f"{part}: {time.perf_counter() - start:.0f} s")
 
 
@@ -353,7 +340,7 @@ def command_line() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = command_line()
     args = parser.parse_args(arguments)
     if args.threads is not None:
@@ -365,30 +352,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     def say(text: str) -> None:
         print(f"[{time.perf_counter() - start:6.1f} s] {text}", flush=True)
 
-    path = out / f"{rows.result_name(args.device)}.csv" if out is not None else None
-    found: list[rows.Row] = []
-
-    def store(made: list[rows.Row]) -> None:
-        found.extend(made)
-        if path is not None:
-            rows.append(path, made)
-
+    book = rows.Book(args.device, out and rows.result_file(args.device, out))
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:
         # An empty compile cache, so that the stored warm-up times mean the same in every run.
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
-        Session(plan, args.device, say, args.variants, args.cases).run(args.parts, store)
-    if not found:
+        Session(plan, book, say, args.variants, args.cases).run(args.parts)
+    if not book.rows:
         parser.error(f"no case of these parts matches {' '.join(args.cases)}")
-    print("\n" + report.table(found))
-    if path is not None:
-        newest = rows.newest(rows.read(path))
-        path.with_suffix(".md").write_text(report.page(newest))
+    print("\n" + report.table(book.rows))
+    if book.path is not None:
+        newest = rows.newest(rows.read(book.path))
+        book.path.with_suffix(".md").write_text(report.page(newest))
         if importlib.util.find_spec("matplotlib") is None:
             say("no chart: matplotlib is not installed")
         else:
-            plot.chart(newest, path.with_suffix(".png"))
-        say(f"{len(found)} rows appended to {path}")
+            plot.chart(newest, book.path.with_suffix(".png"))
+        say(f"{len(book.rows)} rows appended to {book.path}")
+    return book.exit_status()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

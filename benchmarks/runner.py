@@ -1,25 +1,40 @@
-"""The measuring loop: correctness first, then A B C A B C ... in one process, pairs compared."""
+"""The measuring loop: correctness first, then A B C A B C ... in one process, pairs compared.
+
+A variant that is wrong or raises costs its own numbers only: that becomes a row, and the others go
+on without it.
+"""
 
 from __future__ import annotations
 
 import gc
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from benchmarks.cases import Case, make_batch
-from benchmarks.rows import Provenance, Row, summary
+from benchmarks.rows import Book, Row, summary
 from benchmarks.variants import Variant
 
 Samples = dict[str, list[float]]  # metric -> seconds
 
 
 class WrongResult(RuntimeError):
-    """A variant does not compute what it is compared with; nothing is timed."""
+    """A variant does not compute what it is compared with; it is not timed.
+
+    Args:
+        what: was computed, by whom.
+        error, allowed: the error and its budget.
+    """
+
+    def __init__(self, what: str, error: float, allowed: float) -> None:
+        super().__init__(f"{what} {error:.3g} exceeds {allowed:.3g}")
+        self.excess = error / allowed if allowed else float("inf")
 
 
 @dataclass(frozen=True)
@@ -61,15 +76,30 @@ def no_gc() -> Iterator[None]:
         gc.enable()
 
 
-def warm_up(steps: Mapping[str, Callable[[], object]], device: str = "cpu") -> dict[str, float]:
-    """Call every step once, compilation and first allocations included; seconds of each."""
-    return {name: measure_once(step, device)["wall_time"] for name, step in steps.items()}
+def warm_up(steps: Mapping[str, Callable[[], object]]) -> None:
+    """Call every step once, compilation and first allocations included."""
+    for step in steps.values():
+        step()
+
+
+Guard = Callable[[str], AbstractContextManager[None]]  # around what one variant does
+
+
+def _unguarded(name: str) -> AbstractContextManager[None]:
+    return nullcontext()
 
 
 def interleave(
-    steps: Mapping[str, Callable[[], object]], effort: Effort, device: str = "cpu"
+    steps: Mapping[str, Callable[[], object]],
+    effort: Effort,
+    device: str = "cpu",
+    guard: Guard = _unguarded,
 ) -> dict[str, Samples]:
-    """Time warm steps in turn, round after round, so that drift of the machine hits all alike."""
+    """Time warm steps in turn, round after round, so that drift of the machine hits all alike.
+
+    Returns:
+        by variant; without those that raised something which `guard` took.
+    """
     samples: dict[str, Samples] = {name: {} for name in steps}
     with no_gc():
         start = time.perf_counter()
@@ -77,8 +107,13 @@ def interleave(
         while rounds < effort.min_rounds or (
             rounds < effort.max_rounds and time.perf_counter() - start < effort.seconds
         ):
-            for name, step in steps.items():
-                for metric, seconds in measure_once(step, device).items():
+            for name in list(samples):
+                found: dict[str, float] = {}
+                with guard(name):
+                    found = measure_once(steps[name], device)
+                if not found:
+                    del samples[name]
+                for metric, seconds in found.items():
                     samples[name].setdefault(metric, []).append(seconds)
             rounds += 1
     return samples
@@ -90,23 +125,17 @@ def paired_ratios(numerator: Sequence[float], denominator: Sequence[float]) -> l
 
 
 class Rows:
-    """Makes the rows of one case."""
+    """Makes the rows of one case; each goes into the book at once. What is not given here is the
+    book's: facts of the machine, and the device."""
 
     def __init__(
-        self,
-        where: Provenance,
-        *,
-        device: str,
-        dtype: str,
-        batch: int,
-        space: str,
-        subnet: str,
-        task: str,
+        self, book: Book, *, dtype: str, batch: int, space: str, subnet: str, task: str
     ) -> None:
         self.rows: list[Row] = []
+        self.book = book
         self._template = Row(
-            **asdict(where),
-            device=device,
+            **(asdict(book.where) | {"threads": torch.get_num_threads()}),
+            device=book.device,
             dtype=dtype,
             batch=batch,
             space=space,
@@ -122,10 +151,9 @@ class Rows:
         )
 
     @classmethod
-    def of_case(cls, where: Provenance, case: Case, device: str, task: str | None = None) -> Rows:
+    def of_case(cls, book: Book, case: Case, task: str | None = None) -> Rows:
         return cls(
-            where,
-            device=device,
+            book,
             dtype=case.dtype,
             batch=case.batch,
             space=case.space.name,
@@ -139,18 +167,31 @@ class Rows:
     def add_summary(
         self, variant: str, metric: str, unit: str, *, median: float, q20: float, q80: float, n: int
     ) -> None:
-        self.rows.append(
-            replace(
-                self._template,
-                variant=variant,
-                metric=metric,
-                unit=unit,
-                median=median,
-                q20=q20,
-                q80=q80,
-                n=n,
-            )
+        row = replace(
+            self._template,
+            variant=variant,
+            metric=metric,
+            unit=unit,
+            median=median,
+            q20=q20,
+            q80=q80,
+            n=n,
         )
+        self.rows.append(row)
+        self.book.store(row)
+
+    def add_failure(self, variant: str, error: Exception) -> None:
+        """A variant that was wrong ("wrong_result": how many times its budget) or raised
+        ("failed", the exception's name as the unit)."""
+        where = self._template
+        label = f"{where.space}/{where.subnet}/{where.batch}/{where.dtype}/{where.task}"
+        self.book.failures.append(f"{label} {variant}: {type(error).__name__}: {error}")
+        print(self.book.failures[-1], flush=True)
+        if isinstance(error, WrongResult):
+            self.add(variant, "wrong_result", "1", [error.excess])
+        else:
+            traceback.print_exception(error)
+            self.add(variant, "failed", type(error).__name__, [1.0])
 
     def add_timings(self, samples: Mapping[str, Samples], baselines: Sequence[str]) -> None:
         """Times of every variant, and every baseline / ours, pair by pair."""
@@ -164,10 +205,31 @@ class Rows:
                     self.add(f"{baseline} / {ours}", f"{metric}_ratio", "1", ratios)
 
 
+@contextmanager
+def survived(table: Rows, variant: str) -> Iterator[None]:
+    """What goes wrong inside becomes a row, and the program goes on after it.
+
+    Raises:
+        Exception: the CUDA device cannot be used any more, as after an illegal access: whatever
+            followed would fail for the same reason.
+    """
+    failed = False
+    try:
+        yield
+    except Exception as error:
+        table.add_failure(variant, error)
+        failed = True
+    if failed:  # after the handler, which keeps the frames alive and with them their tensors
+        gc.collect()
+        if table.book.device == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+
+
 def relative_error(got: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     """||got - expected|| / ||expected|| over all tensors taken together, in float64."""
     if got.keys() != expected.keys():
-        raise WrongResult(f"other tensors: {sorted(got.keys() ^ expected.keys())}")
+        raise ValueError(f"other tensors: {sorted(got.keys() ^ expected.keys())}")
     error = sum(float((got[k].double() - expected[k].double()).square().sum()) for k in expected)
     size = sum(float(value.double().square().sum()) for value in expected.values())
     return (error / size) ** 0.5
@@ -203,46 +265,45 @@ BFLOAT16_FACTOR = 2.0
 
 
 def check(
-    variants: Mapping[str, Variant], case: Case, batch: tuple[Tensor, Tensor]
-) -> dict[str, dict[str, float]]:
+    variants: Mapping[str, Variant], case: Case, batch: tuple[Tensor, Tensor], table: Rows
+) -> dict[str, float]:
     """Call every variant once, and compare it with the naive supernet in float32 on the tensors to
-    be timed.
+    be timed. The relative errors "logit_error" and, for training, "gradient_error" become rows, and
+    so does what is wrong with a variant whose error is over its budget or that raises.
 
     Returns:
-        by variant: "warmup_time" in s, compilation included, and the relative errors "logit_error"
-        and, for training, "gradient_error"; no errors where the function is another.
+        by variant that can be timed: seconds of the call, compilation included.
 
     Raises:
-        WrongResult: an error is over its budget, or not finite.
+        Exception: what the naive supernet raised, without which there is nothing to compare with.
     """
-    reference, _ = results(variants["naive"], replace(case, dtype="float32"), batch)
-
-    def call(variant: Variant) -> tuple[dict[str, float], dict[str, float]]:
-        computed, seconds = results(variant, case, batch)
-        errors = {name: relative_error(computed[name], reference[name]) for name in reference}
-        return errors, {"warmup_time": seconds}
-
-    allowed, time = call(variants["naive"])
+    naive = variants["naive"]
+    reference, _ = results(naive, replace(case, dtype="float32"), batch)
     budget = dict.fromkeys(reference, FLOAT32_TOLERANCE)
+    passed: dict[str, float] = {}
+
+    def errors(name: str, variant: Variant) -> dict[str, float]:
+        computed, passed[name] = results(variant, case, batch)
+        if not variant.same_function:
+            return {}
+        found = {what: relative_error(computed[what], reference[what]) for what in reference}
+        for what, error in found.items():
+            table.add(name, what, "1", [error])
+        return found
+
+    allowed = errors("naive", naive)
     if case.dtype != "float32":
         for what, error in allowed.items():
             budget[what] += BFLOAT16_FACTOR * error
-    found = {"naive": time | allowed}
     for name, variant in variants.items():
         if name == "naive":
             continue
-        if not variant.same_function:
-            found[name] = {"warmup_time": results(variant, case, batch)[1]}
-            continue
-        errors, time = call(variant)
-        found[name] = time | errors
-        for what, error in errors.items():
-            if not error <= budget[what]:
-                raise WrongResult(
-                    f"{name}: {what} {error:.3g} exceeds {budget[what]:.3g} "
-                    f"({case.task}, {case.dtype}, {case.subnet_name} of {case.space.name})"
-                )
-    return found
+        with survived(table, name):
+            for what, error in errors(name, variant).items():
+                if not error <= budget[what]:
+                    del passed[name]
+                    raise WrongResult(what, error, budget[what])
+    return passed
 
 
 BASELINES = ("naive", "smart", "timm", "compile-static", "compile-dynamic", "extracted-graph")
@@ -268,26 +329,26 @@ def step_of(variant: Variant, case: Case, batch: tuple[Tensor, Tensor]) -> Calla
     raise ValueError(f"task must be forward, train or train_adamw: got {case.task!r}")
 
 
-def run_case(
-    variants: Mapping[str, Variant],
-    case: Case,
-    where: Provenance,
-    effort: Effort,
-    device: str = "cpu",
-) -> list[Row]:
+def run_case(variants: Mapping[str, Variant], case: Case, book: Book, effort: Effort) -> list[Row]:
     """Check, then time, all variants of a case. `variants` must hold "naive"."""
-    for variant in variants.values():
-        variant.prepare(case.subnet)
-        variant.model.train(case.task != "forward")
-    batch = make_batch(case, device)
-    rows = Rows.of_case(where, case, device)
-    steps = {name: step_of(variant, case, batch) for name, variant in variants.items()}
-    for name, found in check(variants, case, batch).items():
-        for what, value in found.items():
-            rows.add(name, what, "s" if what == "warmup_time" else "1", [value])
-    if case.task == "train_adamw":
-        warm_up(steps, device)  # the optimizer's state, which the check does not need
-    rows.add_timings(interleave(steps, effort, device), BASELINES)
-    for variant in variants.values():
+    table = Rows.of_case(book, case)
+    guard = partial(survived, table)
+    batch = make_batch(case, book.device)
+    ready: dict[str, Variant] = {}
+    for name, variant in variants.items():
+        with guard(name):
+            variant.prepare(case.subnet)
+            variant.model.train(case.task != "forward")
+            ready[name] = variant
+    steps: dict[str, Callable[[], object]] = {}
+    for name, seconds in check(ready, case, batch, table).items():
+        table.add(name, "warmup_time", "s", [seconds])
+        with guard(name):
+            step = step_of(ready[name], case, batch)
+            if case.task == "train_adamw":
+                step()  # the optimizer's state, which the check does not need
+            steps[name] = step
+    table.add_timings(interleave(steps, effort, book.device, guard), BASELINES)
+    for variant in ready.values():
         variant.model.zero_grad()
-    return rows.rows
+    return table.rows

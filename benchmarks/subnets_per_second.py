@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,6 +44,7 @@ from benchmarks.runner import (
     interleave,
     no_gc,
     paired_ratios,
+    survived,
 )
 from benchmarks.variants import ExtractedGraph, Variant, build, missing, weights_for
 from growtas.search import Evaluator, Score, crossover, mutate
@@ -124,9 +126,9 @@ CUDA = Plan(
     batches=(32, 128, 256),
     dtype="bfloat16",
     train="train_adamw",
-    variants=("naive", "smart", *COMPILED, EXTRACTED, *OURS["cuda"]),
+    variants=("naive", "smart", *OURS["cuda"], EXTRACTED, *COMPILED),
     count=1000,
-    chunk=50,
+    chunk=20,
     images=2048,
     population=50,
     effort=Effort(min_rounds=3, max_rounds=20, seconds=20),
@@ -135,7 +137,7 @@ CUDA_QUICK = replace(
     CUDA,
     spaces=("autoformer-tiny",),
     batches=(128,),
-    variants=("naive", EXTRACTED, *OURS["cuda"]),
+    variants=("naive", *OURS["cuda"]),
     count=100,
     images=512,
 )
@@ -144,38 +146,40 @@ CUDA_QUICK = replace(
 def run_steps(
     variants: Mapping[str, Variant],
     case: Case,
-    where: rows.Provenance,
+    book: rows.Book,
     subnets: Sequence[Subnet],
     chunk: int,
-    device: str,
 ) -> list[rows.Row]:
     """Rates of a task over the subnets, chunk by chunk; correct on the smallest subnet first."""
+    device = book.device
     batch = make_batch(case, device)
-    table = Rows.of_case(where, case, device, task=f"subnets-{case.task}")
-    warmup: dict[str, float] = {}
-    for name, found in check(variants, replace(case, subnet_name="smallest"), batch).items():
-        warmup[name] = found.pop("warmup_time")
-        for what, error in found.items():
-            table.add(name, what, "1", [error])
-    steps = {name: step_of(variant, case, batch) for name, variant in variants.items()}
+    table = Rows.of_case(book, case, task=f"subnets-{case.task}")
+    warmup = check(variants, replace(case, subnet_name="smallest"), batch, table)
     shapes = switching.block_shapes(case.space)
-    seconds: dict[str, list[float]] = {}
-    host: dict[str, list[float]] = {}
-    for name, step in steps.items():
-        variants[name].model.train(case.task != "forward")
-        first = shapes if name in COMPILED else shapes[:1] * variants[name].settling
-        warmup[name] += _time([partial(step, subnet) for subnet in first], device)[0]
+    steps: dict[str, Callable[[Subnet], object]] = {}
+    for name in list(warmup):
+        with survived(table, name):
+            variants[name].model.train(case.task != "forward")
+            step = step_of(variants[name], case, batch)
+            first = shapes if name in COMPILED else shapes[:1] * variants[name].settling
+            warmup[name] += _time([partial(step, subnet) for subnet in first], device)[0]
+            table.add(name, "warmup_time", "s", [warmup[name]])
+            steps[name] = step
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    host: dict[str, list[float]] = {name: [] for name in steps}
     with no_gc():
         for start in range(0, len(subnets), chunk):
             some = subnets[start : start + chunk]
-            for name, step in steps.items():
-                wall, until = _time([partial(step, subnet) for subnet in some], device)
-                seconds.setdefault(name, []).append(wall / len(some))
-                host.setdefault(name, []).append(until / len(some))
+            for name in list(steps):
+                step = steps.pop(name)
+                with survived(table, name):
+                    wall, until = _time([partial(step, subnet) for subnet in some], device)
+                    seconds[name].append(wall / len(some))
+                    host[name].append(until / len(some))
+                    steps[name] = step
     for name in steps:
         total = len(subnets) * sum(seconds[name]) / len(seconds[name])
         table.add(name, "subnets_per_second", "1/s", [1 / s for s in seconds[name]])
-        table.add(name, "warmup_time", "s", [warmup[name]])
         cold = len(subnets) / (warmup[name] + total)
         table.add(name, "subnets_per_second_from_cold", "1/s", [cold])
         if device == "cuda":
@@ -240,14 +244,13 @@ def blocks_computed(subnets: Sequence[Subnet]) -> float:
     return computed / sum(subnet.depth for subnet in subnets)
 
 
-def run_population(
-    case: Case, where: rows.Provenance, plan: Plan, backend: str, device: str
-) -> list[rows.Row]:
+def run_population(case: Case, book: rows.Book, plan: Plan, backend: str) -> list[rows.Row]:
     """A population scored together against one by one, on random images and weights.
 
     Raises:
         WrongResult: other scores: on the CPU by a bit, else by more than 2 % of the loss.
     """
+    device = book.device
     images, labels = make_batch(replace(case, batch=plan.images), device)
     model = growtas.Supernet(case.space, **case.model_sizes).to(device)
     model.load_state_dict(naive_to_growtas(weights_for(case), case.space))
@@ -259,13 +262,15 @@ def run_population(
         "one by one": lambda: [evaluator.score(subnet) for subnet in subnets],
         "together": lambda: evaluator.score_many(subnets),
     }
-    table = Rows.of_case(where, case, device, task="subnets-evaluation")
+    table = Rows.of_case(book, case, task="subnets-evaluation")
     with growtas.kernels.use_backend(backend):
         for way, score in ways.items():
             found[way] = score()
         for one, other in zip(*found.values(), strict=True):
-            if one != other and (device == "cpu" or abs(one.loss - other.loss) > 0.02 * one.loss):
-                raise WrongResult(f"one by one {one}, together {other}")
+            allowed = 0.0 if device == "cpu" else 0.02
+            error = abs(one.loss - other.loss) / one.loss
+            if one != other and (device == "cpu" or not error <= allowed):
+                raise WrongResult("together, against one by one: loss", error, allowed)
         samples = interleave(ways, plan.effort, device)
     times = {way: samples[way]["wall_time"] for way in ways}
     for way, seconds in times.items():
@@ -283,62 +288,67 @@ def run_population(
 class Study:
     """Runs a plan. `say` gets a line for every rate and ratio."""
 
-    def __init__(self, plan: Plan, device: str, say: Callable[[str], None]) -> None:
-        self.plan, self.device, self.say = plan, device, say
-        self.where = rows.provenance(device)
+    def __init__(self, plan: Plan, book: rows.Book, say: Callable[[str], None]) -> None:
+        self.plan, self.book, self.say = plan, book, say
+        self.device = book.device
         self.names = []
         for name in plan.variants:
-            why = None if name == EXTRACTED else missing(name, device)
+            why = None if name == EXTRACTED else missing(name, self.device)
             if why is None:
                 self.names.append(name)
             else:
                 say(f"left out: {name} ({why})")
 
-    def run(self, case: Case) -> list[rows.Row]:
-        """All rows of a case."""
-        if case.task == "evaluation":
-            backend = OURS[self.device][0].split("-")[1]
-            if not any(name in self.names for name in OURS[self.device]):
-                return []
-            found = run_population(case, self.where, self.plan, backend, self.device)
-        elif case.task == "switching":
-            found = self._switching(case) if self.device == "cpu" else []
-        else:
-            found = self._steps(case)
-        for row in found:
-            if row.metric in (
-                "subnets_per_second", "wall_time_ratio", "random_over_fixed", "extra_memory"
-            ):  # fmt: skip
-                self.say(f"{case.label} {row.variant} {row.metric}: {row.median:.4g} {row.unit}")
-        return found
-
-    def _steps(self, case: Case) -> list[rows.Row]:
-        subnets = switching.random_subnets(case.space, self.plan.count)
-        sized = replace(case, subnet_name="smallest")
-        variants: dict[str, Variant] = {}
-        for name in self.names:
-            if name == EXTRACTED:
-                variants[name] = Extracted(sized, weights_for(sized), self.device)
-                variants[name].prepare(switching.mean_size_subnet(case, subnets))
+    def run(self, case: Case) -> None:
+        """All rows of a case; what fails becomes one."""
+        before = len(self.book.rows)
+        table = Rows.of_case(self.book, case, task=f"subnets-{case.task}")
+        with survived(table, "naive" if case.task in ("forward", self.plan.train) else "growtas"):
+            if case.task == "evaluation":
+                if any(name in self.names for name in OURS[self.device]):
+                    backend = OURS[self.device][0].split("-")[1]
+                    run_population(case, self.book, self.plan, backend)
+            elif case.task == "switching":
+                if self.device == "cpu":
+                    self._switching(case)
             else:
-                variants[name] = build(name, sized, self.device)
-        found = run_steps(
-            variants, case, self.where, subnets, self.plan.chunk, self.device
-        )  # fmt: skip
-        if case.task != "forward" and memory.supported(self.device):
-            table = Rows.of_case(self.where, case, self.device, task=f"subnets-{case.task}")
-            largest = replace(case, subnet_name="largest")
-            for name in (n for n in self.names if n not in (EXTRACTED, *COMPILED)):
+                self._steps(case)
+        for row in self.book.rows[before:]:
+            if row.metric in ("subnets_per_second", "wall_time_ratio", "random_over_fixed"):
+                self.say(f"{case.label} {row.variant} {row.metric}: {row.median:.4g} {row.unit}")
+
+    def run_memory(self, case: Case) -> None:
+        """Of a training task: what a step of the largest subnet needs, a process each."""
+        if case.task != self.plan.train or not memory.supported(self.device):
+            return
+        table = Rows.of_case(self.book, case, task=f"subnets-{case.task}")
+        largest = replace(case, subnet_name="largest")
+        for name in (n for n in self.names if n not in (EXTRACTED, *COMPILED)):
+            with survived(table, name):
                 used = memory.extra_memory(name, largest, self.device)
                 table.add(name, "extra_memory", "B", [used])
-            found += table.rows
-        return found
+                self.say(f"{case.label} {name} extra_memory: {used:.4g} B")
 
-    def _switching(self, case: Case) -> list[rows.Row]:
+    def _steps(self, case: Case) -> None:
+        subnets = switching.random_subnets(case.space, self.plan.count)
+        sized = replace(case, subnet_name="smallest")
+        table = Rows.of_case(self.book, case, task=f"subnets-{case.task}")
+        variants: dict[str, Variant] = {}
+        for name in self.names:
+            with survived(table, name):
+                if name == EXTRACTED:
+                    extracted = Extracted(sized, weights_for(sized), self.device)
+                    extracted.prepare(switching.mean_size_subnet(case, subnets))
+                    variants[name] = extracted
+                else:
+                    variants[name] = build(name, sized, self.device)
+        run_steps(variants, case, self.book, subnets, self.plan.chunk)
+
+    def _switching(self, case: Case) -> None:
         sized = replace(case, subnet_name="smallest")
         ours = [name for name in OURS["cpu"] if name in self.names]
         variants = {name: build(name, sized, "cpu") for name in ours}
-        return switching.run_switching(variants, case, self.where, self.plan.count, "cpu")
+        switching.run_switching(variants, case, self.book, self.plan.count)
 
 
 def choose_plan(device: str, *, quick: bool) -> Plan:
@@ -366,7 +376,7 @@ def command_line() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = command_line()
     args = parser.parse_args(arguments)
     if args.threads is not None:
@@ -377,6 +387,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.variants is not None:
         plan = replace(plan, variants=tuple(dict.fromkeys(["naive", *args.variants])))
     out = args.out or (None if args.quick else Path(__file__).parent / "results")
+    book = rows.Book(args.device, out and rows.result_file(args.device, out))
     start = time.perf_counter()
 
     def say(text: str) -> None:
@@ -385,12 +396,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:
         # An empty compile cache, so that stored warm-up times mean the same in every run.
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
-        study = Study(plan, args.device, say)
-        for case in plan.cases(args.cases):
-            found = study.run(case)
-            if out is not None:
-                rows.append(out / f"{rows.result_name(args.device)}.csv", found)
+        study = Study(plan, book, say)
+        cases = list(plan.cases(args.cases))
+        for case in cases:
+            study.run(case)
+        for case in cases:
+            study.run_memory(case)
+    return book.exit_status()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from benchmarks.cases import Case, make_batch
-from benchmarks.rows import Provenance, Row, quantile
-from benchmarks.runner import Rows, measure_once, no_gc
+from benchmarks.rows import Book, Row, quantile
+from benchmarks.runner import Rows, measure_once, no_gc, survived
 from benchmarks.variants import Variant
 from growtas.cost import macs
 from growtas.space import SearchSpace, Subnet
@@ -42,40 +42,39 @@ def ratio_of_sums(pairs: Sequence[tuple[float, float]], resamples: int = 1000) -
     return [ratio(pairs), *(ratio(rng.choices(pairs, k=len(pairs))) for _ in range(resamples))]
 
 
-def run_switching(
-    variants: Mapping[str, Variant], case: Case, where: Provenance, count: int, device: str
-) -> list[Row]:
+def run_switching(variants: Mapping[str, Variant], case: Case, book: Book, count: int) -> list[Row]:
     """`count` training steps on random subnets, each followed by one on the fixed subnet.
 
     Every variant's block shapes are warm: the ratio is the cost of switching, not of compiling.
     The ratio's row holds the ratio of the sums and bootstrap quantiles.
     """
-    batch = make_batch(case, device)
+    batch = make_batch(case, book.device)
     subnets = random_subnets(case.space, count)
     fixed = mean_size_subnet(case, subnets)
-    rows = Rows.of_case(where, case, device, task="switching")
+    rows = Rows.of_case(book, case, task="switching")
     for name, variant in variants.items():
-        variant.model.train()
-        for subnet in (*block_shapes(case.space), fixed):
-            variant.train_step(case, *batch, subnet)
-        with no_gc():
-            pairs = [
-                (_time(variant, case, batch, subnet), _time(variant, case, batch, fixed))
-                for subnet in subnets
-            ]
-        rows.add(name, "random_subnet_time", "s", [a for a, _ in pairs])
-        rows.add(name, "fixed_subnet_time", "s", [b for _, b in pairs])
-        value, *resampled = ratio_of_sums(pairs)
-        rows.add_summary(
-            name,
-            "random_over_fixed",
-            "1",
-            median=value,
-            q20=quantile(resampled, 0.2),
-            q80=quantile(resampled, 0.8),
-            n=len(pairs),
-        )
-        variant.model.zero_grad()
+        with survived(rows, name):
+            variant.model.train()
+            for subnet in (*block_shapes(case.space), fixed):
+                variant.train_step(case, *batch, subnet)
+            with no_gc():
+                pairs = [
+                    (_time(variant, case, batch, subnet), _time(variant, case, batch, fixed))
+                    for subnet in subnets
+                ]
+            rows.add(name, "random_subnet_time", "s", [a for a, _ in pairs])
+            rows.add(name, "fixed_subnet_time", "s", [b for _, b in pairs])
+            value, *resampled = ratio_of_sums(pairs)
+            rows.add_summary(
+                name,
+                "random_over_fixed",
+                "1",
+                median=value,
+                q20=quantile(resampled, 0.2),
+                q80=quantile(resampled, 0.8),
+                n=len(pairs),
+            )
+            variant.model.zero_grad()
     return rows.rows
 
 

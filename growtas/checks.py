@@ -4,10 +4,36 @@ from __future__ import annotations
 
 import math
 import operator
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from growtas.config import nearest
+
+
+class Doubt(UserWarning):
+    """What was asked for can be done, but the result may not mean what it seems to."""
+
+
+def warn(text: str) -> None:
+    """Warn with a `Doubt`; the command prints it as one line, once."""
+    warnings.warn(text, Doubt, stacklevel=3)
+
+
+# Fewer images make an accuracy uncertain by 10 percentage points and more.
+_FEW_IMAGES = 100
+
+
+def few_images(what: str, count: int) -> str | None:
+    """What an accuracy on `count` images is worth, as a sentence about `what`; None if there are
+    enough of them."""
+    if count >= _FEW_IMAGES:
+        return None
+    points = 98 / count**0.5  # 1.96 standard deviations at an accuracy of one half
+    return (
+        f"{what} has {count} image{'s' if count > 1 else ''}: an accuracy measured on so few is "
+        f"uncertain by up to {points:.0f} percentage points (95 %)"
+    )
 
 
 def positive_int(label: str, value: Any) -> int:

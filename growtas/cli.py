@@ -5,13 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
+from growtas import stopping
 from growtas.analysis.commands import add_commands as add_analyses
+from growtas.checks import Doubt
 from growtas.cli_help import EPILOGS, FIRST_STEPS
 from growtas.recipes import available
 from growtas.version import __version__
@@ -19,7 +24,7 @@ from growtas.version import __version__
 if TYPE_CHECKING:
     from growtas.run_folder import Run
 
-BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+BAD_INPUT, FAILED = 2, 1
 
 # Failures of a run that its user can do something about; others are defects and keep the traceback.
 _FAILURES = ("BackendUnavailable", "ExportMismatch", "NonFiniteLossError", "OutOfMemoryError")
@@ -46,18 +51,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         0 if all went well, 2 for input that cannot be used, 1 for a run that failed, 130 if it was
-        interrupted. A failure is one line on stderr; ``--debug`` adds the traceback.
+        interrupted (SIGINT), 143 if it was told to end (SIGTERM); a training then has its latest
+        step in the checkpoint. A failure is one line on stderr; ``--debug`` adds the traceback.
     """
-    parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
+    options, rest = _parser().parse_known_args(arguments)
     # argparse stops collecting overrides at the first option; they may come after it too.
     unknown = [text for text in rest if text.startswith("-") or "=" not in text]
     if unknown or (rest and not hasattr(options, "overrides")):
-        parser.error(f"unrecognized arguments: {' '.join(unknown or rest)}")
+        options.parser.error(f"unrecognized arguments: {' '.join(unknown or rest)}")
     if rest:
         options.overrides = [*options.overrides, *rest]
     try:
-        options.command(options)
+        with stopping.handled(), _warnings_as_lines(options.name):
+            options.command(options)
     except (Exception, KeyboardInterrupt) as error:
         code, message = _explain(error)
         if options.debug or not message:
@@ -73,10 +79,8 @@ def _explain(error: BaseException) -> tuple[int, str]:
     """Exit code and message for what a user can do something about; no message for a defect."""
     text = " ".join(str(error).split())
     if isinstance(error, KeyboardInterrupt):
-        return (
-            INTERRUPTED,
-            "interrupted; with --resume it continues from its last checkpoint, if any",
-        )
+        code = getattr(error, "exit_code", 128 + signal.SIGINT)
+        return code, text or "interrupted; with --resume it continues from its last checkpoint"
     if isinstance(error, ImportError):
         package = (error.name or "").partition(".")[0]
         if package in _OPTIONAL and "pip install" not in text:
@@ -87,6 +91,32 @@ def _explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, MemoryError) or "can't allocate memory" in text:  # torch has no class
         return FAILED, f"out of memory: {text}" if text else "out of memory"
     return FAILED, text if type(error).__name__ in _FAILURES else ""
+
+
+@contextmanager
+def _warnings_as_lines(command: str) -> Iterator[None]:
+    """Shows each `Doubt` as a line on stderr, once; one rank does."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", Doubt)
+        others = warnings.showwarning
+        shown = set()
+
+        def show(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if not issubclass(category, Doubt):
+                others(message, category, filename, lineno, file, line)
+            elif _rank() == 0 and str(message) not in shown:
+                shown.add(str(message))
+                print(f"growtas {command}: warning: {message}", file=sys.stderr)
+
+        warnings.showwarning = show
+        yield
 
 
 def _rank() -> int:
@@ -309,7 +339,7 @@ def _command(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.set_defaults(command=function, name=name)
+    parser.set_defaults(command=function, name=name, parser=parser)
     return parser
 
 

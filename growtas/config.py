@@ -72,7 +72,7 @@ def content_of(path: str | Path, what: str) -> Iterator[None]:
     try:
         yield
     except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-        said = str(error) if isinstance(error, ConfigError) else repr(error)
+        said = str(error) if isinstance(error, ValueError) else repr(error)
         raise ConfigError(f"{path} is not {what}: {said}") from error
 
 

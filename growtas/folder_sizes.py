@@ -85,7 +85,7 @@ def look(root: str, train_split: str = "train") -> Images:
         ConfigError: no such folder, no images, images outside class folders, only one class, too
             few images, or one that cannot be read.
     """
-    from growtas.training.data import find_split
+    from growtas.training.sources import find_split
 
     folder = Path(root)
     if not root or not folder.is_dir():

@@ -29,7 +29,13 @@ from growtas.config import (
     to_plain,
 )
 from growtas.search.config import SearchConfig
-from growtas.training.config import AugmentConfig, DataConfig, OptimConfig, TrainConfig
+from growtas.training.config import (
+    AugmentConfig,
+    DataConfig,
+    OptimConfig,
+    TrainConfig,
+    check_pieces,
+)
 
 if TYPE_CHECKING:
     from growtas.cost import CostFunction
@@ -77,6 +83,8 @@ class OutputConfig:
     random_subnets: int = 100  # random subnets that front.png shows beside the search's, 0 for none
 
     def __post_init__(self) -> None:
+        if self.dir == "":
+            raise ValueError("dir must be the name of a folder, or null for runs/<recipe>, got ''")
         if self.random_subnets < 0:
             raise ValueError(f"random_subnets must be at least 0, got {self.random_subnets}")
 
@@ -97,7 +105,12 @@ class Recipe:
     output: OutputConfig = field(default_factory=OutputConfig)
 
     def __post_init__(self) -> None:
-        """Builds the space and the strategy once, to find a mistake in them before any work."""
+        """Builds the space and the strategy once, to find a mistake in them before any work.
+
+        Raises:
+            ValueError: settings that do not fit each other.
+        """
+        check_pieces(self.data, self.train)
         self.build_strategy(self.build_space())
 
     @classmethod

@@ -164,10 +164,15 @@ class Run:
         return build_data(self.recipe.data, self.recipe.augment)
 
     def check_data(self) -> None:
-        """Finds a missing or unfitting split before the training, not after it; reads no image."""
+        """Finds a missing or unfitting split before the training, not after it, and warns of a poor
+        one; reads no image."""
+        from growtas.training.data import SPLITS
+
         data = self.data
         counts = [len(split) for split in (data.train, data.search, data.test)]
         self.say("data: {:,} training, {:,} search and {:,} test images".format(*counts))
+        for split in SPLITS:
+            data.warn_about(split)
 
     @cached_property
     def model(self) -> Supernet:
@@ -410,22 +415,28 @@ class Run:
 
     def _evaluator(self, split: Split) -> Evaluator:
         from growtas.search import Evaluator
+        from growtas.training.batches import left_out, naming_dead_workers
 
         settings = self.recipe.search
         max_images = settings.max_images if split == "search" else None
         # A choice of images is made over the whole split, so then every rank has to read it.
         whole = max_images is not None
         rank, ranks = (0, 1) if whole else (self.process.rank, self.process.world_size)
-        return Evaluator.from_loader(
-            self.model,
-            self.data.eval_loader(split, rank=rank, world_size=ranks),
-            max_images=max_images,
-            sharded=not whole,
-            mean=self.data.config.mean,
-            std=self.data.config.std,
-            batch_size=settings.batch_size,
-            amp=self.recipe.train.amp,
-        )
+        loader = self.data.eval_loader(split, rank=rank, world_size=ranks)
+        with naming_dead_workers():
+            evaluator = Evaluator.from_loader(
+                self.model,
+                loader,
+                max_images=max_images,
+                sharded=not whole,
+                mean=self.data.config.mean,
+                std=self.data.config.std,
+                batch_size=settings.batch_size,
+                amp=self.recipe.train.amp,
+            )
+        if line := left_out(split, loader, None if whole else self.process):
+            self.say(line)
+        return evaluator
 
     def _check_trained_alike(self) -> None:
         config = self.folder / CONFIG

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from growtas.checks import as_tuple, listed, mapping, positive_int
-from growtas.config import load_yaml, nearest
+from growtas.config import load_yaml, nearest, read_text
 from growtas.subnet import AXES, SUBNET_AXES, Subnet, SupernetSize, axis_number, axis_values
 
 
@@ -62,6 +62,7 @@ class SearchSpace:
             largest, limit = getattr(self, axis)[-1], getattr(self.supernet, axis)
             if largest > limit:
                 raise ValueError(f"{axis} choice {largest} is larger than the supernet's {limit}")
+        self.smallest()  # refuses blocks without a hidden unit
 
     @classmethod
     def preset(cls, name: str) -> SearchSpace:
@@ -213,7 +214,7 @@ class SearchSpace:
             ValueError: the file is not YAML or does not describe a space; it names the file.
         """
         path = Path(path)
-        values = load_yaml(path.read_text(encoding="utf-8"), source=str(path))
+        values = load_yaml(read_text(path), source=str(path))
         try:
             return cls.from_dict({"name": path.stem, **mapping("space", values)})
         except (TypeError, ValueError) as error:

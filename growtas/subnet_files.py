@@ -103,7 +103,7 @@ def _parse(path: Path) -> Any:
     if text.lstrip()[:1] in ("{", "["):  # most likely JSON, which YAML reads with exceptions
         try:
             return json.loads(text, object_pairs_hook=_unique)
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, RecursionError):
             pass
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None

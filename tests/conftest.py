@@ -7,7 +7,10 @@ import importlib
 import importlib.util
 import os
 
+import numpy
+import pytest
 import torch
+from interpreter import problem
 
 if not torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:
     before = os.environ.get("TRITON_INTERPRET")
@@ -22,3 +25,17 @@ if not torch.cuda.is_available() and importlib.util.find_spec("triton") is not N
             del os.environ["TRITON_INTERPRET"]
         else:
             os.environ["TRITON_INTERPRET"] = before
+
+
+def pytest_configure(config):
+    """One error in place of one for every kernel that is interpreted.
+
+    Raises:
+        pytest.UsageError: Triton's interpreter is needed and does not go with this numpy.
+    """
+    if torch.cuda.is_available() or importlib.util.find_spec("triton") is None:
+        return
+    import triton
+
+    if reason := problem(triton.__version__, numpy.__version__):
+        raise pytest.UsageError(reason)

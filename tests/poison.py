@@ -12,7 +12,8 @@ def poison_uninitialised_memory(monkeypatch) -> None:
         def wrapper(*args, **kwargs):
             tensor = function(*args, **kwargs)
             if tensor.is_floating_point() and type(tensor) is torch.Tensor:
-                tensor.fill_(float("nan"))
+                # without autograd, which refuses to fill a leaf made with requires_grad=True
+                tensor.detach().fill_(float("nan"))
             return tensor
 
         return wrapper

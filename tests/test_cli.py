@@ -153,7 +153,9 @@ class TestErrors:
             (["run", PACKAGE], "growtas is a folder, not a recipe"),
             (["convert", "nowhere.pth", "out.safetensors"], "nowhere.pth"),
             (["convert", info.__file__, PACKAGE], "growtas is a folder"),
+            (["convert", info.__file__, "out", "--space", "x.yaml"], "directory: 'x.yaml'"),
             (["analyze", "limits", "nowhere"], "nowhere is not the folder of a run"),
+            (["analyze", "limits", "nowhere", "--limits", "6M,"], "a window is written"),
             (["search", "nowhere"], "nowhere is not the folder of a run"),
             (["evaluate", "nowhere"], "nowhere is not the folder of a run"),
         ],
@@ -270,6 +272,15 @@ class TestErrors:
         line = fails(["evaluate", str(folder), "--subnet", "medium"], capsys)
         assert "use best, small, any, smallest, largest" in line
 
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [(b"\x89PNG\r\n\x1a\n", ""), (b"[" * 2000, "nested too deeply"), (b"3", "lists no subnet")],
+    )
+    def test_file_that_is_no_subnet(self, folder, tmp_path, capsys, content, message):
+        (tmp_path / "bad.json").write_bytes(content)
+        arguments = ["evaluate", str(folder), "--subnet", str(tmp_path / "bad.json")]
+        assert message in fails(arguments, capsys)
+
     def test_missing_file(self, folder, capsys):
         assert "missing.json" in fails(["extract", str(folder), "--subnet", "missing.json"], capsys)
 
@@ -327,10 +338,12 @@ class TestErrors:
         ],
     )
     def test_usage(self, arguments, capsys):
+        """Of the command that was meant, where one was."""
         with pytest.raises(SystemExit) as stop:
             main(arguments)
         assert stop.value.code == 2
-        assert "usage: growtas" in capsys.readouterr().err
+        command = arguments[0] if arguments and arguments[0] != "fly" else "[-h]"
+        assert f"usage: growtas {command}" in capsys.readouterr().err
 
 
 class TestHelp:

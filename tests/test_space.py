@@ -196,6 +196,7 @@ def test_choices_are_sorted_and_supernet_defaults_to_the_largest():
         ({"mlp_ratio": (4, 4.0)}, "mlp_ratio lists a value more than once"),
         ({"embed_dim": (128,)}, "embed_dim choice 128 is larger than the supernet's 64"),
         ({"head_dim": 0}, "head_dim must be at least 1, got 0"),
+        ({"mlp_ratio": (0.01, 2.0)}, "mlp_ratio.* = 0.01 leaves no hidden unit at embed_dim 32"),
     ],
 )
 def test_space_refuses(changes, message):

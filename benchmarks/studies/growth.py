@@ -22,6 +22,7 @@ Writes growth.csv and growth.png into docs/performance, and the table of docs/pe
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -93,16 +94,16 @@ def points(axis: str) -> Iterator[Point]:
 
 
 def measure(
-    axis: str, where: rows.Provenance, effort: Effort, say: Callable[[str], None]
+    axis: str, book: rows.Book, effort: Effort, say: Callable[[str], None]
 ) -> list[rows.Row]:
     """Rows of one axis: task "growth-<axis>-<train or forward>", the position as the subnet."""
     if axis == "subnets":
-        return measure_subnets(where, SUBNETS, SUBNET_STEPS, say)
+        return measure_subnets(book, SUBNETS, SUBNET_STEPS, say)
     made = []
     for position, case in points(axis):
         variants = {name: build(name, case, "cpu") for name in (NAIVE, OURS)}
         for task in TASKS:
-            found = run_case(variants, replace(case, task=task), where, effort)
+            found = run_case(variants, replace(case, task=task), book, effort)
             name = f"growth-{axis}-{task}"
             made += [replace(row, task=name, subnet=str(position)) for row in found]
         say(f"{axis} {position}: done")
@@ -110,7 +111,7 @@ def measure(
 
 
 def measure_subnets(
-    where: rows.Provenance, counts: Sequence[int], least_steps: int, say: Callable[[str], None]
+    book: rows.Book, counts: Sequence[int], least_steps: int, say: Callable[[str], None]
 ) -> list[rows.Row]:
     """Seconds per 10^9 multiply-adds of training steps on `count` subnets in turn."""
     space = SearchSpace.preset("autoformer-tiny")
@@ -123,7 +124,7 @@ def measure_subnets(
     for count in counts:
         subnets = random_subnets(space, count, seed=count)
         table = replace(case, subnet_name=str(count))
-        found = Rows.of_case(where, table, "cpu", task="growth-subnets-train")
+        found = Rows.of_case(book, table, task="growth-subnets-train")
         samples: dict[str, list[float]] = {name: [] for name in variants}
         with no_gc():
             for step in range(max(count, least_steps)):
@@ -237,10 +238,14 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     path = args.out / "performance" / "growth.csv"
     if not args.draw:
-        where = rows.provenance("cpu")
+        book = rows.Book(
+            "cpu"
+        )  # kept here: the rows of a point get its name before they are stored
         for axis in args.axes:
-            made = measure(axis, where, EFFORT, lambda text: print(text, flush=True))
+            made = measure(axis, book, EFFORT, lambda text: print(text, flush=True))
             rows.append(path, made)
+        if book.failures:
+            sys.exit(book.exit_status())
     found = rows.newest(rows.read(path))
     draw(found, path.with_suffix(".png"))
     fill(args.out / "performance.md", "growth", summary(found))

@@ -87,10 +87,10 @@ def self_times(variant: Variant, case: Case) -> dict[str, float]:
     return found | {BETWEEN: wall - sum(found.values())}
 
 
-def measure(case: Case, where: rows.Provenance, repetitions: int) -> list[rows.Row]:
+def measure(case: Case, book: rows.Book, repetitions: int) -> list[rows.Row]:
     """Rows of one dtype: "self_time" and "floor_time" by operator, "wall_time" of the step without
     a profiler, "rate" of the machine."""
-    made = Rows.of_case(where, case, "cpu", task="profile")
+    made = Rows.of_case(book, case, task="profile")
     variant = build(OURS, case, "cpu")
     variant.model.train()
     batch = make_batch(case, "cpu")
@@ -178,11 +178,11 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     path = args.out / "performance" / "profile.csv"
     if not args.draw:
-        where = rows.provenance("cpu")
+        book = rows.Book("cpu", path)
         space = SearchSpace.preset("autoformer-tiny")
         case = Case(space, "smallest", args.batch, DTYPES[0], "train")
         for dtype in DTYPES:
-            rows.append(path, measure(replace(case, dtype=dtype), where, args.steps))
+            measure(replace(case, dtype=dtype), book, args.steps)
     found = rows.newest(rows.read(path))
     fill(args.out / "performance.md", "profile", summary(found))
     print(f"{path}, {args.out / 'performance.md'}")

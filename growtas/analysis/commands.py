@@ -193,7 +193,7 @@ def _command(
             _separate_overrides(options)
         getattr(runners, name.replace("-", "_"))(options, say)
 
-    parser.set_defaults(command=run, name=f"analyze {name}")
+    parser.set_defaults(command=run, name=f"analyze {name}", parser=parser)
     return parser
 
 

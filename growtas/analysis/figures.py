@@ -31,10 +31,13 @@ class Output(NamedTuple):
         """The two paths in `folder`, checked before any work.
 
         Raises:
-            ConfigError: they hold an earlier result and `overwrite` is False.
+            ConfigError: they hold an earlier result and `overwrite` is False, or `folder` is no
+                folder.
             ImportError: matplotlib is missing.
         """
         require("matplotlib.figure", "train")
+        if Path(folder).exists() and not Path(folder).is_dir():
+            raise ConfigError(f"--output {str(folder)!r} is not a folder")
         output = cls(Path(folder) / f"{stem}.csv", Path(folder) / f"{stem}.png")
         found = [str(path) for path in output if path.exists()]
         if found and not overwrite:

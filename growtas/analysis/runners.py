@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,7 +18,7 @@ from growtas.analysis import similarity as similarity_of
 from growtas.analysis.figures import Output, write_csv, write_png
 from growtas.analysis.sampling import Relation, derived_subnets, parse_window
 from growtas.analysis.subject import named_folders, open_runs, subject_of
-from growtas.config import ConfigError
+from growtas.config import ConfigError, content_of, read_text
 from growtas.precision import amp_dtype
 from growtas.recipe import Recipe
 from growtas.run_folder import ANALYSIS, CONFIG, SEARCH, SUPERNET, Run, Say, read_subnet
@@ -168,15 +169,15 @@ def _derived(name: str, folder: Path, overrides: Sequence[str], say: Say) -> lis
     path = found / f"{DERIVED}.csv"
     if not path.is_file():
         raise ConfigError(f"there is no {path}: `growtas analyze extend-vs-crop {folder}` makes it")
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = csv.DictReader(io.StringIO(read_text(path), newline=""))
+    with content_of(path, "a result of extend-vs-crop"):
+        stored = [(row["panel"], Subnet.from_dict(json.loads(row["subnet"]))) for row in rows]
     comparisons = []
     for panel in _PANELS:
-        reference, *subnets = (
-            Subnet.from_dict(json.loads(row["subnet"]))
-            for row in rows
-            if row["panel"] == panel.name
-        )
+        of_panel = [subnet for name, subnet in stored if name == panel.name]
+        if not of_panel:
+            raise ConfigError(f"{path} has no subnets of the panel {panel.name!r}")
+        reference, *subnets = of_panel
         trained = Run.open(found / panel.part, overrides, say)
         label = f"{name}, subnets trained alone"
         comparisons.append(_Comparison(label, trained, panel.relation, reference, subnets))
@@ -185,8 +186,8 @@ def _derived(name: str, folder: Path, overrides: Sequence[str], say: Say) -> lis
 
 def limits(options: argparse.Namespace, say: Say) -> None:
     """Fig. 5 for trained runs: their stored winners, or the best of random subnets."""
-    texts = (options.limits or "").split(",")
-    wanted = [parse_window(text.strip(), options.axis) for text in texts if text.strip()]
+    texts = [] if options.limits is None else options.limits.split(",")
+    wanted = [parse_window(text.strip(), options.axis) for text in texts]
     runs = open_runs(options.runs, options.overrides, say)
     output = _output(options, "limits")
     chosen = {} if wanted else _search_winners(runs)

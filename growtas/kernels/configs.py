@@ -81,7 +81,7 @@ TABLES: dict[int, dict[Key, Config]] = {
         ("attention_forward_kernel", 16, (128, 64, 64)): Config((64, 64, 32), 8, 2),
         ("attention_forward_kernel", 16, (128, 256, 256)): Config((16, 32, 32), 4, 2),
         ("attention_forward_kernel", 32, (64, 64, 64)): Config((32, 32, 32), 8, 1),
-        ("attention_forward_kernel", 32, (128, 64, 64)): Config((16, 32, 32), 8, 2),
+        ("attention_forward_kernel", 32, (128, 64, 64)): Config((16, 32, 32), 8, 1),
         ("attention_forward_kernel", 32, (128, 256, 256)): Config((16, 16, 16), 8, 1),
         ("attention_query_gradient_kernel", 16, (64, 32, 64)): Config((64, 64, 32), 4, 2),
         ("attention_query_gradient_kernel", 16, (64, 64, 64)): Config((64, 64, 32), 8, 2),
@@ -91,26 +91,26 @@ TABLES: dict[int, dict[Key, Config]] = {
         ("attention_query_gradient_kernel", 32, (64, 64, 64)): Config((32, 32, 32), 8, 2),
         ("attention_query_gradient_kernel", 32, (128, 32, 64)): Config((32, 32, 32), 8, 2),
         ("attention_query_gradient_kernel", 32, (128, 64, 64)): Config((16, 32, 32), 8, 2),
-        ("attention_query_gradient_kernel", 32, (128, 256, 256)): Config((16, 16, 16), 8, 1),
+        ("attention_query_gradient_kernel", 32, (128, 256, 256)): Config((16, 16, 16), 8, 2),
         ("attention_key_gradient_kernel", 16, (64, 64, 64)): Config((64, 64), 4, 2),
-        ("attention_key_gradient_kernel", 16, (128, 64, 64)): Config((64, 64), 8, 2),
-        ("attention_key_gradient_kernel", 16, (128, 256, 256)): Config((32, 32), 8, 2),
+        ("attention_key_gradient_kernel", 16, (128, 64, 64)): Config((32, 64), 8, 2),
+        ("attention_key_gradient_kernel", 16, (64, 256, 256)): Config((32, 32), 8, 2),
+        ("attention_key_gradient_kernel", 16, (128, 256, 256)): Config((32, 16), 8, 2),
         ("attention_key_gradient_kernel", 32, (64, 64, 64)): Config((32, 32), 8, 2),
         ("attention_key_gradient_kernel", 32, (128, 64, 64)): Config((32, 16), 8, 2),
         ("attention_key_gradient_kernel", 32, (128, 256, 256)): Config((16, 16), 8, 1),
-        ("attention_table_partial_kernel", 16, (64, 64, 64)): Config((64, 32), 4, 2),
-        ("attention_table_partial_kernel", 16, (128, 32, 64)): Config((64, 32), 4, 2),
+        ("attention_table_partial_kernel", 16, (64, 32, 64)): Config((64, 32), 4, 2),
         ("attention_table_partial_kernel", 16, (128, 64, 64)): Config((64, 32), 8, 2),
         ("attention_table_partial_kernel", 16, (128, 256, 256)): Config((16, 32), 8, 2),
         ("attention_table_partial_kernel", 32, (32, 64, 64)): Config((32, 32), 8, 2),
-        ("attention_table_partial_kernel", 32, (128, 64, 64)): Config((64, 32), 8, 2),
-        ("attention_table_partial_kernel", 32, (128, 256, 256)): Config((16, 16), 8, 2),
+        ("attention_table_partial_kernel", 32, (128, 64, 64)): Config((64, 32), 8, 1),
+        ("attention_table_partial_kernel", 32, (128, 256, 256)): Config((16, 16), 8, 1),
         ("linear_forward_kernel", 16, (512, ANY)): Config((32, 64, 64), 4, 3),
         ("linear_forward_kernel", 16, (ANY, ANY)): Config((128, 128, 64), 8, 3),
         ("linear_forward_kernel", 32, (ANY, ANY)): Config((64, 64, 16), 4, 2),
         ("linear_input_gradient_kernel", 16, (512, ANY)): Config((32, 64, 64), 8, 3),
         ("linear_input_gradient_kernel", 16, (ANY, ANY)): Config((128, 128, 32), 8, 4),
-        ("linear_input_gradient_kernel", 32, (ANY, ANY)): Config((64, 64, 16), 8, 2),
+        ("linear_input_gradient_kernel", 32, (ANY, ANY)): Config((64, 64, 16), 8, 3),
         ("linear_weight_gradient_kernel", 16, (ANY, ANY)): Config((128, 128, 32), 8, 4),
         ("linear_weight_gradient_kernel", 32, (ANY, ANY)): Config((64, 64, 16), 8, 2),
         ("linear_fold_kernel", 32, ()): Config((16, 128), 4, 1),
@@ -118,10 +118,9 @@ TABLES: dict[int, dict[Key, Config]] = {
 }
 
 
-# Of each architecture that is shipped for, the table; and bytes of shared memory that one block can
-# have there (CUDA C++ programming guide, compute capabilities). An 86, 89 or 120 has 99 KiB, too
-# little for the rows of an 80 and less than half of what those of a 90 take: their table is the 80's,
-# of which none takes more than 72 KiB.
+# Of each architecture that is shipped for, the table; and bytes of shared memory that one block
+# can have there (CUDA C++ programming guide, compute capabilities). An 86, 89 or 120 has 99 KiB:
+# rows of the 90's table take up to 129 KiB, those of the 80's at most 72.
 ARCHITECTURES = {80: 80, 86: 80, 89: 80, 90: 90, 100: 90, 120: 80}
 SHARED_MEMORY = {
     80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024

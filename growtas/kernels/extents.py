@@ -18,6 +18,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from growtas.kernels.library import observed
+
 COPY_BYTES = 16  # that one copy of a kernel moves: eight two-byte values
 COLUMNS = ("embed", "heads", "hidden", "active", "head_width")
 
@@ -193,11 +195,19 @@ class Extents:
         return value
 
 
-def check_extent(extent: Tensor | None, like: Tensor, other: Tensor | None = None) -> None:
+def check_extent(
+    name: str,
+    extent: Tensor | None,
+    like: Tensor,
+    smallest: int,
+    largest: int,
+    other: Tensor | None = None,
+) -> None:
     """ValueError unless it is None or int32 ``[G]`` on the device of `like`, ``[B, ...]``.
 
     G subnets share the batch in equal consecutive parts, so G divides B. `other` is another extent
-    of the same call: it has as many.
+    of the same call: it has as many. Values are compared with the bounds where they are at hand:
+    eagerly, and on the CPU, because nothing may wait for another device.
     """
     if extent is None:
         return
@@ -208,14 +218,20 @@ def check_extent(extent: Tensor | None, like: Tensor, other: Tensor | None = Non
         or extent.device != like.device
     ):
         raise ValueError(
-            f"an extent must be int32 [1] on {like.device}, or [G] for G subnets, got "
+            f"{name}: an extent must be int32 [1] on {like.device}, or [G] for G subnets, got "
             f"{extent.dtype} {list(extent.shape)} on {extent.device}"
         )
     count, batch = len(extent), like.shape[0] if like.dim() > 1 else 1
     if batch % count:
-        raise ValueError(f"extents of {count} subnets, which do not divide a batch of {batch}")
+        raise ValueError(
+            f"{name}: extents of {count} subnets, which do not divide a batch of {batch}"
+        )
     if other is not None and len(other) != count:
-        raise ValueError(f"extents of {count} and of {len(other)} subnets in one call")
+        raise ValueError(f"{name}: extents of {count} and of {len(other)} subnets in one call")
+    if extent.device.type == "cpu" and not observed(extent):
+        values = extent.tolist()
+        if min(values) < smallest or max(values) > largest:
+            raise ValueError(f"{name}: extents are {values}, allowed {smallest} to {largest}")
 
 
 def check_groups(batch: Tensor, groups: int) -> None:

@@ -34,6 +34,7 @@ from growtas.kernels.dispatch import OPERATORS
 from growtas.kernels.triton_launch import Launch, recorded
 from growtas.kernels.triton_support import interpreted
 
+
 class Resources(NamedTuple):
     """What one build takes: registers per thread, bytes of local memory per thread, bytes of
     shared memory per block."""
@@ -98,7 +99,9 @@ def builds(architecture: int, operators: Sequence[str] = OPERATORS) -> Iterator[
     """Every build of these operators once, in their order."""
     seen = set()
     for operator in operators:
-        for label, call in importlib.import_module(f"growtas.kernels.{operator}.gpu_builds").calls():
+        for label, call in importlib.import_module(
+            f"growtas.kernels.{operator}.gpu_builds"
+        ).calls():
             with recorded(architecture) as launches:
                 call()
             for launch in launches:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from growtas.checks import warn
 from growtas.cost import Count, format_count, parse_count
 
 
@@ -86,7 +87,8 @@ class SearchConfig:
     """Settings of a search. The defaults are the paper's (GrowTAS 3.3) and AutoFormer's operators.
 
     The budget is `population * generations` evaluated subnets for every limit, whatever the method;
-    none is evaluated twice, and all limits share what is evaluated.
+    none is evaluated twice, and all limits share what is evaluated. Warns if there are more parents
+    than a generation has subnets.
 
     Raises:
         TypeError, ValueError: a value of the wrong kind or outside its range; the message names it.
@@ -142,6 +144,18 @@ class SearchConfig:
             )
         object.__setattr__(self, "limits", _as_limits(self.limits))
         self._check_compat()
+        self._warn_of_parents()
+
+    def _warn_of_parents(self) -> None:
+        if self.method == "random" or self.parents <= self.population or self.generations == 1:
+            return
+        first = self.parents // self.population + 2  # has more scored subnets than parents
+        few = first <= self.generations
+        when = f"before generation {first} of {self.generations}" if few else "in any generation"
+        warn(
+            f"search.parents is {self.parents}, more than search.population, {self.population}: "
+            f"nothing is selected {when}, as every subnet scored so far is a parent"
+        )
 
     def _check_compat(self) -> None:
         """What AutoFormer's search cannot do has no draws of its to repeat."""

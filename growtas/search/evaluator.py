@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from growtas.checks import few_images, warn
 from growtas.precision import amp_dtype, autocast
 from growtas.search import distributed
 from growtas.search.candidate import Score
@@ -26,6 +27,8 @@ _DEVICE_SHARE = 0.25
 
 class Evaluator:
     """Top-1 accuracy and mean cross-entropy of subnets, on a fixed set of images.
+
+    Warns if there are so few that an accuracy on them says little.
 
     The supernet runs each subnet directly on its shared weights; nothing is copied out. The model
     is in evaluation mode while it is scored and back in its own mode afterwards.
@@ -88,6 +91,8 @@ class Evaluator:
         self.count = int(distributed.all_reduce_sum(count))  # images over all ranks
         if self.count == 0:
             raise ValueError("there are no images to evaluate on")
+        if few := few_images("the evaluation", self.count):
+            warn(few)
 
     @classmethod
     def from_loader(

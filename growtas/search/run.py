@@ -6,8 +6,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from growtas.atomic import write_atomically
 from growtas.config import ConfigError, content_of, differences, read_text
 from growtas.cost import CostFunction
+from growtas.progress import Progress
 from growtas.search import autoformer, breeding, distributed
 from growtas.search.candidate import Candidate, Scorer, json_number, rank_key
 from growtas.search.config import Limit, SearchConfig
@@ -63,7 +63,7 @@ def search(
             (the result).
         resume: continue from ``search_state.json`` if it is there; the outcome is that of an
             uninterrupted search.
-        progress: show a progress bar (on a terminal; needs tqdm).
+        progress: show a progress bar on a terminal (needs tqdm), lines elsewhere.
 
     Raises:
         ValueError: a limit that no subnet meets (the message states the reachable sizes), or a
@@ -133,20 +133,24 @@ class Search:
 
     def go(self, progress: bool) -> SearchResult:
         """Takes all remaining turns and saves the result."""
-        with _progress_bar(self._budget(), len(self.archive), progress) as bar:
+        show = progress and distributed.rank() == 0
+        shown = Progress(self._budget(), len(self.archive), unit="subnet", show=show)
+        try:
             while self.turn < self.config.generations * len(self.windows):
                 index = self.turn % len(self.windows)
                 if not self._exhausted(index):
-                    self._take_turn(index, bar)
+                    self._take_turn(index, shown)
                 self.pending = None
                 self.turn += 1
+        finally:
+            shown.close()
         self.save()
         result = self.result()
         if self.folder is not None and distributed.rank() == 0:
             result.save(self.folder / RESULT_FILE)
         return result
 
-    def _take_turn(self, index: int, bar: Any) -> None:
+    def _take_turn(self, index: int, shown: Progress) -> None:
         window, rng = self.windows[index], self.rngs[index]
         if self.pending is None:
             parents = [c.subnet for c in self._ranked(window.limit)[: self.config.parents]]
@@ -159,7 +163,7 @@ class Search:
             new = [subnet for subnet in self.pending if subnet not in self.archive]
             for subnet, score in zip(new, self.scoring(new), strict=True):
                 self.archive[subnet] = Candidate(subnet, *self.cost(subnet), score)
-                bar.update()
+                shown.step()
                 if time.monotonic() - self.saved_at > SAVE_SECONDS:
                     self.save()
         except BaseException:  # an interrupt too must not lose what was scored
@@ -167,8 +171,8 @@ class Search:
             raise
         best = self._ranked(window.limit)[0]
         self.histories[index].append(self._record(best))
-        bar.set_description_str(f"search {window.limit.name}")
-        bar.set_postfix(accuracy=f"{best.score.accuracy:.2%}", loss=f"{best.score.loss:.4g}")
+        figures = f"best accuracy {best.score.accuracy:.2%}, loss {best.score.loss:.4g}"
+        shown.show(f"search {window.limit.name}", figures)
 
     def _record(self, best: Candidate) -> dict[str, Any]:
         scores = [self.archive[subnet].score for subnet in self.pending or ()]
@@ -344,28 +348,3 @@ def _seed(config: SearchConfig, limit: Limit) -> int | str:
 
 def _mean(values: Sequence[float]) -> float | str | None:
     return json_number(sum(values) / len(values)) if values else None
-
-
-class _Silent:
-    """Stands in for a progress bar that is not shown."""
-
-    def update(self) -> None: ...
-
-    def set_description_str(self, text: str) -> None: ...
-
-    def set_postfix(self, **values: str) -> None: ...
-
-
-@contextmanager
-def _progress_bar(total: int, done: int, show: bool) -> Iterator[Any]:
-    if not show or distributed.rank() != 0:
-        yield _Silent()
-        return
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        raise ImportError(
-            "the progress bar of a search needs tqdm: pip install tqdm, or pass progress=False"
-        ) from None
-    with tqdm(total=total, initial=done, desc="search", unit="subnet") as bar:
-        yield bar

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from growtas import kernels
 from growtas.kernels import GradientAccumulator
+from growtas.kernels.dispatch import transformed
 from growtas.kernels.extents import BlockExtents, LinearExtents
-from growtas.kernels.library import observed
 
 INIT_STD = 0.02  # of AutoFormer's truncated normals (and of most ViTs)
 
@@ -251,9 +251,10 @@ def computed_again(y: Tensor, again: Callable[[], Tensor]) -> contextlib.Abstrac
     which is called then: a LayerNorm's output costs less to compute than to keep.
 
     ``again`` must return the bits of ``y``. torch.compile decides such things by itself, and
-    tensors without memory are left alone.
+    tensors without memory are left alone: empty ones all have the same address.
     """
-    if not y.requires_grad or y.is_meta or observed(y):
+    plain = type(y) is Tensor and not y.is_meta and y.numel() > 0 and not transformed()
+    if not y.requires_grad or torch.compiler.is_compiling() or not plain:
         return contextlib.nullcontext()
     place, device, dtype = y.data_ptr(), y.device.type, y.dtype
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from growtas import cost
 from growtas.checks import positive_int
 from growtas.kernels import GradientAccumulator
+from growtas.kernels.arguments import check_floating
 from growtas.kernels.dispatch import select
 from growtas.kernels.extents import Extents, LinearExtents, check_groups, masked
 from growtas.space import SearchSpace, Subnet
@@ -80,6 +81,8 @@ class Supernet(nn.Module):
             positive_int(name, value)
         if max_relative_position < 0:
             raise ValueError(f"max_relative_position is {max_relative_position}, minimum 0")
+        if not 0.0 <= layer_norm_eps < math.inf:
+            raise ValueError(f"layer_norm_eps is {layer_norm_eps}, it must be 0 or more")
         if not 0.0 <= drop_path < 1.0:
             raise ValueError(f"drop_path is {drop_path}, it must be in [0, 1)")
         if not 0.0 < init_std <= 1.0:
@@ -170,8 +173,10 @@ class Supernet(nn.Module):
             the autocast dtype).
 
         Raises:
-            ValueError: images of another shape, or that G does not divide; a subnet larger than the
-                supernet; of several on Triton, one that :meth:`new_extents` does not take.
+            TypeError: images that are no tensor of floats.
+            ValueError: images of another shape or device, or that G does not divide; a subnet
+                larger than the supernet; of several on Triton, one that :meth:`new_extents` does
+                not take.
         """
         if isinstance(subnet, Sequence):
             return self._forward_several(images, subnet, gradients)
@@ -189,7 +194,8 @@ class Supernet(nn.Module):
         """What the first block reads, ``[B, N, embed_dim]``.
 
         Raises:
-            ValueError: images of another shape.
+            TypeError: images that are no tensor of floats.
+            ValueError: images of another shape or device.
         """
         self._check_images(images)
         x = self.patch_embed(images, embed_dim, gradients=gradients)
@@ -207,6 +213,7 @@ class Supernet(nn.Module):
     def _forward_several(
         self, images: Tensor, subnets: Sequence[Subnet], gradients: GradientAccumulator | None
     ) -> Tensor:
+        self._check_images(images)
         check_groups(images, len(subnets))
         if self.reads_extents_on_device():
             extents = self.new_extents(len(subnets))
@@ -244,8 +251,9 @@ class Supernet(nn.Module):
             numbers.
 
         Raises:
-            ValueError: images of another shape, or that G does not divide; or extents of another
-                supernet.
+            TypeError: images that are no tensor of floats.
+            ValueError: images of another shape or device, or that G does not divide; or extents of
+                another supernet.
         """
         self._check_images(images)
         check_groups(images, extents.groups)
@@ -311,12 +319,16 @@ class Supernet(nn.Module):
         return select("linear", weight, weight).__name__.endswith(".gpu")
 
     def _check_images(self, images: Tensor) -> None:
+        check_floating("images", images)
         expected = (self.config["in_chans"], *self.image_size)
         if images.dim() != 4 or tuple(images.shape[1:]) != expected:
             raise ValueError(
                 f"images must be [B, {expected[0]}, {expected[1]}, {expected[2]}], got "
                 f"{tuple(images.shape)}"
             )
+        device = self.patch_embed.weight.device
+        if images.device != device:
+            raise ValueError(f"images are on {images.device}, the model on {device}")
 
     def extents(self, subnet: Subnet) -> dict[str, tuple[int, ...]]:
         """For each parameter that a subnet reads, the leading box it reads; others are absent.

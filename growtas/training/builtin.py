@@ -41,7 +41,7 @@ class BuiltIn:
 
 
 class GreyImages:
-    """A data set of PIL images (mode "L") and their labels.
+    """A data set of PIL images (mode "L") and their labels, which `targets` lists.
 
     Args:
         pixels: uint8 [count, height, width].
@@ -51,13 +51,13 @@ class GreyImages:
     def __init__(self, pixels: Any, labels: Any) -> None:
         image = require("PIL.Image", "demo")
         self._images = [image.fromarray(array) for array in pixels]
-        self._labels = [int(label) for label in labels]
+        self.targets = [int(label) for label in labels]
 
     def __len__(self) -> int:
         return len(self._images)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        return self._images[index], self._labels[index]
+        return self._images[index], self.targets[index]
 
 
 def _digits() -> tuple[Any, Any]:

@@ -7,6 +7,7 @@ what is allowed. The defaults are AutoFormer's ImageNet recipe.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +19,22 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # timm names of data sets that can only be read front to back: no split by sample index.
 STREAMING_PREFIXES = ("hfids/", "tfds/", "wds/")
+# Name of a data set that is given in Python, see `growtas.training.build_data`.
+OWN = "own"
+
+# timm's policies. It ignores a section without a number and takes any name after `t`.
+_POLICY = re.compile(
+    r"rand(-(m\d+|n\d+|p{0}|mstd{0}|mmax\d+|inc[01]|t(weights|3aw?)))*"
+    r"|augmix(-(m\d+|w\d+|d\d+|a{0}|b[01]|mstd{0}))*"
+    r"|(v0r?|originalr?|3a)(-mstd{0})*".replace("{0}", r"\d+(\.\d+)?")
+)
+_POLICIES = (
+    "null, 'rand', 'augmix', 'v0', 'v0r', 'original', 'originalr' or '3a', and options with their "
+    "number after dashes, as in 'rand-m9-mstd0.5-inc1'"
+)
+
+# torch's generators take seeds of 64 bits; the epoch and the step need some of them.
+_LARGEST_SEED = 2**32 - 1
 
 
 def _require(ok: bool, field: str, value: Any, allowed: str) -> None:
@@ -38,10 +55,13 @@ def _number(
     _require(ok, field, value, f"a finite number {bounds}")
 
 
-def _integer(field: str, value: Any, low: int) -> None:
+def _integer(field: str, value: Any, low: int, high: int | None = None) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{field} is {value!r}; an integer is needed")
-    _require(value >= low, field, value, f"an integer of at least {low}")
+    bounds = f"at least {low}" if high is None else f"{low} to {high}"
+    _require(
+        low <= value and (high is None or value <= high), field, value, f"an integer of {bounds}"
+    )
 
 
 def _choice(field: str, value: Any, allowed: Iterable[str]) -> None:
@@ -64,7 +84,8 @@ class DataConfig:
     None stands for the data set's own value, see `resolved`.
     """
 
-    # "digits", "mnist-5k" (see `builtin`), "" (image folder or tar), "torch/<name>", "hfds/<name>"
+    # "digits", "mnist-5k" (see `builtin`), "" (image folder or tar), "torch/<name>", "hfds/<name>";
+    # "own": given in Python
     dataset: str = "digits"
     root: str = ""  # folder or archive of the data set
     train_split: str = "train"  # the split that training and search images come from
@@ -86,6 +107,8 @@ class DataConfig:
     search_fraction: float = 0.08  # share of the training split set aside for the search
     test_fraction: float = 0.2  # share set aside for the test if there is no test split
     split_seed: int = 0  # another value gives another split by sample index
+    # Evaluate without the images that cannot be read, and say how many; false: an error names them.
+    skip_unreadable: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.dataset, str):
@@ -96,9 +119,9 @@ class DataConfig:
                 "search split is taken out by sample index, so use an image folder, a tar file, "
                 "'torch/<name>' or 'hfds/<name>'"
             )
-        for field in ("num_classes", "image_size", "in_chans"):
+        for field, low in (("num_classes", 2), ("image_size", 1), ("in_chans", 1)):
             if getattr(self, field) is not None:
-                _integer(f"data.{field}", getattr(self, field), 1)
+                _integer(f"data.{field}", getattr(self, field), low)
         _require(self.in_chans in (None, 1, 3), "data.in_chans", self.in_chans, "1 (grey), 3 (RGB)")
         for field in ("mean", "std"):
             value = getattr(self, field)
@@ -136,7 +159,7 @@ class DataConfig:
             ValueError: `root` is missing, which a recipe leaves to its user, or `mean` or `std`
                 does not fit the channels.
         """
-        rootless = self.dataset in BUILT_IN or self.dataset.lower().startswith("hfds/")
+        rootless = self.dataset in (*BUILT_IN, OWN) or self.dataset.lower().startswith("hfds/")
         place = f"the folder (or tar file) of data set {self.dataset!r}"
         _require(rootless or bool(self.root), "data.root", self.root, place)
         built_in = BUILT_IN.get(self.dataset)
@@ -184,8 +207,10 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         policy = self.auto_augment
-        if policy is not None and not (isinstance(policy, str) and policy):
+        if policy is not None and not isinstance(policy, str):
             raise TypeError(f"augment.auto_augment is {policy!r}; a timm policy or None is needed")
+        ok = policy is None or _POLICY.fullmatch(policy)
+        _require(bool(ok), "augment.auto_augment", policy, _POLICIES)
         for field in ("hflip", "reprob", "mixup_prob", "mixup_switch_prob"):
             _number(f"augment.{field}", getattr(self, field), 0.0, 1.0)
         for field in ("color_jitter", "mixup", "cutmix"):
@@ -291,12 +316,12 @@ class TrainConfig:
     device: str = "auto"  # "auto", "cpu", "cuda" or "cuda:<index>"
     threads: int | None = None  # CPU threads of each process, for scoring too; None: torch's choice
     tensorboard: bool = False  # also write TensorBoard event files
-    progress: bool = True  # show a progress bar
+    progress: bool = True  # show a progress bar, or lines where there is no terminal
 
     def __post_init__(self) -> None:
         for field in ("epochs", "accumulate", "eval_every", "checkpoint_every", "log_every"):
             _integer(f"train.{field}", getattr(self, field), 1)
-        _integer("train.seed", self.seed, 0)
+        _integer("train.seed", self.seed, 0, _LARGEST_SEED)
         if self.threads is not None:
             _integer("train.threads", self.threads, 1)
         _choice("train.amp", self.amp, ("auto", "bf16", "fp16", "off"))
@@ -308,3 +333,14 @@ class TrainConfig:
         kind, colon, index = self.device.partition(":")
         ok = kind == "cuda" and index.isdigit() if colon else kind in ("auto", "cpu", "cuda")
         _require(ok, "train.device", self.device, "'auto', 'cpu', 'cuda', 'cuda:<index>'")
+
+
+def check_pieces(data: DataConfig, train: TrainConfig, processes: int = 1) -> None:
+    """Refuse more pieces than a process has images to cut into them.
+
+    Raises:
+        ValueError: `train.accumulate` is above a process's share of `data.batch_size`.
+    """
+    share = data.batch_size // processes
+    allowed = f"at most {share}, the images of data.batch_size that a process has"
+    _require(train.accumulate <= share, "train.accumulate", train.accumulate, allowed)

@@ -7,105 +7,36 @@ only when somebody asks for it.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.utils.data
 from torch import Tensor
 
+from growtas.checks import few_images, warn
+from growtas.training import sources
+from growtas.training.batches import (
+    Batches,
+    EpochOrder,
+    EvalLoader,
+    OnUnreadable,
+    TrainLoader,
+)
 from growtas.training.builtin import BUILT_IN
-from growtas.training.config import AugmentConfig, DataConfig
+from growtas.training.config import OWN, AugmentConfig, DataConfig
 from growtas.training.optional import require
+from growtas.training.samples import ImageView, split_indices
 
 Split = Literal["train", "search", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
 
-_FOLDER_NAMES = {
-    "train": ("train", "training"),
-    "validation": ("validation", "val", "valid", "eval", "evaluation"),
-}
-
-
-def split_indices(
-    count: int, search_fraction: float, test_fraction: float = 0.0, seed: int = 0
-) -> dict[str, list[int]]:
-    """Which of `count` samples are for training, for the search and for the test.
-
-    A sample's place depends on its index and `seed` only, not on `count` or a random generator.
-
-    Returns:
-        "train", "search" and "test": ascending indices, disjoint, together all of them. The shares
-        are binomial around the fractions.
-    """
-    splits: dict[str, list[int]] = {"train": [], "search": [], "test": []}
-    for index in range(count):
-        digest = hashlib.blake2b(f"{seed}:{index}".encode(), digest_size=8).digest()
-        place = int.from_bytes(digest, "big") / 2**64
-        if place < search_fraction:
-            splits["search"].append(index)
-        elif place < search_fraction + test_fraction:
-            splits["test"].append(index)
-        else:
-            splits["train"].append(index)
-    return splits
-
-
-class ImageView(torch.utils.data.Dataset[tuple[Tensor, int]]):
-    """Some samples of a data set of PIL images, in one colour mode, through one transform.
-
-    Args:
-        dataset: yields (PIL image, label).
-        indices: which samples, in which order.
-        transform: PIL image -> tensor [channels, side, side].
-        mode: "L" or "RGB".
-    """
-
-    def __init__(
-        self, dataset: Any, indices: Sequence[int], transform: Callable[[Any], Tensor], mode: str
-    ) -> None:
-        self.dataset = dataset
-        self.indices = list(indices)
-        self.transform = transform
-        self.mode = mode
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, position: int) -> tuple[Tensor, int]:
-        image, label = self.dataset[self.indices[position]]
-        if image.mode != self.mode:
-            image = image.convert(self.mode)
-        return self.transform(image), int(label)
-
-
-class TrainLoader:
-    """Batches of one process for one epoch after the other.
-
-    Iterating yields (images [batch, channels, side, side] float32, labels [batch] int64). All
-    processes together see each batch of the epoch's order exactly once; the last, incomplete batch
-    is dropped. The order depends on the seed and the epoch (`set_epoch`). Augmentation draws from
-    the global generators of Python, NumPy and torch, which the caller seeds.
-    """
-
-    def __init__(self, loader: Iterable[Any], sampler: Any, steps: int, seed: int) -> None:
-        self._loader = loader
-        self._sampler = sampler
-        self._steps = steps
-        self._seed = seed
-
-    def set_epoch(self, epoch: int) -> None:
-        """Select the order of epoch `epoch`."""
-        self._sampler.set_epoch((self._seed << 20) + epoch)
-
-    def __len__(self) -> int:
-        return self._steps
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return iter(self._loader)
+# What of the augmentation works on PIL images.
+_OF_PICTURES = ("auto_augment", "color_jitter", "hflip", "scale", "ratio", "reprob")
+_OFF = AugmentConfig.off()
 
 
 class DataBundle:
@@ -116,16 +47,24 @@ class DataBundle:
         augment: what training does to the images.
     """
 
-    def __init__(self, config: DataConfig, augment: AugmentConfig) -> None:
-        self.config = config.resolved()
+    def __init__(
+        self, config: DataConfig, augment: AugmentConfig, train: Any = None, test: Any = None
+    ) -> None:
+        self._own = {"train": train, "test": test}
+        self._ready = train is not None and _is_tensor(train)
+        self.config = (_as_they_are(config, train) if self._ready else config).resolved()
         self.augment = augment
-        counted = self._count_classes()
-        if config.num_classes is None:
-            self.config = replace(self.config, num_classes=counted)
-        elif counted is not None and config.num_classes < counted:
-            raise ValueError(
-                f"data.num_classes is {config.num_classes}, but the data set has {counted} classes"
+        idle = [name for name in _OF_PICTURES if getattr(augment, name) != getattr(_OFF, name)]
+        if self._ready and idle:
+            warn(
+                f"augment: {', '.join(idle)} do nothing, as the data set gives tensors, which are "
+                "taken as they are"
             )
+        if config.num_classes is None:
+            self.config = replace(self.config, num_classes=self._count_classes())
+        elif built_in := BUILT_IN.get(config.dataset):
+            self._check_classes(built_in.num_classes)
+        # Of others the classes are counted when they are opened: a large folder takes minutes.
 
     @property
     def num_classes(self) -> int:
@@ -171,7 +110,7 @@ class DataBundle:
                 f"data.batch_size is {total}; allowed: a multiple of the {world_size} processes"
             )
         device = torch.device(device)
-        prefetch = device.type == "cuda"
+        prefetch = self._prefetches(device)
         view = self._view("train", self._train_transform(prefetch))
         sampler: Any
         repeats = self.augment.repeated_aug
@@ -182,16 +121,14 @@ class DataBundle:
             sampler = torch.utils.data.DistributedSampler(
                 view, num_replicas=world_size, rank=rank, shuffle=True, drop_last=True
             )
-        batch = total // world_size
-        steps = len(sampler) // batch
-        if steps == 0:
+        order = EpochOrder(sampler, total // world_size, seed, rank)
+        if order.steps == 0:
             raise ValueError(
                 f"data.batch_size is {total}, but the training split has {len(view)} images"
             )
-        loader = self._loader(view, sampler, batch, prefetch, drop_last=True)
-        erase = (self.augment.reprob, self.augment.remode, self.augment.recount)
-        batches = self._prefetch(loader, device, erase) if prefetch else loader
-        return TrainLoader(batches, sampler, steps, seed)
+        source = self._batches(view, order, device, "replace")
+        batches = self._prefetch(source, device) if prefetch else source
+        return TrainLoader(batches, source, order, self._erasing(device), device)
 
     def eval_loader(
         self,
@@ -201,9 +138,12 @@ class DataBundle:
         world_size: int = 1,
         device: Any = "cpu",
         batch_size: int | None = None,
-    ) -> Iterable[tuple[Tensor, Tensor]]:
+    ) -> EvalLoader:
         """Every sample of `split` once, in order and without augmentation; of process `rank`, every
         `world_size`-th of them (no sample twice, so processes may get one more or less).
+
+        An image that cannot be read is an error (`UnreadableImage`) that names it, or left out and
+        counted if the settings say ``skip_unreadable``.
 
         Args:
             split: "train", "search" or "test".
@@ -213,39 +153,80 @@ class DataBundle:
             batch_size: default eval_batch_size of the settings.
         """
         device = torch.device(device)
-        prefetch = device.type == "cuda"
+        prefetch = self._prefetches(device)
         whole = self._view(split, self._eval_transform(prefetch))
-        part = whole.indices[rank::world_size]
-        view = ImageView(whole.dataset, part, whole.transform, whole.mode)
+        part = copy.copy(whole)
+        part.indices = whole.indices[rank::world_size]
         batch = batch_size or self.config.eval_batch_size
-        loader = self._loader(view, None, batch, prefetch, drop_last=False)
-        return self._prefetch(loader, device, (0.0, "const", 1)) if prefetch else loader
+        keys = [
+            ("", list(range(start, min(start + batch, len(part)))))
+            for start in range(0, len(part), batch)
+        ]
+        policy: OnUnreadable = "skip" if self.config.skip_unreadable else "raise"
+        source = self._batches(part, keys, device, policy)
+        return EvalLoader(self._prefetch(source, device) if prefetch else source, source)
 
-    def _loader(
-        self, view: ImageView, sampler: Any, batch_size: int, prefetch: bool, drop_last: bool
-    ) -> torch.utils.data.DataLoader[Any]:
-        # Workers do not outlive the epoch: theirs would be the only random state that a resumed
-        # run cannot reproduce.
-        return torch.utils.data.DataLoader(
+    def warn_about(self, split: Split) -> None:
+        """Warn of what makes a split a poor one: few images to measure on, classes without any.
+
+        Raises:
+            ValueError: the split is empty.
+        """
+        view = self._view(split, self._eval_transform(False))
+        few = None if split == "train" else few_images(f"the {split} split", len(view))
+        if few and (split == "search" or self.config.cuts_test):
+            few += f"; data.{split}_fraction is {getattr(self.config, f'{split}_fraction'):g}"
+        if few:
+            warn(few)
+        labels = sources.labels_of(view.dataset)
+        if labels is None:
+            return
+        found = {labels[index] for index in view.indices}
+        missing = [label for label in range(self.num_classes) if label not in found]
+        if missing:
+            names = sources.class_names(view.dataset)
+            some = [names[i] if names and i < len(names) else i for i in missing[:5]]
+            more = ", ..." if len(missing) > 5 else ""
+            warn(
+                f"{len(missing)} of {self.num_classes} classes have no image in the {split} split: "
+                + ", ".join(map(str, some))
+                + more
+            )
+
+    def _prefetches(self, device: torch.device) -> bool:
+        return device.type == "cuda" and not self._ready
+
+    def _batches(
+        self, view: ImageView, keys: Any, device: torch.device, on_unreadable: OnUnreadable
+    ) -> Batches:
+        collate = torch.utils.data.default_collate
+        if self._prefetches(device):
+            collate = require("timm.data.loader", "train").fast_collate
+        return Batches(
             view,
-            batch_size=batch_size,
-            sampler=sampler,
-            num_workers=self.config.workers,
-            drop_last=drop_last,
-            pin_memory=prefetch,
-            collate_fn=require("timm.data.loader", "train").fast_collate if prefetch else None,
+            keys,
+            collate=collate,
+            on_unreadable=on_unreadable,
+            workers=self.config.workers,
+            pin_memory=device.type == "cuda",
         )
 
-    def _prefetch(self, loader: Any, device: torch.device, erase: tuple[float, str, int]) -> Any:
+    def _prefetch(self, batches: Batches, device: torch.device) -> Any:
         return require("timm.data.loader", "train").PrefetchLoader(
-            loader,
+            batches,
             mean=self.config.mean,
             std=self.config.std,
             channels=self.in_chans,
             device=device,
-            re_prob=erase[0],
-            re_mode=erase[1],
-            re_count=erase[2],
+        )
+
+    def _erasing(self, device: torch.device) -> Callable[[Tensor], Tensor] | None:
+        """Random erasing of batches, where it is not a part of the transform."""
+        augment = self.augment
+        if not (self._prefetches(device) and augment.reprob):
+            return None
+        return require("timm.data.random_erasing", "train").RandomErasing(
+            augment.reprob, mode=augment.remode, max_count=augment.recount, device=device
         )
 
     def _train_transform(self, prefetch: bool) -> Callable[[Any], Tensor]:
@@ -284,18 +265,18 @@ class DataBundle:
         )
 
     def _view(self, split: Split, transform: Callable[[Any], Tensor]) -> ImageView:
-        mode = "L" if self.in_chans == 1 else "RGB"
         if split == "test" and not self.config.cuts_test:
             dataset = self._test_source
-            return ImageView(dataset, range(len(dataset)), transform, mode)
-        indices = self._indices.get(split)
-        if indices is None:
-            raise ValueError(f"split is {split!r}; allowed: 'train', 'search', 'test'")
+            indices: Sequence[int] = range(len(dataset))
+        else:
+            dataset = self._source
+            if split not in self._indices:
+                raise ValueError(f"split is {split!r}; allowed: {', '.join(map(repr, SPLITS))}")
+            indices = self._indices[split]
         if not indices:
-            raise ValueError(
-                f"the {split} split is empty: the data set has {len(self._source)} samples"
-            )
-        return ImageView(self._source, indices, transform, mode)
+            raise ValueError(f"the {split} split is empty: the data set has {len(dataset)} samples")
+        mode = "L" if self.in_chans == 1 else "RGB"
+        return ImageView(dataset, indices, transform, mode, self.image_size, self.num_classes)
 
     @cached_property
     def _indices(self) -> dict[str, list[int]]:
@@ -307,14 +288,19 @@ class DataBundle:
 
     @cached_property
     def _source(self) -> Any:
-        built_in = BUILT_IN.get(self.config.dataset)
-        return built_in.open() if built_in else self._open(self.config.train_split)
+        if built_in := BUILT_IN.get(self.config.dataset):
+            return built_in.open()
+        dataset = self._open("train", self.config.train_split)
+        names = sources.class_names(dataset)
+        if names and self.config.num_classes is not None:
+            self._check_classes(len(names))
+        return dataset
 
     @cached_property
     def _test_source(self) -> Any:
         assert self.config.test_split is not None
-        dataset = self._open(self.config.test_split)
-        ours, theirs = _class_names(self._source), _class_names(dataset)
+        dataset = self._open("test", self.config.test_split)
+        ours, theirs = sources.class_names(self._source), sources.class_names(dataset)
         if ours is not None and theirs is not None and ours != theirs:
             differing = sorted(set(map(str, ours)) ^ set(map(str, theirs)))[:5]
             raise ValueError(
@@ -323,82 +309,90 @@ class DataBundle:
             )
         return dataset
 
-    def _open(self, split: str) -> Any:
-        create_dataset = require("timm.data", "train").create_dataset
-        config = self.config
-        mode = "L" if self.in_chans == 1 else "RGB"
-        name = config.dataset
-        settings: dict[str, Any] = {"split": split, "input_img_mode": mode}
-        if name.lower().startswith("hfds/"):
-            require("datasets")
-            keys = {"input_key": config.image_key, "target_key": config.label_key}
-            return create_dataset(name, root=config.root or None, **settings, **keys)
-        if not Path(config.root).exists() and not config.download:
-            raise FileNotFoundError(f"data.root is {config.root!r}: no such folder or file")
-        if name.lower().startswith("torch/"):
-            return create_dataset(name, root=config.root, split=split, download=config.download)
-        root = _folder_or_tar(Path(config.root), split, alone=config.cuts_test)
-        if root.suffix == ".tar":
-            settings["cache_tarinfo"] = False  # timm's cache is a pickle next to the data
-        return create_dataset(name, root=str(root), search_split=False, **settings)
+    def _open(self, part: str, split: str) -> Any:
+        own = self._own[part]
+        return sources.open_split(self.config, split) if own is None else own
 
-    def _count_classes(self) -> int | None:
-        if self.config.dataset in BUILT_IN:
-            return BUILT_IN[self.config.dataset].num_classes
-        if self.config.num_classes is not None:
-            return None  # trust the settings; opening a large folder takes minutes
-        names = _class_names(self._source)
+    def _count_classes(self) -> int:
+        if built_in := BUILT_IN.get(self.config.dataset):
+            return built_in.num_classes
+        names = sources.class_names(self._source)
         if not names:
             raise ValueError(
                 f"data set {self.config.dataset!r} does not name its classes; set data.num_classes"
             )
+        if len(names) == 1:
+            raise ValueError(
+                f"the data set has one class, {names[0]!r}; at least 2 are needed: with one, every "
+                "answer is right"
+            )
         return len(names)
 
+    def _check_classes(self, counted: int) -> None:
+        if self.num_classes < counted:
+            raise ValueError(
+                f"data.num_classes is {self.num_classes}, but the data set has {counted} classes"
+            )
 
-def build_data(config: DataConfig, augment: AugmentConfig | None = None) -> DataBundle:
+
+def build_data(
+    config: DataConfig,
+    augment: AugmentConfig | None = None,
+    *,
+    train: torch.utils.data.Dataset[Any] | None = None,
+    test: torch.utils.data.Dataset[Any] | None = None,
+) -> DataBundle:
     """The splits of a data set.
 
     Args:
         config: which data set.
         augment: how training samples are augmented; None: `AugmentConfig.digits()` for the built-in
             sets of digits, else the defaults.
+        train: with ``config.dataset`` "own", the data set that training and search images come
+            from: (image, label) by index, the image a PIL image (augmented as `augment` says) or a
+            floating point tensor [channels, side, side] that is taken as it is.
+        test: the like for the test; None: cut out of `train` by ``config.test_fraction``.
 
     Raises:
         ValueError: the settings do not fit the data set.
+        TypeError: `train` or `test` cannot be read by index, or has no length.
         FileNotFoundError: the folder of the data set, or of one of its splits, is missing.
         ImportError: a package that reads the data set is missing.
     """
     if augment is None:
         augment = AugmentConfig.digits() if config.dataset in BUILT_IN else AugmentConfig()
-    return DataBundle(config, augment)
+    given = [(name, data) for name, data in (("train", train), ("test", test)) if data is not None]
+    for name, dataset in given:
+        sources.check_own(dataset, name)
+    if (config.dataset == OWN) != (train is not None) or (given and config.dataset != OWN):
+        names = " and ".join(name for name, _ in given) or "no train"
+        raise ValueError(
+            f"data.dataset is {config.dataset!r}, and {names} is given to build_data; allowed: "
+            f"{OWN!r} with train=DATASET, any other without"
+        )
+    if train is not None and test is None:
+        config = replace(config, test_split=None)
+    return DataBundle(config, augment, train, test)
 
 
-def _class_names(dataset: Any) -> Sequence[str] | None:
-    """Class names in the order of their labels, None if the data set does not tell."""
-    reader = getattr(dataset, "reader", dataset)
-    to_label = getattr(reader, "class_to_idx", None) or getattr(reader, "class_name_to_idx", None)
-    if to_label:
-        return sorted(to_label, key=to_label.__getitem__)
-    names = getattr(dataset, "classes", None)
-    return list(names) if names else None
+def _is_tensor(dataset: Any) -> bool:
+    """Whether the images are ready for the model, by the first of them."""
+    if not len(dataset):
+        raise ValueError("the data set has no samples")
+    sample = dataset[0]
+    return isinstance(sample, (tuple, list)) and isinstance(sample[0], Tensor)
 
 
-def find_split(root: Path, split: str) -> Path | None:
-    """The folder or tar file of `split` in the folder `root`: of that name, or of another usual one
-    ("val" for "validation"). None if there is none."""
-    names = next((n for n in _FOLDER_NAMES.values() if split in n), (split,))
-    places = (root / file for name in (split, *names) for file in (name, f"{name}.tar"))
-    return next((place for place in places if place.exists()), None)
-
-
-def _folder_or_tar(root: Path, split: str, *, alone: bool) -> Path:
-    """Where the images of `split` are: its folder or tar file in `root`, or `root` itself if it has
-    only one split (`alone`)."""
-    if root.is_dir() and (place := find_split(root, split)) is not None:
-        return place
-    if alone:
-        return root
-    raise FileNotFoundError(
-        f"{root} has no folder or tar file {split!r}; without splits of its own, set "
-        "data.test_split to null so that the test split is cut out by data.test_fraction"
+def _as_they_are(config: DataConfig, dataset: Any) -> DataConfig:
+    """The settings that the tensors of a data set bring."""
+    shape = dataset[0][0].shape
+    channels, side = (shape[0], shape[-1]) if len(shape) == 3 else (None, None)
+    in_chans = config.in_chans or (channels if channels in (1, 3) else None)
+    count = in_chans or 3
+    return replace(
+        config,
+        in_chans=in_chans,
+        image_size=config.image_size or side,
+        mean=config.mean or (0.0,) * count,
+        std=config.std or (1.0,) * count,
     )

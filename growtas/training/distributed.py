@@ -36,6 +36,15 @@ class Process:
             dist.all_reduce(values, op=dist.ReduceOp.MIN)
         return values
 
+    def agree(self, number: int) -> int:
+        """The largest of the processes' numbers, the same on each. Waits for the processes, but not
+        for their devices; where `start` has made the group."""
+        if self.world_size == 1:
+            return number
+        value = torch.tensor(number)
+        dist.all_reduce(value, op=dist.ReduceOp.MAX)
+        return int(value)
+
     def barrier(self) -> None:
         """Wait for all processes."""
         if self.world_size > 1:
@@ -45,7 +54,8 @@ class Process:
 def start(device: str = "auto", threads: int | None = None) -> Process:
     """This process and its device; joins the process group if torchrun started us.
 
-    Calling it again is harmless. The group (NCCL on GPUs, else Gloo) is left at exit.
+    Calling it again is harmless. The group (NCCL for tensors on GPUs, Gloo for others) is left at
+    exit.
 
     Args:
         device: "auto" (a GPU if there is one, under torchrun that of the local rank), "cpu", "cuda"
@@ -66,7 +76,7 @@ def start(device: str = "auto", threads: int | None = None) -> Process:
     if place.type == "cuda":
         torch.cuda.set_device(place)
     if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo")
         atexit.register(_leave)
     if dist.is_initialized():
         return Process(dist.get_rank(), dist.get_world_size(), place)

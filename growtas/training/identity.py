@@ -16,7 +16,7 @@ _FREE = {
         "tensorboard",
         "progress",
     ),
-    "data": ("root", "download", "eval_batch_size"),
+    "data": ("root", "download", "eval_batch_size", "workers", "skip_unreadable"),
 }
 
 

@@ -23,7 +23,8 @@ FIELDS = (
     "largest_accuracy",  # likewise of the largest subnet
     "largest_loss",
     "images_per_second",  # training only, over all processes
-    "seconds",  # of the epoch, evaluation included
+    "unreadable",  # different training images that could not be read and were replaced
+    "seconds",  # of the epoch, evaluation included; of an interrupted one, since it goes on
     "note",  # what the strategy had to tell at its end, such as why a stage begins
 )
 
@@ -51,8 +52,7 @@ class MetricsLog:
             os.replace(partial, path)
         self._board = None
         if tensorboard:
-            writer = require("torch.utils.tensorboard", "dev").SummaryWriter
-            self._board = writer(str(folder / "tensorboard"), purge_step=finished + 1)
+            self._board = board_writer()(str(folder / "tensorboard"), purge_step=finished + 1)
 
     def write(self, row: dict[str, Any]) -> None:
         """Append one row; ValueError for a figure that is not in `FIELDS`."""
@@ -77,6 +77,11 @@ class MetricsLog:
     @staticmethod
     def _lines(rows: list[dict[str, Any]]) -> str:
         return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def board_writer() -> Any:
+    """TensorBoard's writer; ImportError without the package."""
+    return require("torch.utils.tensorboard", "dev").SummaryWriter
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -19,7 +19,8 @@ def require(module: str, extra: str | None = None) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        package = module.partition(".")[0]
+        # What is missing may be what the module imports: torch.utils.tensorboard is in torch.
+        package = (error.name or module).partition(".")[0]
         wanted = f"'growtas[{extra}]'" if extra else package
         hint = f"this needs {package}: pip install {wanted} ({error})"
         raise ImportError(hint, name=package) from error

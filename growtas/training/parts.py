@@ -14,6 +14,28 @@ from growtas.training.data import DataBundle
 from growtas.training.distributed import Process
 from growtas.training.optimizer import AdamW
 from growtas.training.optional import require
+from growtas.training.samples import ImageView, UnreadableImage
+
+
+def check_fit(model: Supernet, data: DataBundle) -> None:
+    """Refuse a model that is no supernet, or not made for the images.
+
+    Raises:
+        TypeError, ValueError: naming what does not fit.
+    """
+    if not isinstance(model, Supernet):
+        raise TypeError(
+            f"the model is a {type(model).__name__}; allowed: a Supernet (for several processes "
+            "the trainer wraps it itself)"
+        )
+    height, width = model.config["image_size"]
+    for name, ours, theirs in (
+        ("image_size", [height, width], [data.image_size, data.image_size]),
+        ("in_chans", model.config["in_chans"], data.in_chans),
+        ("num_classes", model.config["num_classes"], data.num_classes),
+    ):
+        if ours != theirs:
+            raise ValueError(f"the model has {name} {ours}, the data {theirs}; they must agree")
 
 
 def build_optimizer(model: Supernet, optim: OptimConfig, batch_size: int) -> AdamW:
@@ -91,6 +113,18 @@ class SearchBatches:
         count = min(self._data.config.batch_size, len(view))
         draw = random.Random(f"growtas:{self._seed}:{step}:search").sample(range(len(view)), count)
         share = draw[self._process.rank :: self._process.world_size]
-        images, labels = zip(*(view[position] for position in share), strict=True)
+        found = [self._sample(view, position) for position in share]
+        samples = [sample for sample in found if sample is not None]
+        if not samples:
+            raise UnreadableImage(f"cannot read any of the {len(share)} search images of a step")
+        images, labels = zip(*samples, strict=True)
         device = self._process.device
         return torch.stack(images).to(device), torch.tensor(labels).to(device)
+
+    def _sample(self, view: ImageView, position: int) -> tuple[Tensor, int] | None:
+        try:
+            return view[position]
+        except UnreadableImage:
+            if not self._data.config.skip_unreadable:
+                raise
+            return None

@@ -14,22 +14,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from growtas import stopping
 from growtas.config import differences, to_plain
+from growtas.progress import Progress
 from growtas.schedule import Phase, StepContext, StepPlan, Strategy, total_epochs
 from growtas.supernet import Supernet, save_supernet
 from growtas.training import distributed
+from growtas.training.batches import left_out, naming_dead_workers, seed_all
 from growtas.training.checkpoint import load_checkpoint, save_checkpoint
-from growtas.training.config import OptimConfig, TrainConfig
+from growtas.training.config import OptimConfig, TrainConfig, check_pieces
 from growtas.training.data import DataBundle
+from growtas.training.epoch import EpochFigures
 from growtas.training.evaluation import evaluate
 from growtas.training.growth import initialise_new_weights
 from growtas.training.identity import lasting
 from growtas.training.learning_rate import LearningRate, has_own_rate, segment_of
-from growtas.training.metrics import MetricsLog
-from growtas.training.optional import require
-from growtas.training.parts import build_optimizer
+from growtas.training.metrics import MetricsLog, board_writer
+from growtas.training.parts import build_optimizer, check_fit
 from growtas.training.passes import StepLosses
-from growtas.training.progress import Progress
+from growtas.training.samples import some_names
 from growtas.training.step import TrainStep
 
 CHECKPOINT = "checkpoint.pt"
@@ -65,10 +68,10 @@ class Trainer:
     """Trains a supernet.
 
     One process, or one per device under torchrun (DistributedDataParallel); all processes draw the
-    same subnets. A run that is resumed at the end of an epoch continues with the same numbers as if
-    it had not been interrupted. `run_dir` gets metrics.csv, metrics.jsonl, checkpoint.pt and, at
-    the end, supernet.safetensors (the averaged weights if averaging is on). Seeds the global random
-    generators of Python, NumPy and torch at every epoch.
+    same subnets. A run that is resumed, from the end of an epoch or from a step within one,
+    continues with the same numbers as if it had not been interrupted. `run_dir` gets metrics.csv,
+    metrics.jsonl, checkpoint.pt and, at the end, supernet.safetensors (the averaged weights if
+    averaging is on). Seeds the global random generators of Python, NumPy and torch at every step.
 
     Args:
         model: the supernet; moved to the device and trained in place.
@@ -82,6 +85,8 @@ class Trainer:
 
     Raises:
         ValueError: settings that do not fit the model, the data or each other.
+        TypeError: the model is not a supernet.
+        ImportError: a package that the settings need is missing.
     """
 
     def __init__(
@@ -102,7 +107,10 @@ class Trainer:
         self.run_dir = Path(run_dir)
         self.say = say
         self.process = distributed.start(config.device, config.threads)
-        _check_fit(model, data)
+        check_pieces(data.config, config, self.process.world_size)
+        check_fit(model, data)
+        if config.tensorboard and self.process.is_main:
+            board_writer()
         self.model = model.to(self.process.device)
         self.phases = strategy.phases(model.space, config.epochs)
         self.epochs = total_epochs(strategy, config.epochs)
@@ -113,6 +121,8 @@ class Trainer:
             device=self.process.device,
         )
         self.steps_per_epoch = len(self.loader)
+        data.warn_about("train")
+        data.warn_about("search")
         self._parameters = dict(self.model.named_parameters())
         self.optimizer = build_optimizer(model, self.optim, data.config.batch_size)
         # Fails now rather than at the start of a late phase.
@@ -129,6 +139,7 @@ class Trainer:
         self._bad_step = torch.full((), _NEVER, dtype=torch.int64, device=self.process.device)
         self._recent: deque[tuple[int, StepPlan]] = deque(maxlen=config.log_every)
         self._notes: list[str] = []  # not yet among the figures
+        self._interrupted: dict[str, Any] | None = None  # figures of an epoch to go on with
 
     @property
     def final_model(self) -> Supernet:
@@ -149,8 +160,11 @@ class Trainer:
         Raises:
             FileExistsError: `run_dir` holds a checkpoint and `resume` is False.
             NonFiniteLossError: the loss became infinite or not a number.
-            ValueError: the checkpoint belongs to a run with other settings, or a plan asks for
-                something this trainer does not have.
+            ValueError: the checkpoint belongs to a run with other settings or other images, or a
+                plan asks for something this trainer does not have.
+            UnreadableImage, SampleError, WorkerDied: the images cannot be read.
+            Stopped: the command got a signal (`growtas.stopping`); the checkpoint is of the latest
+                step.
         """
         begun = time.perf_counter()
         path = self.run_dir / CHECKPOINT
@@ -169,13 +183,14 @@ class Trainer:
                 self.run_dir.mkdir(parents=True, exist_ok=True)
                 log = MetricsLog(self.run_dir, self.epoch, self.config.tensorboard)
             self._tell(progress)
-            while self.epoch < self.epochs:
-                row = self._epoch(progress)
-                if log is not None:
-                    log.write(row)
-                done = self.epoch == self.epochs
-                if done or self.epoch % self.config.checkpoint_every == 0:
-                    self._save(path)
+            with stopping.postponed(), naming_dead_workers():
+                while self.epoch < self.epochs:
+                    row = self._epoch(progress)
+                    if log is not None:
+                        log.write(row)
+                    done = self.epoch == self.epochs
+                    if done or self.epoch % self.config.checkpoint_every == 0:
+                        self._save(path)
         finally:
             progress.close()
             if log is not None:
@@ -188,45 +203,40 @@ class Trainer:
 
     def _epoch(self, progress: Progress) -> dict[str, Any]:
         begun = time.perf_counter()
-        self._seed_epoch()
-        self.loader.set_epoch(self.epoch)
-        totals = torch.zeros(2, dtype=torch.float64, device=self.process.device)
-        read = totals.clone()
-        seen = 0
-        lr = 0.0
-        for position, (images, labels) in enumerate(self.loader, start=1):
+        share = self.data.config.batch_size // self.process.world_size
+        figures = EpochFigures(self.process, share, self._interrupted)
+        self._interrupted = None
+        self.loader.set_epoch(self.epoch, figures.first)
+        place = f"epoch {self.epoch + 1}/{self.epochs}"
+        for images, labels in self.loader:
+            seed_all(self._name_of_step(), self.process.device)
             images = images.to(self.process.device, non_blocking=True)
             labels = labels.to(self.process.device, non_blocking=True)
-            objective, correct, lr = self._train_step(images, labels)
-            totals[0] += objective * len(images)
-            totals[1] += correct
-            seen += len(images)
+            figures.add(*self._train_step(images, labels))
             progress.step()
-            if position % self.config.log_every == 0 or position == self.steps_per_epoch:
-                read = self.process.sum(totals.clone())
+            if figures.steps % self.config.log_every == 0 and figures.steps < self.steps_per_epoch:
                 self._stop_if_not_finite()
-                so_far = seen * self.process.world_size
-                mean_loss, accuracy = (read / so_far).tolist()
-                place = f"epoch {self.epoch + 1}/{self.epochs}, {self.phase.name}"
-                speed = so_far / (time.perf_counter() - begun)
-                progress.show(place, mean_loss, accuracy, speed)
-        images_seen = seen * self.process.world_size
-        seconds = time.perf_counter() - begun
+                progress.show(f"{place}, {self.phase.name}", figures.text())
+            self._stop_if_asked(figures)
+        loss, accuracy = figures.read()
+        self._stop_if_not_finite()
+        progress.show(f"{place}, {self.phase.name}", figures.text())
+        speed = figures.images_per_second()
         self.epoch += 1
-        loss = float(read[0]) / images_seen
         self.strategy.end_epoch(self.phases, self.epoch, loss)
         self._tell(progress)
         row: dict[str, Any] = {
             "epoch": self.epoch,
             "step": self.step,
             "phase": self.phase.name,
-            "lr": lr,
+            "lr": figures.lr,
             "train_loss": loss,
-            "train_accuracy": float(read[1]) / images_seen,
-            "images_per_second": images_seen / seconds,
+            "train_accuracy": accuracy,
+            "images_per_second": speed,
+            "unreadable": self._count_unreadable(figures, progress),
         }
         if self.epoch % self.config.eval_every == 0 or self.epoch == self.epochs:
-            row |= self._evaluate()
+            row |= self._evaluate(progress)
         if self._notes:
             row["note"], self._notes = "; ".join(self._notes), []
         return {**row, "seconds": time.perf_counter() - begun}
@@ -297,7 +307,7 @@ class Trainer:
         except ValueError as error:
             raise ValueError(f"phase {self.phases[index].name!r}: {error}") from error
 
-    def _evaluate(self) -> dict[str, float]:
+    def _evaluate(self, progress: Progress) -> dict[str, float]:
         space = self.model.space
         loader = self.data.eval_loader(
             "search",
@@ -309,12 +319,42 @@ class Trainer:
         small, large = evaluate(
             self.final_model, subnets, loader, self.process, self.train_step.dtype
         )
+        if line := left_out("search", loader, self.process):
+            progress.tell(line)
         return {
             "smallest_accuracy": small.accuracy,
             "smallest_loss": small.loss,
             "largest_accuracy": large.accuracy,
             "largest_loss": large.loss,
         }
+
+    def _count_unreadable(self, figures: EpochFigures, progress: Progress) -> int:
+        dataset = self.data.train.dataset
+        unread = figures.all_unreadable(len(dataset))
+        if unread:
+            progress.tell(
+                f"epoch {self.epoch}: {len(unread)} training images cannot be read and were "
+                f"replaced by others: {some_names(dataset, unread)}"
+            )
+        return len(unread)
+
+    def _stop_if_asked(self, figures: EpochFigures) -> None:
+        """Saves this step and stops if some process got a signal; all of them at the same step."""
+        figures.unreadable |= self.loader.unreadable.keys()
+        if not stopping.is_handled():
+            return
+        signum = self.process.agree(stopping.wanted())
+        if not signum:
+            return
+        self._stop_if_not_finite()
+        self._interrupted = figures.state(len(self.data.train.dataset))
+        path = self.run_dir / CHECKPOINT
+        self._save(path)
+        raise stopping.Stopped(
+            signum,
+            f"stopped after step {self.step} of {self.epochs * self.steps_per_epoch}, which is in "
+            f"{path}; with --resume it continues from there",
+        )
 
     def _stop_if_not_finite(self) -> None:
         bad = int(self.process.min(self._bad_step.clone()))
@@ -344,6 +384,9 @@ class Trainer:
                 "epoch": self.epoch,
                 "step": self.step,
                 "phase": self._phase,
+                "steps_per_epoch": self.steps_per_epoch,
+                "interrupted": self._interrupted,
+                "notes": self._notes,
                 "settings": self._settings(),
                 "model": self.model.state_dict(),
                 "ema": None if self.ema is None else self.ema.module.state_dict(),
@@ -361,6 +404,12 @@ class Trainer:
                 f"{self.run_dir / CHECKPOINT} is from a run with other settings (then -> now): "
                 + "; ".join(changed)
             )
+        steps = state.get("steps_per_epoch", self.steps_per_epoch)
+        if steps != self.steps_per_epoch:
+            raise ValueError(
+                f"{self.run_dir / CHECKPOINT} is from a run of {steps} steps an epoch, now there "
+                f"are {self.steps_per_epoch}: the training images are others"
+            )
         self.model.load_state_dict(state["model"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
@@ -368,6 +417,7 @@ class Trainer:
         self.train_step.scaler.load_state_dict(state["scaler"])
         self.strategy.load_state_dict(state["strategy"])
         self.epoch, self.step = state["epoch"], state["step"]
+        self._interrupted, self._notes = state.get("interrupted"), list(state.get("notes", ()))
         self._apply_phase(state["phase"])
 
     def _settings(self) -> dict[str, Any]:
@@ -387,32 +437,16 @@ class Trainer:
             "processes": self.process.world_size,
         }
 
-    def _seed_epoch(self) -> None:
-        """Random state of an epoch from its number, so that none has to be saved for a resume."""
-        numpy = require("numpy", "train")
-        name = f"growtas:{self.config.seed}:{self.epoch}:{self.process.rank}"
-        seed = random.Random(name).getrandbits(32)
-        random.seed(seed)
-        numpy.random.seed(seed)
-        torch.manual_seed(seed)
+    def _name_of_step(self) -> str:
+        """Names the random numbers of a step, so that no state has to be saved for a resume."""
+        return f"growtas:{self.config.seed}:{self.step}:{self.process.rank}:training"
 
     def _progress(self) -> Progress:
         steps = self.epochs * self.steps_per_epoch
-        bar = self.config.progress and self.process.is_main
-        return Progress(steps, self.step, bar=bar, say=self.say)
+        show = self.config.progress and self.process.is_main
+        return Progress(steps, self.step, unit="step", show=show, say=self.say)
 
     def _tell(self, progress: Progress) -> None:
         for note in [*self.strategy.notes(), *self.train_step.notes()]:
             self._notes.append(note)
             progress.tell(note)
-
-
-def _check_fit(model: Supernet, data: DataBundle) -> None:
-    height, width = model.config["image_size"]
-    for name, ours, theirs in (
-        ("image_size", [height, width], [data.image_size, data.image_size]),
-        ("in_chans", model.config["in_chans"], data.in_chans),
-        ("num_classes", model.config["num_classes"], data.num_classes),
-    ):
-        if ours != theirs:
-            raise ValueError(f"the model has {name} {ours}, the data {theirs}; they must agree")

@@ -171,6 +171,17 @@ class TestErrors:
         assert "nowhere is not the folder of a run" in fails(["analyze", kind, "nowhere"], capsys)
         assert "no run is given" in fails(["analyze", kind, "train.threads=1"], capsys)
 
+    def test_place_that_is_no_folder(self, runs, tmp_path, capsys):
+        (tmp_path / "file").touch()
+        arguments = ["analyze", "limits", runs[0], "--output", str(tmp_path / "file")]
+        assert "file' is not a folder" in fails(arguments, capsys)
+
+    @pytest.mark.parametrize("content", [b"\x89PNG\xff", b"panel,subnet\nextend,{\n", b"panel\n"])
+    def test_damaged_result(self, runs, tmp_path, capsys, content):
+        (tmp_path / "extend-vs-crop.csv").write_bytes(content)
+        arguments = ["analyze", "similarity", str(tmp_path), "--source", "extend-vs-crop"]
+        assert "extend-vs-crop.csv" in fails(arguments, capsys)
+
     def test_given_twice(self, runs, capsys):
         assert "given twice" in fails(["analyze", "limits", runs[0], runs[0] + "/"], capsys)
 

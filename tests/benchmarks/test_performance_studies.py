@@ -90,8 +90,7 @@ def test_growth_measures_and_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(
         growth, "points", lambda axis: [(n, replace(CASE, batch=n)) for n in (1, 2)]
     )
-    where = rows.provenance("cpu")
-    found = growth.measure("batch", where, Effort(2, 2, 0), lambda text: None)
+    found = growth.measure("batch", rows.Book("cpu"), Effort(2, 2, 0), lambda text: None)
     train = growth.curves(found, "batch", "train", f"{growth.NAIVE} / {growth.OURS}")
     assert list(train) == [1, 2]
     assert train[1].n == 2
@@ -103,7 +102,7 @@ def test_growth_measures_and_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @native
 def test_profile_accounts_for_the_whole_step() -> None:
-    found = operator_profile.measure(CASE, rows.provenance("cpu"), 1)
+    found = operator_profile.measure(CASE, rows.Book("cpu"), 1)
     times = {row.variant: row.median for row in found if row.metric == "self_time"}
     assert {"growtas_native::layer_norm_forward", operator_profile.BETWEEN} <= times.keys()
     assert all(seconds >= 0 for seconds in times.values())
@@ -145,7 +144,7 @@ def test_the_page_shows_the_stored_rows(name: str, summary, tmp_path: Path) -> N
 
 
 def test_small_operators_share_a_line() -> None:
-    made = Rows.of_case(rows.provenance("cpu"), CASE, "cpu", task="profile")
+    made = Rows.of_case(rows.Book("cpu"), CASE, task="profile")
     names = [f"aten::{letter}" for letter in "abcdefghijkl"]
     for name in names:
         made.add(name, "self_time", "s", [0.001])

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.skipif(
 def test_every_layer_and_direction(dtype: str) -> None:
     case = Case(SPACE, "smallest", 14, dtype, "products", image_size=24, patch_size=8)
     before = torch.get_num_threads()
-    found = products.run_products(case, rows.provenance("cpu"), SHORT)
+    found = products.run_products(case, rows.Book("cpu"), SHORT)
     assert torch.get_num_threads() == before
     rates = [row for row in found if row.metric == "rate"]
     assert len(rates) == 4 * 3 * 3
@@ -67,4 +67,4 @@ def test_a_wrong_product_is_refused(direction: str) -> None:
     right = steps[products.OURS]
     steps[products.OURS] = lambda: right() * 1.001
     with pytest.raises(WrongResult, match="growtas-native"):
-        products.check(product, direction, steps, "fc1")
+        products.check(product, direction, steps)

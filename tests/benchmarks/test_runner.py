@@ -4,26 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import memory, plot, report, rows, switching
+from benchmarks import memory, plot, report, rows, run, switching
 from benchmarks.cases import Case, make_batch
 from benchmarks.operators import OPERATORS, run_operator
+from benchmarks.rows import Book
 from benchmarks.run import CPU, CPU_FULL, Session, choose_plan
 from benchmarks.runner import (
     Effort,
     Rows,
-    WrongResult,
     check,
     interleave,
     paired_ratios,
     run_case,
     step_of,
+    survived,
 )
-from benchmarks.variants import VARIANTS, Variant, build, missing
+from benchmarks.variants import VARIANTS, Smart, Variant, build, missing, weights_for
 from growtas.space import SearchSpace, SupernetSize
 
 SPACE = SearchSpace(
@@ -36,6 +38,7 @@ SPACE = SearchSpace(
 )
 CASE = Case(SPACE, "smallest", 2, "float32", "train", image_size=24, patch_size=8, num_classes=5)
 EAGER = [n for n in VARIANTS if not n.startswith("compile") and missing(n, "cpu") is None]
+FAILED = ("wrong_result", "failed")
 SHORT = Effort(min_rounds=2, max_rounds=2, seconds=0)
 
 
@@ -49,6 +52,10 @@ def one_thread() -> Iterator[None]:
 
 def variants(case: Case, names: list[str] = EAGER) -> dict[str, Variant]:
     return {name: build(name, case, "cpu") for name in names}
+
+
+def rows_of(case: Case) -> Rows:
+    return Rows.of_case(Book("cpu"), case)
 
 
 @pytest.mark.parametrize("name", ["naive", "growtas-reference-accumulate"])
@@ -68,11 +75,15 @@ def test_a_step_with_the_optimizer_leaves_the_checked_weights(name: str) -> None
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_all_variants_compute_the_same(subnet: str, task: str, dtype: str) -> None:
     case = replace(CASE, subnet_name=subnet, task=task, dtype=dtype)
-    found = check(variants(case), case, make_batch(case, "cpu"))
-    assert {"naive", "smart", "growtas-reference-dense"} <= found.keys()
-    assert found.pop("timm").keys() == {"warmup_time"}
-    expected = {"warmup_time", "logit_error"} | ({"gradient_error"} if task == "train" else set())
-    assert all(errors.keys() == expected for errors in found.values())
+    table = rows_of(case)
+    some = variants(case)
+    passed = check(some, case, make_batch(case, "cpu"), table)
+    assert passed.keys() == some.keys()
+    found: dict[str, set[str]] = {}
+    for row in table.rows:
+        found.setdefault(row.variant, set()).add(row.metric)
+    expected = {"logit_error"} | ({"gradient_error"} if task == "train" else set())
+    assert found == dict.fromkeys(some.keys() - {"timm"}, expected)
 
 
 @pytest.mark.parametrize(
@@ -90,15 +101,21 @@ def test_a_variant_with_other_weights_is_refused(name: str) -> None:
     some = variants(case, ["naive", "smart"])
     with torch.no_grad():
         some["smart"].model.get_parameter(name)[..., 0].add_(0.5)
-    with pytest.raises(WrongResult, match="smart"):
-        check(some, case, make_batch(case, "cpu"))
+    table = rows_of(case)
+    assert check(some, case, make_batch(case, "cpu"), table).keys() == {"naive"}
+    (wrong,) = (row for row in table.rows if row.metric == "wrong_result")
+    assert wrong.variant == "smart"
+    assert wrong.median > 1
+    assert "smart: WrongResult" in table.book.failures[0]
 
 
 def test_a_variant_with_a_missing_gradient_is_refused() -> None:
     some = variants(CASE, ["naive", "smart"])
     some["smart"].model.get_parameter("blocks.0.norm1.weight").requires_grad_(False)
-    with pytest.raises(WrongResult, match="smart: gradient_error"):
-        check(some, CASE, make_batch(CASE, "cpu"))
+    table = rows_of(CASE)
+    assert check(some, CASE, make_batch(CASE, "cpu"), table).keys() == {"naive"}
+    assert "smart: WrongResult: gradient_error" in table.book.failures[0]
+    assert table.book.exit_status() == 1
 
 
 def test_accumulated_gradients_do_not_leak_between_subnets() -> None:
@@ -108,7 +125,7 @@ def test_accumulated_gradients_do_not_leak_between_subnets() -> None:
     for name, variant in some.items():
         if name != "timm":
             variant.train_step(CASE, images, labels, SPACE.largest())
-    check(some, CASE, (images, labels))
+    assert check(some, CASE, (images, labels), rows_of(CASE)).keys() == some.keys()
 
 
 def test_timing_is_interleaved() -> None:
@@ -125,8 +142,7 @@ def test_ratios_are_paired_by_round() -> None:
 
 def test_rows_of_a_case(tmp_path: Path) -> None:
     names = ["naive", "timm", "growtas-reference-dense"]
-    where = rows.provenance("cpu")
-    found = run_case(variants(CASE, names), CASE, where, SHORT)
+    found = run_case(variants(CASE, names), CASE, Book("cpu"), SHORT)
     ratio = next(r for r in found if r.variant == "naive / growtas-reference-dense")
     assert (ratio.metric, ratio.n) == ("wall_time_ratio", 2)
     assert ratio.q20 <= ratio.median <= ratio.q80
@@ -159,11 +175,76 @@ def test_a_file_with_other_columns_is_not_mixed_up(tmp_path: Path) -> None:
         rows.append(path, [])
 
 
+class Raising(Smart):
+    def train_step(self, *arguments: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("no room")
+
+
+def test_a_wrong_and_a_raising_variant_cost_only_their_own_numbers(tmp_path: Path) -> None:
+    some = variants(CASE, ["naive", "smart", "growtas-reference-dense"])
+    with torch.no_grad():
+        some["smart"].model.head.bias.add_(1.0)
+    some["raising"] = Raising(CASE, weights_for(CASE), "cpu")
+    book = Book("cpu", tmp_path / "rows.csv")
+    run_case(some, CASE, book, SHORT)
+    stored = rows.read(tmp_path / "rows.csv")
+    timed = {row.variant for row in stored if row.metric == "wall_time"}
+    assert timed == {"naive", "growtas-reference-dense"}
+    failed = {row.variant: (row.metric, row.unit) for row in stored if row.metric in FAILED}
+    assert failed == {"smart": ("wrong_result", "1"), "raising": ("failed", "OutOfMemoryError")}
+    assert book.exit_status() == 1
+    text = report.failures(stored)
+    assert "| smart | " in text
+    assert "| raising | OutOfMemoryError |" in text
+
+
+def test_a_variant_that_fails_while_it_is_timed_is_dropped() -> None:
+    calls: list[str] = []
+
+    def breaking() -> None:
+        calls.append("breaking")
+        if len(calls) == 2:
+            raise RuntimeError("broken")
+
+    table = rows_of(CASE)
+    samples = interleave(
+        {"steady": lambda: None, "breaking": breaking},
+        Effort(min_rounds=4, max_rounds=4, seconds=0),
+        guard=partial(survived, table),
+    )
+    assert len(samples["steady"]["wall_time"]) == 4
+    assert samples.keys() == {"steady"}
+    assert len(calls) == 2
+    assert [(row.variant, row.metric) for row in table.rows] == [("breaking", "failed")]
+
+
+def test_a_case_that_fails_does_not_stop_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing_at_batch_4(variants, case, book, effort):
+        if case.batch == 4:
+            raise torch.OutOfMemoryError("no room for the naive supernet")
+        Rows.of_case(book, case).add("naive", "wall_time", "s", [1.0])
+        return []
+
+    monkeypatch.setattr(run, "run_case", failing_at_batch_4)
+    monkeypatch.setattr(run, "build", lambda name, case, device: None)
+    plan = replace(CPU, batches=(4, 8), dtypes=("float32",), variants=("naive",))
+    session = Session(plan, Book("cpu"), lambda text: None, patterns=["*/smallest/*"])
+    session.run(["train"])
+    assert [(r.batch, r.metric) for r in session.book.rows] == [(4, "failed"), (8, "wall_time")]
+
+
+def test_a_row_is_in_the_file_as_soon_as_it_is_known(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "rows.csv"
+    table = Rows.of_case(Book("cpu", path), CASE)
+    for count in (1, 2):
+        table.add("naive", "wall_time", "s", [1.0])
+        assert len(rows.read(path)) == count
+
+
 @pytest.mark.parametrize(("value", "expected"), [(3.0, "goal"), (2.5, "must"), (2.0, "no")])
 def test_report_judges_rows(value: float, expected: str) -> None:
     made = Rows(
-        rows.provenance("cpu"),
-        device="cpu",
+        Book("cpu"),
         dtype="float32",
         batch=16,
         space="autoformer-tiny",
@@ -183,8 +264,9 @@ def test_report_judges_rows(value: float, expected: str) -> None:
 
 def test_a_case_measured_again_replaces_its_rows_only(tmp_path: Path) -> None:
     def measured(timestamp: str, batch: int, *variants: str) -> list[rows.Row]:
-        where = replace(rows.provenance("cpu"), timestamp=timestamp)
-        made = Rows.of_case(where, replace(CASE, batch=batch), "cpu")
+        book = Book("cpu")
+        book.where = replace(book.where, timestamp=timestamp)
+        made = Rows.of_case(book, replace(CASE, batch=batch))
         for name in variants:
             made.add(name, "wall_time", "s", [1.0])
         return made.rows
@@ -201,7 +283,7 @@ def test_a_case_measured_again_replaces_its_rows_only(tmp_path: Path) -> None:
 
 
 def test_the_chart_shows_one_ratio_for_each_baseline() -> None:
-    made = Rows.of_case(rows.provenance("cpu"), CASE, "cpu")
+    made = rows_of(CASE)
     for ours in ("growtas-native-dense", "growtas-native-accumulate"):
         for baseline in ("naive", "timm"):
             made.add(f"{baseline} / {ours}", "wall_time_ratio", "1", [2.0])
@@ -215,7 +297,7 @@ def test_the_chart_shows_one_ratio_for_each_baseline() -> None:
 
 def test_compile_times_are_reported() -> None:
     assert report.compile_times([]) == ""
-    made = Rows.of_case(rows.provenance("cpu"), CASE, "cpu")
+    made = rows_of(CASE)
     for seconds in (30.0, 12.0):
         made.add("compile-static", "warmup_time", "s", [seconds])
     assert "| compile-static | 2 | 42 | 30 |" in report.compile_times(made.rows)
@@ -236,7 +318,7 @@ def test_quantiles() -> None:
 @pytest.mark.parametrize("name", OPERATORS)
 def test_operators_are_checked_and_timed(name: str, dtype: str) -> None:
     case = replace(CASE, dtype=dtype)
-    found = run_operator(name, case, ["reference"], rows.provenance("cpu"), SHORT)
+    found = run_operator(name, case, ["reference"], Book("cpu"), SHORT)
     tasks = {row.task for row in found if row.metric == "wall_time"}
     assert tasks == {f"{name}-forward", f"{name}-train"}
     assert any(row.variant == "naive / growtas-reference" for row in found)
@@ -247,7 +329,7 @@ def test_switching_uses_a_subnet_of_the_mean_size() -> None:
     fixed = switching.mean_size_subnet(CASE, subnets)
     assert fixed in SPACE
     found = switching.run_switching(
-        variants(CASE, ["growtas-reference-accumulate"]), CASE, rows.provenance("cpu"), 5, "cpu"
+        variants(CASE, ["growtas-reference-accumulate"]), CASE, Book("cpu"), 5
     )
     by_metric = {row.metric: row for row in found}
     ratio = by_metric["random_over_fixed"]
@@ -274,12 +356,12 @@ def test_memory_counts_the_relative_tables() -> None:
 
 def test_cases_are_chosen_by_pattern() -> None:
     patterns = ["*tiny/largest/16/float32/*", "*/random200/*"]
-    session = Session(CPU_FULL, "cpu", lambda text: None, patterns=patterns)
+    session = Session(CPU_FULL, Book("cpu"), lambda text: None, patterns=patterns)
     cases = session.cases("train", CPU_FULL.workloads, CPU_FULL.batches)
     assert [case.label for case in cases] == ["autoformer-tiny/largest/16/float32/train"]
     workloads = [("autoformer-tiny", "random200")]
     assert len(session.cases("switching", workloads, [4], ["float32"])) == 1
-    everything = Session(CPU_FULL, "cpu", lambda text: None)
+    everything = Session(CPU_FULL, Book("cpu"), lambda text: None)
     found = everything.cases("train", CPU_FULL.workloads, CPU_FULL.batches)
     assert len({case.label for case in found}) == 12
 

@@ -8,12 +8,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import gpu, report, rows, subnets_per_second
+from benchmarks import gpu, report, subnets_per_second
 from benchmarks.cases import Case, make_batch
-from benchmarks.runner import Effort, WrongResult, check
+from benchmarks.rows import Book
+from benchmarks.runner import Effort, Rows, WrongResult, check
 from benchmarks.subnets_per_second import (
+    COMPILED,
     CPU_QUICK,
     CUDA,
+    EXTRACTED,
     OURS,
     Extracted,
     Plan,
@@ -38,7 +41,6 @@ SPACE = SearchSpace(
 )
 CASE = Case(SPACE, "random4", 2, "float32", "train", image_size=24, patch_size=8, num_classes=5)
 PLAN = replace(CPU_QUICK, images=3, population=6, effort=Effort(2, 2, 0))
-WHERE = rows.provenance("cpu")
 
 native = pytest.mark.skipif(
     missing(OURS["cpu"][0], "cpu") is not None, reason="the native library is not built"
@@ -64,7 +66,7 @@ def test_rates_of_a_task(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
     variants["growtas-reference-graph"] = GrowtasGraph(
         sized, weights_for(sized), "cpu", "reference"
     )
-    found = run_steps(variants, case, WHERE, random_subnets(SPACE, 5), 2, "cpu")
+    found = run_steps(variants, case, Book("cpu"), random_subnets(SPACE, 5), 2)
     rate = {r.variant: r for r in found if r.metric == "subnets_per_second"}
     assert rate.keys() == variants.keys()
     assert all(r.n == 3 and r.unit == "1/s" and r.median > 0 for r in rate.values())
@@ -87,11 +89,13 @@ def test_the_graphed_variant_is_checked_like_the_others() -> None:
                 "naive": build("naive", case, "cpu"),
                 "ours": GrowtasGraph(case, weights_for(case), "cpu", "reference"),
             }
-            assert "logit_error" in check(variants, case, make_batch(case, "cpu"))["ours"]
+            table = Rows.of_case(Book("cpu"), case)
+            assert "ours" in check(variants, case, make_batch(case, "cpu"), table)
+            assert ("ours", "logit_error") in {(r.variant, r.metric) for r in table.rows}
     with torch.no_grad():
         variants["ours"].model.head.bias.add_(1.0)
-    with pytest.raises(WrongResult, match="ours: logit_error"):
-        check(variants, case, make_batch(case, "cpu"))
+    assert "ours" not in check(variants, case, make_batch(case, "cpu"), table)
+    assert "ours: WrongResult: logit_error" in table.book.failures[0]
 
 
 def test_a_population_is_bred_as_an_evolution_does() -> None:
@@ -114,7 +118,7 @@ def test_what_a_population_shares_is_what_the_page_says(name: str, saved: float)
 
 def test_a_population_together_and_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     case = replace(CASE, task="evaluation")
-    found = run_population(case, WHERE, PLAN, "reference", "cpu")
+    found = run_population(case, Book("cpu"), PLAN, "reference")
     assert {(r.variant, r.metric) for r in found} == {
         ("growtas-reference, one by one", "subnets_per_second"),
         ("growtas-reference, together", "subnets_per_second"),
@@ -124,7 +128,7 @@ def test_a_population_together_and_one_by_one(monkeypatch: pytest.MonkeyPatch) -
     wrong = [Score(0.0, 1.0, 3)] * PLAN.population
     monkeypatch.setattr(Evaluator, "score_many", lambda self, subnets: wrong)
     with pytest.raises(WrongResult, match="together"):
-        run_population(case, WHERE, PLAN, "reference", "cpu")
+        run_population(case, Book("cpu"), PLAN, "reference")
 
 
 @native
@@ -132,10 +136,15 @@ def test_a_whole_case(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subnets_per_second.memory, "extra_memory", lambda *arguments: 7)
     plan: Plan = replace(PLAN, variants=("naive", *OURS["cpu"], "growtas-triton-graph"))
     lines: list[str] = []
-    study = Study(plan, "cpu", lines.append)
+    study = Study(plan, Book("cpu"), lines.append)
     assert any("left out: growtas-triton-graph" in line for line in lines)
     for task in ("train", "forward", "evaluation", "switching"):
-        assert study.run(replace(CASE, task=task))
+        before = len(study.book.rows)
+        study.run(replace(CASE, task=task))
+        assert len(study.book.rows) > before
+        assert not any("extra_memory" in line for line in lines)
+    study.run_memory(CASE)
+    assert not study.book.failures
     assert any("random_over_fixed" in line for line in lines)
     assert any("extra_memory: 7 B" in line for line in lines)
 
@@ -155,6 +164,8 @@ def test_the_machine_with_a_gpu_runs_it(tmp_path, quick: bool) -> None:
     commands = [step.command for step in gpu.steps(tmp_path, quick=quick, sanitizer=None)]
     [command] = [command for command in commands if module in command]
     args = subnets_per_second.command_line().parse_args(command[command.index(module) + 1 :])
-    assert (args.device, args.out, args.quick) == ("cuda", tmp_path, quick)
-    plan = subnets_per_second.choose_plan("cuda", quick=quick)
-    assert list(plan.cases(args.cases))
+    assert (args.device, args.out) == ("cuda", tmp_path)
+    plan = subnets_per_second.choose_plan("cuda", quick=args.quick)
+    # Rates of training alone: compiling and memory are for other steps.
+    assert [case.task for case in plan.cases(args.cases)] == ["train_adamw"]
+    assert not {*COMPILED, EXTRACTED} & {*args.variants}

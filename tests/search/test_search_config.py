@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 
+from growtas.checks import Doubt
 from growtas.config import build, load_yaml, to_plain
 from growtas.search import Limit, SearchConfig, format_count, parse_count
 
@@ -154,3 +156,27 @@ def test_a_recipe_asks_for_autoformers_draws_in_one_line() -> None:
     config = build(SearchConfig, load_yaml("{compat: autoformer, limits: [{max_params: 6M}]}"))
     assert config == SearchConfig(compat="autoformer", limits=({"max_params": "6M"},))
     assert build(SearchConfig, to_plain(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("parents", "generations", "message"),
+    [
+        (5, 20, "parents is 5, more than search.population, 4: .* before generation 3 of 20"),
+        (8, 20, "before generation 4 of 20, as every subnet scored so far is a parent"),
+        (10, 3, "nothing is selected in any generation"),
+    ],
+)
+def test_more_parents_than_subnets_of_a_generation_are_warned_of(
+    parents: int, generations: int, message: str
+) -> None:
+    with pytest.warns(Doubt, match=message):
+        SearchConfig(population=4, parents=parents, generations=generations)
+
+
+@pytest.mark.parametrize(
+    "change", [{"parents": 4}, {"parents": 9, "method": "random"}, {"parents": 9, "generations": 1}]
+)
+def test_parents_that_can_be_meant_are_not(change: dict) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        SearchConfig(**{"population": 4, "generations": 5, **change})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -315,10 +316,21 @@ def test_random_subnets_are_different_and_reuse_known_scores(digits: SearchSpace
     assert len(scorer.asked) == 35
 
 
-def test_the_progress_bar_counts_subnets(digits: SearchSpace, capsys) -> None:
+def test_progress_is_lines_without_a_terminal(digits: SearchSpace, capsys) -> None:
+    searched(digits, SHORT, progress=True)
+    shown = capsys.readouterr().err
+    assert "\r" not in shown
+    lines = shown.splitlines()
+    assert lines[0].startswith("10/80 subnets, search ")
+    assert lines[-1].startswith("80/80 subnets, search ")
+    assert all("best accuracy " in line for line in lines)
+    searched(digits, SHORT, progress=False)
+    assert capsys.readouterr().err == ""
+
+
+def test_progress_is_a_bar_on_a_terminal(digits: SearchSpace, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     searched(digits, SHORT, progress=True)
     shown = capsys.readouterr().err
     assert "80/80" in shown
-    assert "accuracy=" in shown
-    searched(digits, SHORT, progress=False)
-    assert capsys.readouterr().err == ""
+    assert "best accuracy " in shown

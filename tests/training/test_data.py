@@ -1,7 +1,9 @@
 """Splits by hash, the digits, image folders, and the order of training batches."""
 
+import random
 import sys
 import tarfile
+from dataclasses import replace
 
 import numpy
 import pytest
@@ -11,7 +13,7 @@ from training.training_setup import digits
 
 from growtas.recipe import Recipe
 from growtas.training import AugmentConfig, DataConfig, build_data
-from growtas.training.data import split_indices
+from growtas.training.samples import split_indices
 
 
 def test_split_is_a_partition_by_index_alone():
@@ -171,6 +173,21 @@ def test_order_depends_on_seed_and_epoch_only():
     assert not torch.equal(first[0], batches(data, 2)[0])
 
 
+def test_augmentation_depends_on_the_batch_alone_and_leaves_the_callers_generators_be():
+    data = digits(batch_size=128, augment=replace(AugmentConfig.digits(), reprob=0.5))
+    whole = batches(data, 1)
+    random.seed(5)
+    torch.manual_seed(5)
+    before = random.getstate(), torch.get_rng_state()
+    loader = data.train_loader(seed=3)
+    loader.set_epoch(1, first=3)
+    late = [images for images, _ in loader]
+    assert all(torch.equal(a, b) for a, b in zip(late, whole[3:], strict=True))
+    assert random.getstate() == before[0]
+    assert torch.equal(torch.get_rng_state(), before[1])
+    assert not torch.equal(late[0], batches(data, 2)[3])
+
+
 def test_processes_share_the_batches_of_one_process():
     data = digits(batch_size=128)
     whole = batches(data, 0)
@@ -187,7 +204,7 @@ def test_processes_share_the_batches_of_one_process():
 def test_repeated_augmentation_repeats_samples():
     data = digits(batch_size=129, augment=AugmentConfig(repeated_aug=3, auto_augment=None))
     loader = data.train_loader()
-    order = list(loader._sampler)[:129]
+    order = list(loader.order.sampler)[:129]
     assert len(set(order)) == 43
     assert len(loader) == len(data.train) // 256 * 256 // 129
 
@@ -203,8 +220,11 @@ def test_the_gpu_path_gives_the_same_images():
     """Normalising a whole uint8 batch, as on a GPU, against normalising image by image."""
     data = digits(eval_batch_size=100)
     view = data._view("search", data._eval_transform(prefetch=True))
-    loader = data._loader(view, None, 100, prefetch=True, drop_last=False)
-    prefetched = list(data._prefetch(loader, torch.device("cpu"), (0.0, "const", 1)))
+    keys = [
+        ("", [*range(start, min(start + 100, len(view)))]) for start in range(0, len(view), 100)
+    ]
+    loader = data._batches(view, keys, torch.device("cuda"), "raise")
+    prefetched = list(data._prefetch(loader, torch.device("cpu")))
     plain = list(data.eval_loader("search"))
     for (images, labels), (expected, classes) in zip(prefetched, plain, strict=True):
         torch.testing.assert_close(images, expected, rtol=1e-5, atol=1e-5)
@@ -229,8 +249,6 @@ def test_hugging_face_name_without_the_package(monkeypatch):
 
 def test_published_policy_runs_on_thousands_of_images():
     """RandAugment draws every operation at every strength, posterize with 0 bits among them."""
-    import random
-
     from timm.data import create_transform
 
     transform = create_transform(16, is_training=True, auto_augment="rand-m9-mstd0.5-inc1")

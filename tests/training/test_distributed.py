@@ -10,7 +10,8 @@ import pytest
 import torch
 from training import distributed_run
 
-from growtas.training import distributed
+from growtas.schedule import Uniform
+from growtas.training import TrainConfig, Trainer, distributed
 from growtas.training.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.skipif(
@@ -70,6 +71,49 @@ def test_one_diverging_rank_stops_both(ranks):
     state = load_checkpoint(folder / "nan" / "checkpoint.pt")
     assert state["epoch"] == 1
     assert all(tensor.isfinite().all() for tensor in state["model"].values())
+
+
+def test_an_unreadable_image_counts_once_however_many_ranks_met_it(ranks):
+    assert [rank["unreadable"]["images"] for rank in ranks[1]] == [[0, 1, 5]] * 2
+
+
+def test_a_signal_to_one_rank_stops_both_at_the_same_step(ranks):
+    _, found = ranks
+    for rank in found:
+        assert (rank["stop"]["step"], rank["stop"]["code"]) == (7, 143)
+        assert rank["stop"]["metrics"] == rank["plus"]["metrics"]
+        for name, weight in rank["plus"]["weights"].items():
+            assert torch.equal(rank["stop"]["weights"][name], weight), name
+
+
+@pytest.fixture
+def group(tmp_path):
+    """A process group of this process alone."""
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_a_loop_of_ones_own_needs_unused_parameters_to_be_found(group):
+    """What docs/training.md says of DistributedDataParallel: blocks beyond a subnet's depth get no
+    gradient, and it waits for them."""
+    images = torch.randn(2, 1, 8, 8)
+
+    def two_steps(**options) -> None:
+        model = torch.nn.parallel.DistributedDataParallel(distributed_run.supernet(), **options)
+        for _ in range(2):
+            model(images, model.module.space.smallest()).sum().backward()
+
+    with pytest.raises(RuntimeError, match=r"find_unused_parameters=True"):
+        two_steps()
+    two_steps(find_unused_parameters=True)
+
+
+def test_a_wrapped_model_is_refused_by_name(group, tmp_path):
+    wrapped = torch.nn.parallel.DistributedDataParallel(distributed_run.supernet())
+    with pytest.raises(TypeError, match=r"model is a DistributedDataParallel; allowed: a Supernet"):
+        Trainer(wrapped, Uniform(), distributed_run.digits(), TrainConfig(), tmp_path)
 
 
 def test_a_single_process_needs_no_group():

@@ -5,6 +5,7 @@ import torch
 
 from growtas.config import build, to_plain
 from growtas.training import AugmentConfig, DataConfig, OptimConfig, TrainConfig, distributed
+from growtas.training.config import check_pieces
 
 
 @pytest.mark.parametrize(
@@ -33,11 +34,56 @@ from growtas.training import AugmentConfig, DataConfig, OptimConfig, TrainConfig
         (TrainConfig, {"ema_decay": 1.0}, r"train\.ema_decay is 1\.0"),
         (TrainConfig, {"device": "tpu"}, r"train\.device is 'tpu'; allowed: 'auto', 'cpu'"),
         (TrainConfig, {"epochs": 0}, r"train\.epochs is 0"),
+        (TrainConfig, {"seed": 2**32}, r"train\.seed is 4294967296; .*integer of 0 to 4294967295"),
+        (DataConfig, {"num_classes": 1}, r"data\.num_classes is 1; allowed: .*at least 2"),
+        (AugmentConfig, {"auto_augment": "randd-m9"}, r"'randd-m9'; allowed: null, 'rand'"),
     ],
 )
 def test_a_bad_value_is_named(section, values, message):
     with pytest.raises(ValueError, match=message):
         section(**values)
+
+
+POLICIES = [
+    "rand-m9-mstd0.5-inc1",
+    "rand",
+    "rand-m7-n3-p0.4-mmax12-tweights",
+    "augmix-m5-w4-d2-a0.5-b1-mstd1",
+    "original-mstd0.5",
+    "originalr",
+    "v0",
+    "v0r-mstd1",
+    "3a",
+]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_policies_of_timm_are_taken(policy):
+    create_transform = pytest.importorskip("timm.data").create_transform
+    create_transform(
+        8, is_training=True, auto_augment=AugmentConfig(auto_augment=policy).auto_augment
+    )
+
+
+@pytest.mark.parametrize(
+    "policy",
+    ["", "randaugment", "rand-m", "rand-m9.5", "rand-x3", "rand-tbest", "v1", "v0-m9", "rand-inc2"],
+)
+def test_other_policies_are_refused(policy):
+    with pytest.raises(ValueError, match=r"augment\.auto_augment is '.*'; allowed: .*inc1'$"):
+        AugmentConfig(auto_augment=policy)
+
+
+def test_more_pieces_than_images_are_refused():
+    data = DataConfig("digits", batch_size=32)
+    check_pieces(data, TrainConfig(accumulate=32))
+    check_pieces(data, TrainConfig(accumulate=16), processes=2)
+    with pytest.raises(
+        ValueError, match=r"train\.accumulate is 33; allowed: at most 32, the images"
+    ):
+        check_pieces(data, TrainConfig(accumulate=33))
+    with pytest.raises(ValueError, match=r"train\.accumulate is 17; allowed: at most 16"):
+        check_pieces(data, TrainConfig(accumulate=17), processes=2)
 
 
 def test_a_wrong_type_is_named():

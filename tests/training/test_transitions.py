@@ -156,6 +156,7 @@ def test_all_of_it_comes_from_a_recipe(tmp_path):
     )
     settings = ("train.epochs=3", "train.eval_every=9", "optim.schedule=autoformer")
     Run.start(tiny_recipe.load(tmp_path, strategy, *settings), say=said.append).train()
+    assert said.pop(0).startswith("data: ")
     assert "stage 1/2: " in said[0]
     assert "of 90 bins from" in said[0]
     assert "stage 2/2: " in said[1]

@@ -18,16 +18,17 @@ BETAS = (0.9, 0.999)
 
 def calls() -> Iterator[tuple[str, Callable[[], None]]]:
     """With and without counts, shadows, clipping and a learning rate on the device, for up to 64,
-    128, ... and 1024 boxes, more than AutoFormer-B's parameters are cut into; and the fixed launches
-    in every form."""
+    128, ... and 1024 boxes, more than AutoFormer-B's parameters are cut into; and the fixed
+    launches in every form."""
     for boxes in (200, 50, 100, 500, 1000):
         yield f"norm of {boxes} boxes", partial(_norm, boxes)
-        names = ("counts", "shadows", "clip", "rate on the device")
+        names: tuple[str, ...] = ("counts", "shadows", "clip", "rate on the device")
         for flags in product((False, True), repeat=len(names)):
             on = (name for name, flag in zip(names, flags, strict=True) if flag)
             yield ", ".join((f"{boxes} boxes", *on)), partial(_step, boxes, *flags)
-    for inactive, *flags in product(INACTIVE, *[(False, True)] * 3):
-        on = (name for name, flag in zip(("clip", "scale", "average"), flags, strict=True) if flag)
+    names = ("clip", "scale", "average")
+    for inactive, flags in product(INACTIVE, product((False, True), repeat=len(names))):
+        on = (name for name, flag in zip(names, flags, strict=True) if flag)
         yield " ".join(("fixed", inactive, *on)), partial(_fixed, inactive, *flags)
 
 

@@ -226,7 +226,7 @@ def step_(table: StaticTable, extents: Tensor, largest: float | None, scale: Ten
             square_sum_kernel, tiles, (table.targets, table.tiles, table.frozen, table.partials),
             {}, CONFIG,
         )  # fmt: skip
-    arguments = (
+    deciding = (
         table.targets, table.edges, table.steps, table.active, extents,
         table.factor if scale is None else scale, table.partials, table.norm, table.found_inf,
         table.factor, len(table.targets), tiles, groups, depth,
@@ -238,8 +238,8 @@ def step_(table: StaticTable, extents: Tensor, largest: float | None, scale: Ten
         "SCALED": scale is not None,
         "BLOCK": DECISION.blocks[0],
     }
-    launch(decision_kernel, 1, arguments, constants, DECISION)
-    arguments = (
+    launch(decision_kernel, 1, deciding, constants, DECISION)
+    updating = (
         table.targets, table.tiles, table.frozen, table.edges, table.steps, table.active,
         table.rates, extents, table.blend, table.factor, groups, depth,
     )  # fmt: skip
@@ -247,4 +247,4 @@ def step_(table: StaticTable, extents: Tensor, largest: float | None, scale: Ten
         "MASKED": table.inactive == "masked",
         "AVERAGES": any(row.average is not None for row in table.rows),
     }
-    launch(update_kernel, tiles, arguments, constants, CONFIG)
+    launch(update_kernel, tiles, updating, constants, CONFIG)

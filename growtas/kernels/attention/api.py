@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from growtas.kernels.arguments import check_floating, whole
 from growtas.kernels.attention.reference import accumulation_dtype
 from growtas.kernels.autocast import cast_to_autocast
 from growtas.kernels.dispatch import select
@@ -49,16 +50,21 @@ def attention(
 
     Raises:
         ValueError: shapes that do not fit together, or extents that are not int32 ``[G]`` on qkv's
-            device with G dividing the batch.
-        TypeError: tables that are neither float32 nor of qkv's dtype.
+            device with G dividing the batch, or, where they are on the CPU, not within `num_heads`.
+        TypeError: a qkv that is no tensor of these dtypes, a size that is no integer, a grid that
+            is no pair, or tables that are neither float32 nor of qkv's dtype.
     """
+    check_floating("qkv", qkv)
     qkv = cast_to_autocast(qkv)
-    if qkv.dim() != 3 or num_heads < 1 or qkv.shape[-1] % (3 * num_heads) != 0:
+    num_heads = whole("num_heads", num_heads)
+    if qkv.dim() != 3 or qkv.shape[-1] % (3 * num_heads) != 0:
         raise ValueError(
             f"qkv must be [B, N, 3 * {num_heads} heads * head_dim], got {tuple(qkv.shape)}"
         )
-    height, width = grid
-    if height < 1 or width < 1 or qkv.shape[1] - height * width not in (0, 1):
+    if not isinstance(grid, Sequence) or len(grid) != 2:
+        raise TypeError(f"grid must be (height, width) of the patches, got {grid!r}")
+    height, width = whole("grid[0]", grid[0]), whole("grid[1]", grid[1])
+    if qkv.shape[1] - height * width not in (0, 1):
         raise ValueError(
             f"qkv has {qkv.shape[1]} tokens; a grid of {height} x {width} needs "
             f"{height * width}, or {height * width + 1} with a class token"
@@ -73,7 +79,7 @@ def attention(
             raise TypeError(
                 f"tables are {tables.dtype}; with qkv {qkv.dtype} they must be that or float32"
             )
-    check_extent(extents, qkv)
+    check_extent("extents", extents, qkv, 0, num_heads)
     if scale is None:
         scale = float(head_dim) ** -0.5
     arguments = (qkv, tables, num_heads, height, width, scale, extents)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from growtas.kernels.arguments import check_floating
 from growtas.kernels.autocast import autocast_dtype
 from growtas.kernels.dispatch import select
 from growtas.kernels.extents import check_extent, if_present
@@ -47,10 +49,11 @@ def layer_norm(
         float32 (float64 for float64) in every case.
 
     Raises:
-        ValueError: x is wider than the parameters, they differ in size, extents that are not int32
-            on x's device, one for each of as many subnets as divide the batch, or `present` without
-            extents.
-        TypeError: a parameter that is neither float32 nor of x's dtype.
+        ValueError: x is wider than the parameters, they differ in size, a negative `eps`, extents
+            that are not int32 on x's device, one for each of as many subnets as divide the batch,
+            or, where they are on the CPU, not within x's width, or `present` without extents.
+        TypeError: an x that is no tensor of these dtypes, or a parameter that is neither float32
+            nor of x's dtype.
     """
     arguments = _checked(x, weight, bias, eps, extents, present)
     if _differentiated(x, weight, bias) and own_function(x, gradients):
@@ -93,6 +96,9 @@ def _checked(
     present: Tensor | None,
 ) -> tuple[Any, ...]:
     """The operator's arguments."""
+    check_floating("x", x)
+    if not 0.0 <= eps < math.inf:
+        raise ValueError(f"eps is {eps}, it must be 0 or more and finite")
     if weight.shape != bias.shape or weight.dim() != 1:
         raise ValueError(
             "weight and bias must be 1-D of one size, got "
@@ -107,8 +113,8 @@ def _checked(
             )
     if present is not None and extents is None:
         raise ValueError("present is given, extents are not")
-    check_extent(extents, x, present)
-    check_extent(present, x)
+    check_extent("extents", extents, x, 1, x.shape[-1], present)
+    check_extent("present", present, x, 0, 1)
     out_dtype = autocast_dtype(x) or x.dtype
     return x, weight, bias, eps, out_dtype, extents, present
 

@@ -36,10 +36,8 @@ def _both(
     width: int, stream: torch.dtype, out: torch.dtype, stored: torch.dtype, on_device: bool
 ) -> None:
     x = torch.empty(2, 197, width, dtype=stream, device="meta")
-    parameters = [torch.empty(width, dtype=stored, device="meta") for _ in range(2)]
+    weight, bias = (torch.empty(width, dtype=stored, device="meta") for _ in range(2))
     size = torch.empty(1, dtype=torch.int32, device="meta") if on_device else None
-    y, mean, rstd = gpu.forward(x, *parameters, 1e-5, out, size)
+    y, mean, rstd = gpu.forward(x, weight, bias, 1e-5, out, size)
     for added, present in ((x, size), (None, None)):
-        gpu.backward_(
-            y, x, parameters[0], mean, rstd, *parameters, size, present=present, added=added
-        )
+        gpu.backward_(y, x, weight, mean, rstd, weight, bias, size, present, added)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from growtas.kernels.arguments import check_floating, whole
 from growtas.kernels.autocast import cast_to_autocast
 from growtas.kernels.dispatch import select
 from growtas.kernels.extents import LinearExtents, LinearSizes, check_extent
@@ -67,19 +68,21 @@ def linear(
     Raises:
         ValueError: a size outside the parameter or of a scale or residual that does not fit, or
             an unknown activation, or extents that are not int32 on x's device, one for each of
-            as many subnets as divide the batch.
-        TypeError: a weight that is neither float32 nor of x's dtype.
+            as many subnets as divide the batch, or, where they are on the CPU, not within these
+            sizes.
+        TypeError: an x that is no tensor of these dtypes, `out_features` that is no integer, or a
+            weight that is neither float32 nor of x's dtype.
     """
+    check_floating("x", x)
     x = cast_to_autocast(x)
     if weight.dim() < 2:
         raise ValueError(f"weight must have 2 or more dimensions, got {tuple(weight.shape)}")
     groups = 1 if weight.dim() == 2 else weight.shape[0]
     out_max = math.prod(weight.shape[:-1]) // groups
-    if out_features is None:
-        out_features = out_max
+    out_features = out_max if out_features is None else whole("out_features", out_features)
     if x.shape[-1] > weight.shape[-1]:
         raise ValueError(f"x has {x.shape[-1]} features, the weight takes 1 to {weight.shape[-1]}")
-    if out_features < 1 or out_features > out_max:
+    if out_features > out_max:
         raise ValueError(f"out_features is {out_features}, the weight has 1 to {out_max}")
     for given, value in (("input_activation", input_activation), ("activation", activation)):
         if value not in _ACTIVATIONS:
@@ -102,8 +105,8 @@ def linear(
     if weight.dtype not in (x.dtype, torch.float32):
         raise TypeError(f"weight is {weight.dtype}; with x {x.dtype} it must be that or float32")
     sizes = LinearExtents(None, None) if extents is None else extents
-    check_extent(sizes.out_features, x, sizes.in_features)
-    check_extent(sizes.in_features, x)
+    check_extent("out_features", sizes.out_features, x, 0, out_features, sizes.in_features)
+    check_extent("in_features", sizes.in_features, x, 0, x.shape[-1])
 
     differentiated = torch.is_grad_enabled() and (
         x.requires_grad

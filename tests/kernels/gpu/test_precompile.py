@@ -12,6 +12,7 @@ import torch
 
 from growtas.kernels import configs, precompile
 from growtas.kernels.precompile import Resources, complaint, first_of_each_kernel
+from growtas.kernels.triton_launch import Launch
 
 
 def run(*arguments):
@@ -21,7 +22,7 @@ def run(*arguments):
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
-@pytest.mark.parametrize("architecture", ["80", "90"])
+@pytest.mark.parametrize("architecture", ["80", "90"])  # the two tables
 def test_first_build_of_every_kernel(architecture):
     done = run("--arch", architecture, "--quick")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -42,12 +43,16 @@ def test_what_must_not_be_shipped():
     assert complaint(Resources(255, 0, 163 * 1024), 80) is None
     assert "spills 8 bytes" in complaint(Resources(255, 8, 0), 80)
     assert "shared memory" in complaint(Resources(32, 0, 163 * 1024 + 1), 80)
-    assert complaint(Resources(32, 0, 227 * 1024), 90) is None
-    assert "shared memory" in complaint(Resources(32, 0, 227 * 1024 + 1), 90)
+    for architecture in (90, 100):
+        assert complaint(Resources(32, 0, 227 * 1024), architecture) is None
+        assert "shared memory" in complaint(Resources(32, 0, 227 * 1024 + 1), architecture)
+    for architecture in (86, 89, 120):
+        assert complaint(Resources(32, 0, 99 * 1024), architecture) is None
+        assert "shared memory" in complaint(Resources(32, 0, 99 * 1024 + 1), architecture)
 
 
 def test_failures_are_counted_and_the_rest_is_compiled(monkeypatch, capsys):
-    def compile_build(build, architecture):
+    def compile_build(build):
         if build.label == "broken":
             raise RuntimeError("no such layout")
         return Resources(40, 16 if build.label == "spilling" else 0, 96)
@@ -55,9 +60,9 @@ def test_failures_are_counted_and_the_rest_is_compiled(monkeypatch, capsys):
     class Kernel:
         __name__ = "a_kernel"
 
-    config = configs.Config((16,), 4, 1)
     labels = ("good", "broken", "spilling")
-    builds = [configs.Build(label, Kernel(), {}, {}, config) for label in labels]
+    launch = Launch(Kernel(), 1, (), {}, configs.Config((16,), 4, 1))
+    builds = [precompile.Build(label, launch) for label in labels]
     monkeypatch.setattr(precompile, "compile_build", compile_build)
     monkeypatch.setattr(precompile, "builds", lambda architecture, operators: iter(builds))
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)

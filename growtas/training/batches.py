@@ -1,0 +1,334 @@
+"""Batches: read in worker processes or here, each with random numbers of its own, and with an
+account of the images that could not be read."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any, Literal
+
+import torch
+import torch.utils.data
+from torch import Tensor
+
+from growtas import stopping
+from growtas.training.distributed import Process
+from growtas.training.optional import require
+from growtas.training.samples import ImageView, SampleError, UnreadableImage, some_names
+
+# What becomes of an image that cannot be read: an error, a batch without it, or another image.
+OnUnreadable = Literal["raise", "skip", "replace"]
+Key = tuple[str, list[int]]  # name of the batch's random numbers ("" for none), positions in a view
+
+# Images in a row that cannot be read: from here on it is not an image but the place that is broken.
+_IN_A_ROW = 10
+
+
+class WorkerDied(ChildProcessError):
+    """A process that reads images has died."""
+
+
+@contextmanager
+def seeded(name: str, device: torch.device | None = None) -> Iterator[None]:
+    """The global generators of Python, NumPy and torch as `name` says, and afterwards as before.
+
+    Args:
+        name: equal names give equal numbers.
+        device: a GPU whose generator is meant too.
+    """
+    numpy = require("numpy", "train")
+    before = random.getstate(), numpy.random.get_state()
+    cuda = [device] if device is not None and device.type == "cuda" else []
+    with torch.random.fork_rng(cuda):
+        seed_all(name, device)
+        try:
+            yield
+        finally:
+            random.setstate(before[0])
+            numpy.random.set_state(before[1])
+
+
+def seed_all(name: str, device: torch.device | None = None) -> None:
+    """Seed the global generators of Python, NumPy and torch with a text; on a GPU that of `device`
+    too."""
+    seed = random.Random(name).getrandbits(32)
+    random.seed(seed)
+    require("numpy", "train").random.seed(seed)
+    # Not torch.manual_seed: with CUDA not yet in use, it formats a stack trace at every call.
+    torch.default_generator.manual_seed(seed)
+    if device is not None and device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+
+
+class BatchReader(torch.utils.data.Dataset[Any]):
+    """Whole batches of a view: the item of a `Key` is (images, labels, unread).
+
+    `unread` lists (index, reason) of the images that could not be read; images and labels are None
+    if none of the batch could. An error about a sample is returned, not raised: from another
+    process it would arrive as a traceback in a text.
+    """
+
+    def __init__(
+        self, view: ImageView, collate: Callable[[list[Any]], Any], on_unreadable: OnUnreadable
+    ) -> None:
+        self.view = view
+        self.collate = collate
+        self.on_unreadable = on_unreadable
+
+    def __getitem__(self, key: Key) -> Any:
+        name, positions = key
+        try:
+            if not name:
+                return self._read(positions)
+            with seeded(name):
+                return self._read(positions)
+        except (UnreadableImage, SampleError) as error:
+            return error
+
+    def _read(self, positions: Sequence[int]) -> Any:
+        unread: list[tuple[int, str]] = []
+        samples = []
+        for position in positions:
+            sample = self._try(position, unread)
+            if sample is None and self.on_unreadable == "replace":
+                sample = self._next(position, unread)
+            if sample is not None:
+                samples.append(sample)
+        return (*(self.collate(samples) if samples else (None, None)), unread)
+
+    def _try(self, position: int, unread: list[tuple[int, str]]) -> tuple[Tensor, int] | None:
+        """A sample of the view; None, and an entry in `unread`, if it cannot be read."""
+        try:
+            return self.view[position]
+        except UnreadableImage as error:
+            if self.on_unreadable == "raise":
+                raise
+            unread.append((self.view.indices[position], str(error)))
+            return None
+
+    def _next(self, position: int, unread: list[tuple[int, str]]) -> tuple[Tensor, int]:
+        """The next sample of the view, so of the same split, that can be read."""
+        for step in range(1, _IN_A_ROW):
+            sample = self._try((position + step) % len(self.view), unread)
+            if sample is not None:
+                return sample
+        raise UnreadableImage(
+            f"{_IN_A_ROW} images in a row cannot be read; the last one: {unread[-1][1]}"
+        )
+
+
+class EpochOrder(torch.utils.data.Sampler[Key]):
+    """The batches of an epoch: full ones only, numbered, from any of them on.
+
+    Args:
+        sampler: positions of this process in the order of the epoch; has ``set_epoch``.
+        batch: images of a batch.
+        seed: of the run.
+        rank: of the process; each has random numbers of its own.
+    """
+
+    def __init__(self, sampler: Any, batch: int, seed: int, rank: int) -> None:
+        self.sampler = sampler
+        self.batch = batch
+        self.seed = seed
+        self.rank = rank
+        self.epoch = self.first = 0
+        self.steps = len(sampler) // batch
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int, first: int = 0) -> None:
+        """Select the order of epoch `epoch`, from batch number `first` on."""
+        self.epoch, self.first = epoch, first
+        self.sampler.set_epoch((self.seed << 20) + epoch)
+
+    def name(self, number: int, what: str) -> str:
+        """Of the random numbers for batch `number`: they depend on nothing that came before."""
+        return f"growtas:{self.seed}:{self.epoch}:{self.rank}:{number}:{what}"
+
+    def __len__(self) -> int:
+        return self.steps - self.first
+
+    def __iter__(self) -> Iterator[Key]:
+        order = iter(self.sampler)
+        for number in range(self.steps):
+            positions = list(islice(order, self.batch))
+            if number >= self.first:
+                yield self.name(number, "images"), positions
+
+
+class Batches:
+    """What a DataLoader over a `BatchReader` reads.
+
+    Attributes:
+        dataset: the view.
+        unreadable: reasons by index of the images that the latest pass could not read.
+
+    Raises (while iterating):
+        UnreadableImage, SampleError: about a sample.
+        WorkerDied: a worker process was killed.
+    """
+
+    def __init__(
+        self,
+        view: ImageView,
+        keys: Iterable[Key],
+        *,
+        collate: Callable[[list[Any]], Any],
+        on_unreadable: OnUnreadable,
+        workers: int,
+        pin_memory: bool,
+    ) -> None:
+        self.dataset = view
+        self.unreadable: dict[int, str] = {}
+        # Workers do not outlive the epoch: each pass begins with the order set before it.
+        self._loader = torch.utils.data.DataLoader(
+            BatchReader(view, collate, on_unreadable),
+            batch_size=None,
+            sampler=keys,
+            num_workers=workers,
+            pin_memory=pin_memory,
+            collate_fn=_as_is,
+            worker_init_fn=stopping.in_worker,
+            generator=torch.Generator(),  # not the caller's, for the seeds of the workers
+        )
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        self.unreadable = {}
+        with naming_dead_workers():
+            for batch in self._loader:
+                if isinstance(batch, Exception):
+                    raise batch
+                images, labels, unread = batch
+                self.unreadable.update(unread)
+                if images is not None:
+                    yield images, labels
+
+
+class TrainLoader:
+    """Batches of one process for one epoch after the other.
+
+    Iterating yields (images [batch, channels, side, side] float32, labels [batch] int64). All
+    processes together see each batch of the epoch's order exactly once; the last, incomplete batch
+    is dropped. The order and the augmentation of a batch depend on the seed, the epoch
+    (`set_epoch`), the process and the batch's number only, not on workers or on what was read
+    before. An image that cannot be read is replaced by the next one of the training split.
+
+    Args:
+        batches: of `order`; maybe prefetched to the device.
+        source: the same before that.
+        order: of the epoch.
+        erase: random erasing on the device; None where the transform does it, or nobody.
+        device: where the batches are.
+    """
+
+    def __init__(
+        self,
+        batches: Iterable[Any],
+        source: Batches,
+        order: EpochOrder,
+        erase: Callable[[Tensor], Tensor] | None,
+        device: torch.device,
+    ) -> None:
+        self._batches = batches
+        self._source = source
+        self._erase = erase
+        self._device = device
+        self.order = order
+
+    @property
+    def unreadable(self) -> dict[int, str]:
+        """Reasons by index of the images that could not be read in the epoch so far."""
+        return self._source.unreadable
+
+    def set_epoch(self, epoch: int, first: int = 0) -> None:
+        """Select the order of epoch `epoch`, from batch number `first` on."""
+        self.order.set_epoch(epoch, first)
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch."""
+        return self.order.steps
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        if self._erase is None:
+            yield from self._batches
+            return
+        for number, (images, labels) in enumerate(self._batches, self.order.first):
+            with seeded(self.order.name(number, "erasing"), self._device):
+                images = self._erase(images)
+            yield images, labels
+
+
+class EvalLoader:
+    """Batches of one process, for evaluation.
+
+    Iterating yields (images [batch, channels, side, side] float32, labels [batch] int64).
+
+    Args:
+        batches: maybe prefetched to the device.
+        source: the same before that.
+    """
+
+    def __init__(self, batches: Iterable[Any], source: Batches) -> None:
+        self._batches = batches
+        self._source = source
+
+    @property
+    def dataset(self) -> ImageView:
+        """The samples of this process."""
+        return self._source.dataset
+
+    @property
+    def unreadable(self) -> dict[int, str]:
+        """Reasons by index of the images that the latest pass has left out."""
+        return self._source.unreadable
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter(self._batches)
+
+
+def left_out(split: str, loader: EvalLoader, process: Process | None = None) -> str | None:
+    """A line about the images that the latest pass over `loader` has left out; None if there are
+    none.
+
+    Args:
+        split: what to call them.
+        loader: of this process.
+        process: if each reads its share; all of them call this.
+    """
+    unread = sorted(loader.unreadable)
+    count, total = len(unread), len(loader.dataset)
+    if process is not None:
+        both = torch.tensor([count, total], device=process.device)
+        count, total = process.sum(both).tolist()
+    if not count:
+        return None
+    names = some_names(loader.dataset.dataset, unread) or "read by other processes"
+    return f"{count} of {total} {split} images cannot be read and are left out: {names}"
+
+
+@contextmanager
+def naming_dead_workers() -> Iterator[None]:
+    """Raises `WorkerDied` for torch's RuntimeError, which may come at any moment of a loop."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if not text.startswith("DataLoader worker (pid"):
+            raise
+        raise WorkerDied(
+            f"a process that reads images has died: {text.rstrip('. ')}. If memory ran out, lower "
+            "data.workers (0: no processes) or data.batch_size"
+        ) from error
+
+
+def _as_is(batch: Any) -> Any:
+    return batch

@@ -1,0 +1,152 @@
+"""Samples of a data set: which split each belongs to, and how one is read and checked."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch.utils.data
+from torch import Tensor
+
+# What decoders of images raise about a file that is damaged.
+_DAMAGED = (OSError, SyntaxError, EOFError, struct.error, zlib.error)
+
+
+class UnreadableImage(OSError):
+    """An image that cannot be read; the message names its file (or sample) and the reason."""
+
+
+class SampleError(ValueError):
+    """A sample that is not what the settings say; the message names it and what is allowed."""
+
+
+def split_indices(
+    count: int, search_fraction: float, test_fraction: float = 0.0, seed: int = 0
+) -> dict[str, list[int]]:
+    """Which of `count` samples are for training, for the search and for the test.
+
+    A sample's place depends on its index and `seed` only, not on `count` or a random generator.
+
+    Returns:
+        "train", "search" and "test": ascending indices, disjoint, together all of them. The shares
+        are binomial around the fractions.
+    """
+    splits: dict[str, list[int]] = {"train": [], "search": [], "test": []}
+    for index in range(count):
+        digest = hashlib.blake2b(f"{seed}:{index}".encode(), digest_size=8).digest()
+        place = int.from_bytes(digest, "big") / 2**64
+        if place < search_fraction:
+            splits["search"].append(index)
+        elif place < search_fraction + test_fraction:
+            splits["test"].append(index)
+        else:
+            splits["train"].append(index)
+    return splits
+
+
+class ImageView(torch.utils.data.Dataset[tuple[Tensor, int]]):
+    """Some samples of a data set, in one colour mode, through one transform.
+
+    Args:
+        dataset: yields (image, label). A PIL image is converted and transformed; a floating point
+            tensor [channels, side, side] has been by the data set itself and is taken as it is.
+        indices: which samples, in which order.
+        transform: PIL image -> tensor [channels, side, side].
+        mode: "L" or "RGB".
+        side: of the square images, in pixels.
+        num_classes: labels are below it.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        indices: Sequence[int],
+        transform: Callable[[Any], Tensor],
+        mode: str,
+        side: int,
+        num_classes: int,
+    ) -> None:
+        self.dataset = dataset
+        self.indices = list(indices)
+        self.transform = transform
+        self.mode = mode
+        self.side = side
+        self.num_classes = num_classes
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> tuple[Tensor, int]:
+        """The sample at `position` of the view.
+
+        Raises:
+            UnreadableImage: its image cannot be read.
+            SampleError: it is no image of the view's shape with one of its labels.
+        """
+        index = self.indices[position]
+        try:
+            sample = self.dataset[index]
+            image = sample[0] if isinstance(sample, (tuple, list)) and len(sample) == 2 else None
+            if image is not None and hasattr(image, "convert"):
+                image.load()  # decodes what the data set has only opened
+        except UnreadableImage:
+            raise
+        except _DAMAGED as error:
+            name = sample_name(self.dataset, index)
+            raise UnreadableImage(f"cannot read {name}: {error}") from error
+        if image is None:
+            kind = type(sample).__name__
+            raise SampleError(f"{self._named(index)} is a {kind}; needed: (image, label)")
+        label = self._label(index, sample[1])
+        if isinstance(image, Tensor):
+            return self._checked(index, image), label
+        if not hasattr(image, "convert"):
+            kind = type(image).__name__
+            raise SampleError(
+                f"the image of {self._named(index)} is a {kind}; allowed: a PIL image, a tensor"
+            )
+        return self.transform(image.convert(self.mode) if image.mode != self.mode else image), label
+
+    def _named(self, index: int) -> str:
+        return sample_name(self.dataset, index)
+
+    def _label(self, index: int, label: Any) -> int:
+        try:
+            number = int(label)
+        except (TypeError, ValueError):
+            number = -1
+        if not 0 <= number < self.num_classes:
+            raise SampleError(
+                f"the label of {self._named(index)} is {label!r}; allowed: 0 to "
+                f"{self.num_classes - 1}, as there are {self.num_classes} classes "
+                "(data.num_classes)"
+            )
+        return number
+
+    def _checked(self, index: int, image: Tensor) -> Tensor:
+        shape = (1 if self.mode == "L" else 3, self.side, self.side)
+        if image.shape != shape or not image.is_floating_point():
+            raise SampleError(
+                f"the image of {self._named(index)} is a tensor {list(image.shape)} of "
+                f"{image.dtype}; allowed: {list(shape)}, floating point, normalised"
+            )
+        return image
+
+
+def sample_name(dataset: Any, index: int) -> str:
+    """The file of a sample where the data set knows it, else its index."""
+    if hasattr(dataset, "filename"):
+        return str(dataset.filename(index))
+    files = getattr(dataset, "samples", None)
+    if files is not None and isinstance(files[index], tuple):
+        return str(files[index][0])
+    return f"sample {index}"
+
+
+def some_names(dataset: Any, indices: Sequence[int]) -> str:
+    """`sample_name` of the first of many, for a message."""
+    names = ", ".join(sample_name(dataset, index) for index in indices[:3])
+    return f"{names}, ..." if len(indices) > 3 else names
