@@ -18,7 +18,10 @@ def space() -> SearchSpace:
 @pytest.fixture
 def result(space: SearchSpace) -> SearchResult:
     config = SearchConfig(
-        population=8, generations=2, limits=({"max_params": "150K"}, {"max_params": "1M"})
+        population=8,
+        generations=2,
+        parents=4,
+        limits=({"max_params": "150K"}, {"max_params": "1M"}),
     )
     return search(space, KnownOptimum(space.largest()), config, cost_of(space), progress=False)
 
