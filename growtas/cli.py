@@ -33,6 +33,7 @@ _FAILURES = ("BackendUnavailable", "ExportMismatch", "NonFiniteLossError", "OutO
 _OPTIONAL = {
     "PIL": "train",
     "matplotlib": "train",
+    "mlxtend": "demo",
     "onnx": "export",
     "onnxscript": "export",
     "sklearn": "demo",
@@ -132,7 +133,9 @@ def _run(options: argparse.Namespace) -> None:
     from growtas import pipeline
     from growtas.recipe import Recipe
 
-    recipe = Recipe.load(options.recipe, options.overrides)
+    # Printed with the recipe, what was chosen for this folder must not make it another text.
+    note = (lambda line: _say(f"# {line}")) if options.print_recipe else _say
+    recipe = Recipe.load(options.recipe, options.overrides, resume=options.resume, say=note)
     if options.print_recipe:
         _say(recipe.to_yaml().rstrip())
         return
@@ -149,7 +152,7 @@ def _train(options: argparse.Namespace) -> None:
     from growtas.recipe import Recipe
     from growtas.run_folder import SUPERNET, Run
 
-    recipe = Recipe.load(options.recipe, options.overrides)
+    recipe = Recipe.load(options.recipe, options.overrides, resume=options.resume, say=_say)
     run = Run.plan(
         recipe,
         resume=options.resume,
@@ -232,7 +235,7 @@ def _convert(options: argparse.Namespace) -> None:
     if options.recipe is not None:
         if options.space is not None:
             raise ConfigError("--space and --recipe exclude each other: the recipe has a space")
-        recipe = Recipe.load(options.recipe, options.overrides)
+        recipe = Recipe.load(options.recipe, options.overrides, say=_say)
         recipe = replace(recipe, output=replace(recipe.output, dir=options.target))
         conversion.adopt(options.source, recipe, **common, **given)
         return

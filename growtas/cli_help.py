@@ -4,7 +4,8 @@ from __future__ import annotations
 
 FIRST_STEPS = """\
 first steps:
-  growtas run digits                  a whole run on real images, in minutes
+  growtas run mnist-5k                a whole run on real images, in minutes
+  growtas run folder data.root=DIR    the same on your own: DIR/CLASS/*.png
   growtas COMMAND --help              what a command reads and writes, with examples
   growtas run RECIPE --print-recipe   everything that can be set, with its value
 
@@ -47,12 +48,13 @@ the folder of the run (output.dir; runs/RECIPE if the recipe says nothing) then 
   supernet.safetensors all subnets' weights
   search.json          everything that the search evaluated, and a winner inside each limit
   summary.json         the winners, tested once on images that nothing else saw
-  front.png            accuracy against size
+  front.png            accuracy against size; training.png: the smallest and largest over the epochs
   best/                the exported winner: growtas.export.load("runs/RECIPE/best")
 
 examples:
   growtas run digits
   growtas run digits train.epochs=10 output.dir=runs/short
+  growtas run folder data.root=/path/to/images
   growtas run autoformer-tiny data.root=/path/to/imagenet
   torchrun --nproc-per-node 8 -m growtas run autoformer-tiny data.root=/path/to/imagenet
   growtas run autoformer-tiny --print-recipe > mine.yaml

@@ -1,4 +1,4 @@
-"""The whole chain: train, search, test each winner once, export the best, draw the front."""
+"""The whole chain: train, search, test each winner once, export the best, draw what happened."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from growtas.recipe import Recipe
-from growtas.run_folder import BEST, FRONT, SUMMARY, Run, Say
+from growtas.run_folder import BEST, FRONT, LOG, SUMMARY, TRAINING, Run, Say
+from growtas.training.builtin import BUILT_IN
 from growtas.winners import Winner, best_limit
 
 
@@ -20,9 +21,11 @@ def run(
     say: Say = print,
     verify: bool = True,
 ) -> list[Winner]:
-    """Trains, searches, tests the winners once, exports the best one and draws the front.
+    """Trains, searches, tests the winners once, exports the best one, draws training and front.
 
-    The best is the winner with the best search result: test images choose nothing.
+    The best is the winner with the best search result: test images choose nothing. The random
+    subnets that are scored for comparison count like those of the search: they are in
+    ``search.json`` and in the front, and one that beats all others inside a limit wins it.
 
     Args:
         recipe: what to run; its ``output.dir`` receives the files.
@@ -38,7 +41,8 @@ def run(
         ConfigError, OSError, ValueError: see `Run.plan` and `Run.check_limits`.
         ExportMismatch: the exported model is not the searched one.
     """
-    from growtas.report import plot_front, winners_table
+    from growtas.report import plot_front, plot_training, winners_table
+    from growtas.training.metrics import read_metrics
 
     _require_packages(recipe)
     current = Run.plan(recipe, resume=resume, overwrite=overwrite, say=say, verify=verify)
@@ -57,6 +61,7 @@ def run(
         result = current.search(resume=resume)
     with timed("random"):
         random_subnets = current.random_subnets(result)
+        result = current.include(result, random_subnets)
     with timed("test"):
         winners = current.test(result, resume=resume)
     chosen = best_limit(result)
@@ -71,9 +76,15 @@ def run(
     }
     current.write_json(SUMMARY, summary)
     if current.process.is_main:
-        plot_front(result, current.folder / FRONT, random_subnets=random_subnets)
-    current.say(winners_table(result, {w.limit: w.test_accuracy for w in winners}))
-    current.say(f"tested once on {winner.test_images:,} images that training and search never saw")
+        folder = current.folder
+        plot_front(result, folder / FRONT, winners=winners, random_subnets=random_subnets)
+        if rows := read_metrics(folder / LOG):  # a converted checkpoint has none
+            plot_training(rows, folder / TRAINING)
+    current.say(winners_table(result, winners))
+    current.say(
+        f"in brackets 95 % intervals; random: the mean of random subnets inside the limit; test: "
+        f"{winner.test_images:,} images that training and search never saw, used once"
+    )
     current.say(
         f"{current.folder / BEST}: the winner of {winner.limit}, the best by search; its logits "
         f"are the supernet's to rounding ({difference:.1e})"
@@ -84,7 +95,9 @@ def run(
 
 def _require_packages(recipe: Recipe) -> None:
     """Finds a missing package before the training, not after it."""
-    modules = ["timm", "matplotlib", *(["sklearn"] if recipe.data.dataset == "digits" else [])]
+    modules = ["timm", "matplotlib"]
+    if recipe.data.dataset in BUILT_IN:
+        modules.append(BUILT_IN[recipe.data.dataset].package)
     modules += ["tqdm"] if recipe.train.progress else []
     modules += ["tensorboard"] if recipe.train.tensorboard else []
     missing = [name for name in modules if importlib.util.find_spec(name) is None]

@@ -7,12 +7,12 @@ saves the complete recipe as ``config.yaml``, which is itself a recipe.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from growtas import recipes
+from growtas import folder_sizes, recipes
 from growtas.atomic import write_atomically
 from growtas.config import (
     ConfigError,
@@ -114,13 +114,23 @@ class Recipe:
         self.build_strategy(self.build_space())
 
     @classmethod
-    def load(cls, source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    def load(
+        cls,
+        source: str | Path,
+        overrides: Sequence[str] = (),
+        *,
+        resume: bool = False,
+        say: Callable[[str], None] = print,
+    ) -> Recipe:
         """Reads a recipe and applies overrides.
 
         Args:
             source: name of a package recipe (`growtas.recipes.available`), or path of a YAML file.
             overrides: ``section.field=value`` each, values in YAML, ``[0]`` for a position in a
                 list; later ones win.
+            resume: what the recipe leaves to the images of a folder (``auto``, see
+                `growtas.folder_sizes`) is taken from the run in its output folder, if there is one.
+            say: receives the lines about what was chosen for ``auto``.
 
         Raises:
             ConfigError: no such recipe, a field that does not exist, a value of the wrong type or
@@ -133,11 +143,17 @@ class Recipe:
             raise ConfigError(
                 f"{source}: a recipe is a mapping with the sections {', '.join(_sections())}"
             )
-        return cls.from_dict(values, overrides, name=name)
+        return cls.from_dict(values, overrides, name=name, resume=resume, say=say)
 
     @classmethod
     def from_dict(
-        cls, values: Mapping[str, Any], overrides: Sequence[str] = (), *, name: str = "run"
+        cls,
+        values: Mapping[str, Any],
+        overrides: Sequence[str] = (),
+        *,
+        name: str = "run",
+        resume: bool = False,
+        say: Callable[[str], None] = print,
     ) -> Recipe:
         """The same from plain values; `name` makes the default output folder, ``runs/<name>``."""
         values = dict(to_plain(values))
@@ -150,6 +166,11 @@ class Recipe:
         output = convert(values.get("output") or {}, OutputConfig, where="output")
         if output.dir is None:
             values["output"] = {**to_plain(output), "dir": f"runs/{name}"}
+        earlier = Path(values["output"]["dir"]) / "config.yaml"
+        kept = None
+        if resume and earlier.is_file():
+            kept = load_yaml(read_text(earlier), source=str(earlier))
+        folder_sizes.choose(values, say, kept)
         return build(cls, values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -174,16 +195,7 @@ class Recipe:
 
     def build_space(self) -> SearchSpace:
         """The search space, from its preset name or its choices."""
-        from growtas.space import SearchSpace
-
-        try:
-            return (
-                SearchSpace.preset(self.space)
-                if isinstance(self.space, str)
-                else SearchSpace.from_dict(self.space)
-            )
-        except (ValueError, TypeError, KeyError) as error:
-            raise ConfigError(f"space: {_message(error)}") from None
+        return read_space(self.space)
 
     def build_strategy(self, space: SearchSpace, cost: CostFunction | None = None) -> Strategy:
         """The training strategy, for a space that `build_space` built. One that stratifies can only
@@ -210,6 +222,20 @@ class Recipe:
             in_chans=in_chans,
             **to_plain(self.model),
         )
+
+
+def read_space(space: str | Mapping[str, Any]) -> SearchSpace:
+    """The search space of a preset's name or of a recipe's choices.
+
+    Raises:
+        ConfigError: neither of these.
+    """
+    from growtas.space import SearchSpace
+
+    try:
+        return SearchSpace.preset(space) if isinstance(space, str) else SearchSpace.from_dict(space)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConfigError(f"space: {_message(error)}") from None
 
 
 def _read(source: str | Path) -> tuple[str, str]:

@@ -2,8 +2,9 @@
 
 ``config.yaml`` is the complete recipe; ``metrics.csv``, ``checkpoint.pt`` and
 ``supernet.safetensors`` come from training, ``search.json`` and ``random_subnets.json`` from the
-search, ``summary.json`` (the winners, tested), ``best/`` (the exported model) and ``front.png``
-from `growtas.pipeline`; ``analysis/`` holds what ``growtas analyze`` drew of the supernet.
+search, ``summary.json`` (the winners, tested), ``best/`` (the exported model) and the pictures
+``front.png`` and ``training.png`` from `growtas.pipeline`; ``analysis/`` holds what ``growtas
+analyze`` drew of the supernet.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 CONFIG = "config.yaml"
 METRICS = "metrics.csv"
+LOG = "metrics.jsonl"  # the same for programs
 SUPERNET = "supernet.safetensors"
 SEARCH = "search.json"
 SEARCH_STATE = "search_state.json"
@@ -38,10 +40,11 @@ RANDOM = "random_subnets.json"
 SUMMARY = "summary.json"
 BEST = "best"
 FRONT = "front.png"
+TRAINING = "training.png"
 ANALYSIS = "analysis"
-_TRAINED = (METRICS, "metrics.jsonl", "checkpoint.pt", "tensorboard", SUPERNET, ANALYSIS)
+_TRAINED = (METRICS, LOG, "checkpoint.pt", "tensorboard", SUPERNET, ANALYSIS)
 _SEARCHED = (SEARCH, SEARCH_STATE, RANDOM)
-_REPORTED = (SUMMARY, BEST, FRONT)
+_REPORTED = (SUMMARY, BEST, FRONT, TRAINING)
 
 # Largest difference between the logits of the supernet and of the exported model, relative to the
 # largest logit: float32 sums in another order, with a margin.
@@ -307,6 +310,14 @@ class Run:
         )
         self.write_json(RANDOM, [candidate.to_dict() for candidate in candidates])
         return candidates
+
+    def include(self, result: SearchResult, candidates: Sequence[Candidate]) -> SearchResult:
+        """The result of `search` with further subnets scored on the search split, in
+        ``search.json`` too; see `SearchResult.including`."""
+        whole = result.including(candidates)
+        if whole is not result and self.process.is_main:
+            whole.save(self.folder / SEARCH)
+        return whole
 
     def test(self, result: SearchResult, *, resume: bool = False) -> list[Winner]:
         """Each limit's winner on the test images: the only time that a run reads them.

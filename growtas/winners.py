@@ -11,7 +11,7 @@ from growtas.config import content_of, read_text
 from growtas.space import Subnet
 
 if TYPE_CHECKING:
-    from growtas.search import Evaluator, LimitResult, SearchResult
+    from growtas.search import Evaluator, LimitResult, Score, SearchResult
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,13 @@ class Winner:
     test_accuracy: float  # 0 to 1
     test_loss: float
     test_images: int
+
+    @property
+    def test_score(self) -> Score:
+        """Its result on the test images."""
+        from growtas.search import Score
+
+        return Score(self.test_accuracy, self.test_loss, self.test_images)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON; `from_dict` reads them back."""

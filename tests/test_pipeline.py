@@ -57,8 +57,13 @@ class TestWhatARunLeaves:
             assert (folder / name).is_file(), name
         assert (folder / "best" / "model.safetensors").is_file()
         assert (folder / "best" / "config.json").is_file()
-        assert (folder / "front.png").read_bytes().startswith(b"\x89PNG")
-        assert len(json.loads((folder / "random_subnets.json").read_text())) == 5
+        for name in ("front.png", "training.png"):
+            assert (folder / name).read_bytes().startswith(b"\x89PNG"), name
+        random_subnets = json.loads((folder / "random_subnets.json").read_text())
+        assert len(random_subnets) == 5
+        # In search.json too, so that its front is that of everything evaluated.
+        evaluated = json.loads((folder / "search.json").read_text())["candidates"]
+        assert all(candidate in evaluated for candidate in random_subnets)
         assert Recipe.load(folder / "config.yaml") == tiny_recipe.load(folder)
 
     def test_every_epoch_is_recorded_with_its_phase(self, finished):

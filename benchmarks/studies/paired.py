@@ -106,19 +106,21 @@ def tables(documents: Sequence[dict[str, Any]]) -> str:
         ]
         for row in ROWS:
             values = {method: by_seed(some, setting, method, row) for method in METHODS}
-            cells = [_mean(values[method]) for method in METHODS]
-            cells += [_difference(paired(values[a], values[b])) for a, b in PAIRS]
+            cells = [spread(values[method]) for method in METHODS]
+            cells += [shown(paired(values[a], values[b])) for a, b in PAIRS]
             lines.append(f"| {' '.join(row[:2]).strip()} | {' | '.join(cells)} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
 
-def _mean(values: dict[int, float]) -> str:
-    spread = statistics.stdev(values.values()) if len(values) > 1 else math.nan
-    return f"{statistics.fmean(values.values()):.2f} ± {spread:.2f}"
+def spread(values: dict[int, float]) -> str:
+    """Mean and standard deviation over seeds."""
+    deviation = statistics.stdev(values.values()) if len(values) > 1 else math.nan
+    return f"{statistics.fmean(values.values()):.2f} ± {deviation:.2f}"
 
 
-def _difference(difference: Difference) -> str:
+def shown(difference: Difference) -> str:
+    """A difference with its interval, bold where that leaves zero out."""
     mean, half, positive, count = difference
     text = f"{mean:+.2f} ± {half:.2f} ({positive}/{count})"
     return f"**{text}**" if abs(mean) > half else text
@@ -130,6 +132,11 @@ def _write_csv(documents: Sequence[dict[str, Any]], path: Path) -> None:
         facts = {key: document[key] for key in ("setting", "method", "seed", "epochs", "steps")}
         where = {key: document["provenance"][key] for key in ("commit", "torch", "hardware")}
         lines += [{**facts, **measure, **where} for measure in document["measures"]]
+    write_rows(lines, path)
+
+
+def write_rows(lines: Sequence[dict[str, Any]], path: Path) -> None:
+    """A CSV file of rows with the same columns; numbers with six digits."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
         writer.writeheader()

@@ -20,6 +20,26 @@ class Score(NamedTuple):
     loss: float  # mean cross-entropy, in nats; NaN or infinity if the logits were
     count: int  # type: ignore[assignment]  # images evaluated, over all processes
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval (Wilson's) of the accuracy: its ends, 0 to 1.
+
+        It says how far the few images at hand allow the accuracy on all images like them to lie
+        from theirs. It knows nothing of a choice: the best of many subnets was also lucky on the
+        images it was chosen by, so only on other images does the interval mean what it says.
+        """
+        if not self.count:
+            return 0.0, 1.0
+        z = 1.959964  # the normal distribution has 95 % of its mass within so many deviations
+        share = z * z / self.count
+        middle = self.accuracy + share / 2
+        reach = z * math.sqrt(
+            self.accuracy * (1 - self.accuracy) / self.count + share**2 / z**2 / 4
+        )
+        low, high = (middle - reach) / (1 + share), (middle + reach) / (1 + share)
+        # It holds the accuracy, an end of it where that is 0 or 1; rounding must not change that.
+        return max(0.0, min(low, self.accuracy)), min(1.0, max(high, self.accuracy))
+
 
 class Scorer(Protocol):
     """Anything that scores a subnet; `growtas.search.Evaluator` is the one for supernets.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,13 @@ class LimitResult:
         """Its score on the search images."""
         return self.best.score
 
+    @property
+    def random_accuracy(self) -> float | None:
+        """Mean accuracy of the first generation on the search images: random subnets inside the
+        limit, so what a model of this size has without a search. None if it is not known."""
+        mean = self.history[0]["mean_accuracy"] if self.history else None
+        return None if mean is None else float(mean)
+
 
 @dataclass(frozen=True)
 class SearchResult:
@@ -56,6 +63,29 @@ class SearchResult:
     config: SearchConfig
     limits: tuple[LimitResult, ...]
     candidates: tuple[Candidate, ...]  # in order of evaluation
+
+    def including(self, candidates: Iterable[Candidate]) -> SearchResult:
+        """The result with further subnets, scored on the same images: the front is then that of
+        everything evaluated, and no winner is beaten by a subnet inside its limit.
+
+        With ``config.compat`` the winners stay those of the other program.
+
+        Args:
+            candidates: subnets evaluated elsewhere; those that are here already change nothing.
+        """
+        known = {candidate.subnet for candidate in self.candidates}
+        new = [candidate for candidate in candidates if candidate.subnet not in known]
+        if not new:
+            return self
+
+        def best(entry: LimitResult) -> Candidate:
+            inside = [entry.best, *(c for c in new if entry.limit.admits(c.params, c.macs))]
+            return min(inside, key=lambda c: rank_key(c, self.config.objective))
+
+        limits = self.limits
+        if self.config.compat is None:
+            limits = tuple(dataclasses.replace(entry, best=best(entry)) for entry in limits)
+        return dataclasses.replace(self, limits=limits, candidates=(*self.candidates, *new))
 
     def __getitem__(self, name: str) -> LimitResult:
         """The result for the limit of this name. Raises KeyError stating the names there are."""

@@ -12,11 +12,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from growtas.training.builtin import BUILT_IN
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# Mean and standard deviation of the digits images scaled to [0, 1].
-DIGITS_MEAN = (0.3053,)
-DIGITS_STD = (0.3759,)
 
 # timm names of data sets that can only be read front to back: no split by sample index.
 STREAMING_PREFIXES = ("hfids/", "tfds/", "wds/")
@@ -85,7 +84,8 @@ class DataConfig:
     None stands for the data set's own value, see `resolved`.
     """
 
-    # "digits", "" (image folder or tar), "torch/<name>", "hfds/<name>"; "own": given in Python
+    # "digits", "mnist-5k" (see `builtin`), "" (image folder or tar), "torch/<name>", "hfds/<name>";
+    # "own": given in Python
     dataset: str = "digits"
     root: str = ""  # folder or archive of the data set
     train_split: str = "train"  # the split that training and search images come from
@@ -94,14 +94,13 @@ class DataConfig:
     image_key: str | None = None  # column of the images (hfds only); None: "image"
     label_key: str | None = None  # column of the labels (hfds only); None: "label"
     num_classes: int | None = None  # None: counted from the data set
-    image_size: int | None = None  # side of the square input in pixels; None: digits 8, else 224
-    in_chans: int | None = None  # image channels, 1 or 3; None: digits 1, else 3
-    mean: tuple[float, ...] | None = (
-        None  # per channel, images in [0, 1]; None: digits', ImageNet's
-    )
-    std: tuple[float, ...] | None = None  # per channel, images in [0, 1]; None: digits', ImageNet's
+    image_size: int | None = None  # side of the square input in pixels; None: the set's, else 224
+    in_chans: int | None = None  # image channels, 1 or 3; None: 1 for digits and mnist-5k, else 3
+    # Per channel, images in [0, 1]; None: of digits or mnist-5k, ImageNet's for others.
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
     interpolation: str = "bicubic"  # "bicubic", "bilinear" or (while training) "random"
-    crop_pct: float | None = None  # centre crop of evaluation; None: digits 1, else 0.875
+    crop_pct: float | None = None  # centre crop of evaluation; None: digits, mnist-5k 1, else 0.875
     batch_size: int = 128  # images per optimizer step, over all processes together
     eval_batch_size: int = 256  # images per evaluation batch and process
     workers: int = 4  # loader processes per training process; 0: it loads by itself
@@ -151,7 +150,7 @@ class DataConfig:
     @property
     def cuts_test(self) -> bool:
         """Whether the test split is cut out of the training split by hash."""
-        return self.dataset == "digits" or self.test_split is None
+        return self.dataset in BUILT_IN or self.test_split is None
 
     def resolved(self) -> DataConfig:
         """The same settings with the data set's own values for None (num_classes excepted).
@@ -160,24 +159,24 @@ class DataConfig:
             ValueError: `root` is missing, which a recipe leaves to its user, or `mean` or `std`
                 does not fit the channels.
         """
-        rootless = self.dataset in ("digits", OWN) or self.dataset.lower().startswith("hfds/")
+        rootless = self.dataset in (*BUILT_IN, OWN) or self.dataset.lower().startswith("hfds/")
         place = f"the folder (or tar file) of data set {self.dataset!r}"
         _require(rootless or bool(self.root), "data.root", self.root, place)
-        digits = self.dataset == "digits"
-        in_chans = self.in_chans or (1 if digits else 3)
-        if digits:
-            mean, std = DIGITS_MEAN * in_chans, DIGITS_STD * in_chans
+        built_in = BUILT_IN.get(self.dataset)
+        in_chans = self.in_chans or (1 if built_in else 3)
+        if built_in:
+            mean, std = (built_in.mean,) * in_chans, (built_in.std,) * in_chans
         elif in_chans == 3:
             mean, std = IMAGENET_MEAN, IMAGENET_STD
         else:
             mean, std = (0.5,), (0.5,)
         config = replace(
             self,
-            image_size=self.image_size or (8 if digits else 224),
+            image_size=self.image_size or (built_in.image_size if built_in else 224),
             in_chans=in_chans,
             mean=self.mean if self.mean is not None else mean,
             std=self.std if self.std is not None else std,
-            crop_pct=self.crop_pct or (1.0 if digits else 0.875),
+            crop_pct=self.crop_pct or (1.0 if built_in else 0.875),
         )
         for field in ("mean", "std"):
             value = getattr(config, field)
@@ -251,7 +250,7 @@ class AugmentConfig:
 
     @classmethod
     def digits(cls) -> AugmentConfig:
-        """What 8x8 digits can take: a gentle crop and label smoothing."""
+        """What small handwritten digits can take: a gentle crop and label smoothing."""
         return replace(cls.off(), scale=(0.7, 1.0), ratio=(0.85, 1.18), smoothing=0.1)
 
 

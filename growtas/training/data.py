@@ -27,9 +27,8 @@ from growtas.training.batches import (
     OnUnreadable,
     TrainLoader,
 )
+from growtas.training.builtin import BUILT_IN
 from growtas.training.config import OWN, AugmentConfig, DataConfig
-from growtas.training.digits import NUM_CLASSES as DIGITS_CLASSES
-from growtas.training.digits import Digits
 from growtas.training.optional import require
 from growtas.training.samples import ImageView, split_indices
 
@@ -64,8 +63,8 @@ class DataBundle:
             )
         if config.num_classes is None:
             self.config = replace(self.config, num_classes=self._count_classes())
-        elif config.dataset == "digits":
-            self._check_classes(DIGITS_CLASSES)
+        elif built_in := BUILT_IN.get(config.dataset):
+            self._check_classes(built_in.num_classes)
         # Of others the classes are counted when they are opened: a large folder takes minutes.
 
     @property
@@ -302,8 +301,8 @@ class DataBundle:
 
     @cached_property
     def _source(self) -> Any:
-        if self.config.dataset == "digits":
-            return Digits()
+        if built_in := BUILT_IN.get(self.config.dataset):
+            return built_in.open()
         dataset = self._open("train", self.config.train_split)
         names = sources.class_names(dataset)
         if names and self.config.num_classes is not None:
@@ -328,8 +327,8 @@ class DataBundle:
         return sources.open_split(self.config, split) if own is None else own
 
     def _count_classes(self) -> int:
-        if self.config.dataset == "digits":
-            return DIGITS_CLASSES
+        if built_in := BUILT_IN.get(self.config.dataset):
+            return built_in.num_classes
         names = sources.class_names(self._source)
         if not names:
             raise ValueError(
@@ -360,8 +359,8 @@ def build_data(
 
     Args:
         config: which data set.
-        augment: how training samples are augmented; None: `AugmentConfig.digits()` for digits, else
-            the defaults.
+        augment: how training samples are augmented; None: `AugmentConfig.digits()` for the built-in
+            sets of digits, else the defaults.
         train: with ``config.dataset`` "own", the data set that training and search images come
             from: (image, label) by index, the image a PIL image (augmented as `augment` says) or a
             floating point tensor [channels, side, side] that is taken as it is.
@@ -374,7 +373,7 @@ def build_data(
         ImportError: a package that reads the data set is missing.
     """
     if augment is None:
-        augment = AugmentConfig.digits() if config.dataset == "digits" else AugmentConfig()
+        augment = AugmentConfig.digits() if config.dataset in BUILT_IN else AugmentConfig()
     given = [(name, data) for name, data in (("train", train), ("test", test)) if data is not None]
     for name, dataset in given:
         sources.check_own(dataset, name)

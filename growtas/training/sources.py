@@ -153,15 +153,19 @@ def _warn_of_empty_folders(root: Path, reader: Any) -> None:
         warn(f"{len(empty)} of the folders in {root} hold no image and are no classes: {names}")
 
 
+def find_split(root: Path, split: str) -> Path | None:
+    """The folder or tar file of `split` in the folder `root`: of that name, or of another usual one
+    ("val" for "validation"). None if there is none."""
+    names = next((n for n in _FOLDER_NAMES.values() if split in n), (split,))
+    places = (root / file for name in (split, *names) for file in (name, f"{name}.tar"))
+    return next((place for place in places if place.exists()), None)
+
+
 def _folder_or_tar(root: Path, split: str, *, alone: bool) -> Path:
-    """Where the images of `split` are: a folder or tar file of that name in `root`, or `root`
-    itself if it has only one split (`alone`)."""
-    if root.is_dir():
-        names = next((n for n in _FOLDER_NAMES.values() if split in n), (split,))
-        for name in dict.fromkeys((split, *names)):
-            for place in (root / name, root / f"{name}.tar"):
-                if place.exists():
-                    return place
+    """Where the images of `split` are: its folder or tar file in `root`, or `root` itself if it has
+    only one split (`alone`)."""
+    if root.is_dir() and (place := find_split(root, split)) is not None:
+        return place
     if alone:
         return root
     raise FileNotFoundError(

@@ -57,6 +57,51 @@ def test_the_front_is_the_one_of_the_definition(result: SearchResult) -> None:
     assert [c.params for c in front] == sorted({c.params for c in front})
 
 
+def test_further_candidates_join_once_and_win_where_they_are_better(result: SearchResult) -> None:
+    better, worse = candidate(160_000, 1.0, macs=5), candidate(1, 0.0, macs=5)
+    whole = result.including([better, worse, result.candidates[0]])
+    assert whole.candidates == (*result.candidates, better, worse)
+    assert whole["<=150K"].best == result["<=150K"].best
+    assert whole["big"].best == better
+    assert whole.including([worse]) is whole
+    assert whole["big"].history == result["big"].history
+
+
+def test_the_winner_of_another_programs_search_stays(result: SearchResult) -> None:
+    config = SearchConfig(
+        population=2, generations=1, limits=({"max_params": "1M"},), compat="autoformer"
+    )
+    theirs = search(
+        result.space, KnownOptimum(result.space.largest()), config, cost_of(result.space),
+        progress=False,
+    )  # fmt: skip
+    whole = theirs.including([candidate(1, 1.0)])
+    assert whole.limits == theirs.limits
+    assert whole.front() == [candidate(1, 1.0)]
+
+
+def test_random_accuracy_is_that_of_the_first_generation(result: SearchResult) -> None:
+    first = [c.score.accuracy for c in result.candidates[:6]]
+    assert result.limits[0].random_accuracy == pytest.approx(sum(first) / 6)
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "count", "ends"),
+    [
+        (0.6, 1000, (0.5693, 0.6299)),
+        (1.0, 10, (0.7225, 1.0)),
+        (1.0, 84, (0.9563, 1.0)),
+        (0.0, 10, (0.0, 0.2775)),
+        (0.9, 0, (0.0, 1.0)),
+    ],
+)
+def test_the_interval_is_wilsons(accuracy: float, count: int, ends: tuple[float, float]) -> None:
+    """The ends are those of SciPy's ``binomtest(...).proportion_ci(method="wilson")``."""
+    low, high = Score(accuracy, 1.0, count).interval
+    assert (low, high) == pytest.approx(ends, abs=1e-4)
+    assert 0 <= low <= accuracy <= high <= 1
+
+
 @pytest.mark.parametrize("options", [{"axis": "flops"}, {"objective": "f1"}])
 def test_other_axes_are_refused(options: dict) -> None:
     with pytest.raises(ValueError, match="must be"):

