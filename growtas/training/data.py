@@ -85,8 +85,8 @@ class DataBundle:
     @property
     def class_names(self) -> tuple[str, ...] | None:
         """Class names in the order of their labels; None if the data set does not tell."""
-        if self.config.dataset == "digits":
-            return tuple(map(str, range(DIGITS_CLASSES)))
+        if built_in := BUILT_IN.get(self.config.dataset):
+            return tuple(map(str, range(built_in.num_classes)))
         names = sources.class_names(self._source)
         return None if names is None else tuple(map(str, names))
 
