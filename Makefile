@@ -9,7 +9,7 @@ SOURCES := pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/*/*)
 .PHONY: help demo test test-oldest lint format sanitize bench bench-quick bench-full gpu gpu-compile clean
 
 help:
-	@echo "make demo         train, search and export on real handwritten digits (runs/digits)"
+	@echo "make demo         train, search and export on 5,000 images of MNIST (runs/demo)"
 	@echo "make test         the whole test suite"
 	@echo "make test-oldest  the same with the oldest torch that is supported, in .venv-oldest"
 	@echo "make lint         ruff and mypy"
@@ -37,7 +37,7 @@ $(VENV)/.dev: $(BIN)/python $(SOURCES)
 	@touch $@
 
 demo: $(VENV)/.demo
-	$(BIN)/growtas run digits --resume
+	$(BIN)/growtas run mnist-5k --resume
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest

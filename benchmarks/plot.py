@@ -32,21 +32,24 @@ LABELS = {
 OURS = tuple(
     f"growtas-{backend}-{mode}"
     for backend in ("triton", "native", "reference")
-    for mode in ("accumulate", "dense")
+    for mode in ("graph", "accumulate", "dense")
 )
 
 Group = tuple[str, str, int]  # space, subnet, batch
 
 
 def ratios(found: Sequence[rows.Row], task: str, dtype: str) -> dict[Group, dict[str, rows.Row]]:
-    """For each group of bars, the row "baseline / ours" by baseline."""
+    """For each group of bars, the row "baseline / ours" by baseline. A group in which all of ours
+    failed has none."""
     some = [r for r in found if (r.task, r.dtype, r.metric) == (task, dtype, "wall_time_ratio")]
     groups: dict[Group, dict[str, rows.Row]] = {}
     for row in some:
         groups.setdefault((row.space, row.subnet, row.batch), {})[row.variant] = row
     chosen = {}
     for group, by_variant in groups.items():
-        ours = next(name for name in OURS if f"naive / {name}" in by_variant)
+        ours = next((name for name in OURS if f"naive / {name}" in by_variant), None)
+        if ours is None:
+            continue
         pairs = {name: by_variant.get(f"{name} / {ours}") for name in COLOURS}
         chosen[group] = {name: row for name, row in pairs.items() if row is not None}
     return chosen

@@ -189,7 +189,7 @@ def product_rates(found: Sequence[rows.Row]) -> str:
             (f"{OURS} / onednn", "rate_ratio", 1.0),
         ):
             values = [scale * r.median for r in some if (r.variant, r.metric) == (variant, metric)]
-            cells.append(f"{min(values):.3g} - {max(values):.3g}")
+            cells.append(f"{min(values):.3g} - {max(values):.3g}" if values else "failed")
         lines.append(f"| {space}, {direction} | {batch} | {dtype} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -21,24 +21,34 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
-    try:
+    with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException as error:
-        # Removing can fail for the same reason as writing: the first error is the one to tell.
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno is not None:
-            # An error of write() names no file, one of open() the partial one.
-            raise OSError(error.errno, f"cannot write: {error.strerror}", str(path)) from error
-        raise
+        try:
+            with open(partial, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        except BaseException:
+            # Removing can fail for the same reason as writing: the first error is the one to tell.
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise
 
 
 def write_atomically(path: str | os.PathLike[str], text: str) -> None:
     """Writes `text` as UTF-8 in the place of `path`. Raises OSError as `replacing` does."""
     with replacing(path) as file:
         file.write(text.encode())
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Lets an OSError of the block say that `path` could not be written: one of ``write`` names no
+    file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, f"cannot write: {error.strerror}", os.fspath(path)) from error

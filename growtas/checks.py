@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import operator
+import re
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from growtas.config import nearest
+
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 class Doubt(UserWarning):
@@ -57,6 +60,21 @@ def positive_float(label: str, value: Any) -> float:
     if not (math.isfinite(number) and number > 0):
         raise ValueError(f"{label} must be positive and finite, got {value}")
     return number
+
+
+def is_plain_name(value: str) -> bool:
+    """Whether `value` can name a file or folder on every system, and is no path."""
+    return _PLAIN_NAME.fullmatch(value) is not None
+
+
+def plain_name(label: str, value: str) -> str:
+    """`value` if `is_plain_name`; ValueError otherwise."""
+    if not is_plain_name(value):
+        raise ValueError(
+            f"{label} is {value!r}; allowed: at most 100 letters, digits, '.', '_' and '-', the "
+            "first one a letter or digit"
+        )
+    return value
 
 
 def listed(values: Iterable[Any]) -> str:

@@ -1,4 +1,4 @@
-"""The ``growtas`` command: run, train, search, evaluate, extract, convert, analyze, info."""
+"""The ``growtas`` command, from a recipe to predictions; ``growtas --help`` lists its parts."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from growtas import stopping
 from growtas.analysis.commands import add_commands as add_analyses
+from growtas.analysis.commands import add_verify
 from growtas.checks import Doubt
 from growtas.cli_help import EPILOGS, FIRST_STEPS
 from growtas.recipes import available
@@ -138,7 +139,13 @@ def _run(options: argparse.Namespace) -> None:
     if options.print_recipe:
         _say(recipe.to_yaml().rstrip())
         return
-    pipeline.run(recipe, resume=options.resume, overwrite=options.overwrite, say=_say)
+    pipeline.run(
+        recipe,
+        resume=options.resume,
+        overwrite=options.overwrite,
+        say=_say,
+        verify=options.verify,
+    )
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -146,7 +153,13 @@ def _train(options: argparse.Namespace) -> None:
     from growtas.run_folder import SUPERNET, Run
 
     recipe = Recipe.load(options.recipe, options.overrides, resume=options.resume, say=_say)
-    run = Run.plan(recipe, resume=options.resume, overwrite=options.overwrite, say=_say)
+    run = Run.plan(
+        recipe,
+        resume=options.resume,
+        overwrite=options.overwrite,
+        say=_say,
+        verify=options.verify,
+    )
     run.train(resume=options.resume)
     _say(f"supernet: {run.folder / SUPERNET}")
 
@@ -182,19 +195,32 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _extract(options: argparse.Namespace) -> None:
+    from growtas.checks import is_plain_name
     from growtas.config import ConfigError
-    from growtas.run_folder import SUBNET_FILE
+    from growtas.subnet_files import SUBNET_FILE
 
     run = _open(options)
     subnet = run.find_subnet(options.subnet)
-    if not options.to and (options.subnet.endswith("}") or SUBNET_FILE.fullmatch(options.subnet)):
-        raise ConfigError("--to FOLDER is needed with a subnet that has no name")
-    folder = Path(options.to) if options.to else run.folder / options.subnet
+    if options.to:
+        folder = Path(options.to)
+    elif SUBNET_FILE.fullmatch(options.subnet) or not is_plain_name(options.subnet):
+        raise ConfigError("--to FOLDER is needed with a subnet whose name cannot be a folder's")
+    else:
+        folder = run.folder / options.subnet
     if folder.exists() and not options.overwrite:
         raise ConfigError(f"{folder} exists: add --overwrite, or --to FOLDER to write elsewhere")
     difference = run.extract(subnet, folder)
     _say(f"{folder}: {subnet}, {run.model.num_params(subnet):,} parameters")
     _say(f"its logits are the supernet's to rounding (largest difference {difference:.1e})")
+
+
+def _predict(options: argparse.Namespace) -> None:
+    from growtas import export
+
+    model = export.load(options.model, verify=options.verify)
+    for prediction in export.predict(model, options.images, top=options.top):
+        for name, share in zip(prediction.classes, prediction.probabilities, strict=True):
+            _say(f"{prediction.path}\t{name}\t{share:.4f}")
 
 
 def _convert(options: argparse.Namespace) -> None:
@@ -205,12 +231,13 @@ def _convert(options: argparse.Namespace) -> None:
 
     names = ("qkv_bias", "pool", "image_size")
     given = {n: value for n in names if (value := getattr(options, n)) is not None}
+    common = {"overwrite": options.overwrite, "say": _say, "verify": options.verify}
     if options.recipe is not None:
         if options.space is not None:
             raise ConfigError("--space and --recipe exclude each other: the recipe has a space")
         recipe = Recipe.load(options.recipe, options.overrides, say=_say)
         recipe = replace(recipe, output=replace(recipe.output, dir=options.target))
-        conversion.adopt(options.source, recipe, overwrite=options.overwrite, say=_say, **given)
+        conversion.adopt(options.source, recipe, **common, **given)
         return
     if options.overrides:
         raise ConfigError(f"{options.overrides[0]} changes a recipe: add --recipe RECIPE")
@@ -218,9 +245,7 @@ def _convert(options: argparse.Namespace) -> None:
     if options.space is not None:
         is_file = options.space.endswith((".yaml", ".yml"))
         space = (SearchSpace.from_yaml if is_file else SearchSpace.preset)(options.space)
-    conversion.convert(
-        options.source, options.target, space=space, overwrite=options.overwrite, say=_say, **given
-    )
+    conversion.convert(options.source, options.target, space=space, **common, **given)
 
 
 def _info(options: argparse.Namespace) -> None:
@@ -233,7 +258,7 @@ def _info(options: argparse.Namespace) -> None:
 def _open(options: argparse.Namespace) -> Run:
     from growtas.run_folder import Run
 
-    return Run.open(options.run, options.overrides, say=_say)
+    return Run.open(options.run, options.overrides, say=_say, verify=options.verify)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -287,6 +312,16 @@ def _parser() -> argparse.ArgumentParser:
     extract.add_argument("--to", metavar="FOLDER", help="where to (default: RUN/SUBNET)")
     extract.add_argument("--overwrite", action="store_true", help="replace a model in that folder")
 
+    predict = _command(commands, _predict, "classify image files with an exported model")
+    predict.add_argument(
+        "model", metavar="MODEL", help="folder of an exported model, such as runs/digits/best"
+    )
+    predict.add_argument("images", metavar="IMAGE", nargs="+", help="image files, or folders")
+    predict.add_argument(
+        "--top", type=int, metavar="K", default=1, help="classes to print per image (default: 1)"
+    )
+    add_verify(predict)
+
     convert = _command(
         commands,
         _convert,
@@ -315,6 +350,7 @@ def _parser() -> argparse.ArgumentParser:
         "--image-size", type=int, help="pixels per side, if the checkpoint has no pos_embed"
     )
     convert.add_argument("--overwrite", action="store_true", help="replace OUT")
+    add_verify(convert)
 
     add_analyses(commands, _say)
 
@@ -353,6 +389,7 @@ def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
         "it is refused",
         overwrite="delete an earlier run in the output folder",
     )
+    add_verify(parser)
 
 
 def _earlier_work(parser: argparse.ArgumentParser, *, resume: str, overwrite: str) -> None:
@@ -366,6 +403,7 @@ def _run_arguments(parser: argparse.ArgumentParser, *, subnet: bool = False) -> 
     if subnet:
         parser.add_argument("--subnet", default="best", help="which one, see below (default: best)")
     _override_argument(parser)
+    add_verify(parser)
 
 
 def _override_argument(parser: argparse.ArgumentParser) -> None:

@@ -30,7 +30,8 @@ SUBNET is one of
   best                 the winner with the best search result
   smallest, largest    the ends of the search space
   FILE, FILE:NAME      in a .json or .yaml file: embed_dim, num_heads and mlp_ratio; AutoFormer's
-                       RETRAIN section; one of PreNAS's candidates (tiny.json:6.0)
+                       RETRAIN section; one of PreNAS's candidates (tiny.json:6.0); the best of
+                       AutoFormer's evolution (checkpoint-20.pth.tar:1)
   JSON                 '{"embed_dim": 32, "num_heads": [2, 2, 3, 2], "mlp_ratio": [2, 3, 3, 2]}'
 """
 
@@ -104,6 +105,14 @@ examples:
 {_SUBNETS}
 {_CHANGES}
 {_OVERRIDES}""",
+    "predict": """\
+prints file, class and probability, separated by tabs, the likeliest class first. Images are
+prepared as in the evaluation; folders are searched with all their sub-folders.
+
+examples:
+  growtas predict runs/digits/best photo.png
+  growtas predict exported/60K folder/of/images --top 5
+""",
     "convert": f"""\
 which way, the content of IN decides.
 

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import difflib
 import functools
+import inspect
 import re
 import types
 import typing
@@ -219,32 +220,47 @@ def build(cls: type[T], values: Any, *, where: str = "") -> T:
     if not dataclasses.is_dataclass(cls):
         raise TypeError(f"{cls!r} is not a dataclass")
     values = {} if values is None else values
+    given = arguments(cls, values, where=where)
+    try:
+        return cls(**given)
+    except ConfigError:
+        raise
+    except (ValueError, TypeError) as error:
+        # Some sections name themselves in their messages ("data.batch_size is 0; ...").
+        named = not where or str(error).startswith(f"{where}.")
+        raise ConfigError(str(error) if named else f"{where}: {error}") from None
+
+
+def arguments(cls: type, values: Any, *, where: str = "") -> dict[str, Any]:
+    """Plain values as arguments of the class `cls`, checked against its annotations.
+
+    Args:
+        cls: a class whose arguments have annotations and names; a dataclass, for example.
+        values: a mapping.
+        where: put in front of every message.
+
+    Raises:
+        ConfigError: as for `build`, except for what the class itself refuses.
+    """
     if not isinstance(values, Mapping):
         raise ConfigError(
             f"{where or 'recipe'}: expected fields (name: value), got {_shown(values)}"
         )
     prefix = f"{where}." if where else ""
-    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    fields = inspect.signature(cls).parameters
     for name in values:
         if name not in fields:
             known = ", ".join(fields)
             hint = nearest(str(name), fields)
             raise ConfigError(f"unknown field {prefix}{name}{hint}; known fields: {known}")
-    hints = typing.get_type_hints(cls)
-    arguments: dict[str, Any] = {}
+    hints = typing.get_type_hints(cls.__init__)  # type: ignore[misc]  # of this very class
+    given: dict[str, Any] = {}
     for name, field in fields.items():
         if name in values:
-            arguments[name] = convert(values[name], hints[name], where=prefix + name)
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            given[name] = convert(values[name], hints[name], where=prefix + name)
+        elif field.default is inspect.Parameter.empty:
             raise ConfigError(f"{prefix}{name} is missing ({_type_name(hints[name])})")
-    try:
-        return cls(**arguments)
-    except ConfigError:
-        raise
-    except (ValueError, TypeError) as error:
-        # Some sections name themselves in their messages ("data.batch_size is 0; ...").
-        named = not where or str(error).startswith(prefix)
-        raise ConfigError(str(error) if named else f"{where}: {error}") from None
+    return given
 
 
 def convert(value: Any, annotation: Any, *, where: str) -> Any:

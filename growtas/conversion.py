@@ -29,6 +29,7 @@ def convert(
     space: SearchSpace | None = None,
     overwrite: bool = False,
     say: Say = print,
+    verify: bool = True,
     **options: Any,
 ) -> None:
     """A supernet file becomes an AutoFormer checkpoint, anything else is read as one and becomes a
@@ -40,6 +41,7 @@ def convert(
         space: for the supernet; see `growtas.load_autoformer`.
         overwrite: replace a file that is there.
         say: receives the lines of the summary.
+        verify: compare what is read with its checksums.
         options: further arguments of `growtas.load_autoformer`.
 
     Raises:
@@ -62,11 +64,11 @@ def convert(
             raise ConfigError(
                 f"{source} is a supernet of growtas and says its {' and '.join(given)} itself"
             )
-        model = load_supernet(source)
+        model = load_supernet(source, verify=verify)
         save_autoformer(model, target)
         say(f"{target}: AutoFormer checkpoint")
     else:
-        model = load_autoformer(source, space, **options)
+        model = load_autoformer(source, space, verify=verify, **options)
         save_supernet(model, target)
         say(f"{target}: supernet of growtas")
     _describe(model, say)
@@ -78,6 +80,7 @@ def adopt(
     *,
     overwrite: bool = False,
     say: Say = print,
+    verify: bool = True,
     **options: Any,
 ) -> Run:
     """A run folder, as if trained, for an AutoFormer checkpoint: it can be searched, evaluated and
@@ -91,6 +94,7 @@ def adopt(
         recipe: its ``output.dir`` becomes the run folder.
         overwrite: replace a run that is there.
         say: receives the lines of the summary.
+        verify: compare the checkpoint with its checksums.
         options: further arguments of `growtas.load_autoformer`.
 
     Raises:
@@ -102,11 +106,11 @@ def adopt(
     from growtas.supernet.autoformer import load_autoformer
 
     settings = {"pool": recipe.model.pool, "drop_path": recipe.model.drop_path, **options}
-    model = load_autoformer(checkpoint, recipe.build_space(), **settings)
+    model = load_autoformer(checkpoint, recipe.build_space(), verify=verify, **settings)
     known: Mapping[str, Any] = {f.name: model.config[f.name] for f in fields(ModelConfig)}
     recipe = replace(recipe, model=ModelConfig(**known))
     _check_data(model, recipe)
-    run = Run.start(recipe, overwrite=overwrite, say=say)
+    run = Run.start(recipe, overwrite=overwrite, say=say, verify=verify)
     if run.process.is_main:
         save_supernet(model, run.folder / SUPERNET)
     run.process.barrier()
@@ -116,17 +120,33 @@ def adopt(
 
 
 def _check_data(model: Supernet, recipe: Recipe) -> None:
-    """Refuse data that the model cannot be evaluated on; reads no image."""
+    """Refuse data that the model cannot be evaluated on, and say what would make them fit; reads no
+    image."""
     from growtas.training.data import build_data
 
     data = build_data(recipe.data, recipe.augment)
-    for name, theirs, ours in (
-        ("classes", data.num_classes, model.config["num_classes"]),
-        ("image channels", data.in_chans, model.config["in_chans"]),
-        ("pixels", (data.image_size, data.image_size), model.image_size),
+    height, width = model.image_size
+    misfits: list[str] = []
+    fitting: dict[str, Any] = {}
+    for name, field, theirs, ours in (
+        ("classes", "num_classes", data.num_classes, model.config["num_classes"]),
+        ("image channels", "in_chans", data.in_chans, model.config["in_chans"]),
+        ("pixels", "image_size", data.image_size, height if height == width else (height, width)),
     ):
         if ours != theirs:
-            raise ConfigError(f"{name}: the data have {theirs}, the checkpoint was made for {ours}")
+            misfits.append(f"{name}: the data have {theirs}, the checkpoint was made for {ours}")
+            fitting[field] = ours
+    if not misfits:
+        return
+    counted = data.num_classes if recipe.data.num_classes is None else 0
+    try:
+        if fitting.get("num_classes", counted) < counted:
+            raise ValueError(f"the data set has {counted} classes")
+        build_data(replace(recipe.data, **fitting), recipe.augment)
+        remedy = "add " + " ".join(f"data.{field}={value}" for field, value in fitting.items())
+    except (TypeError, ValueError) as error:
+        remedy = f"no setting helps ({error})"
+    raise ConfigError(f"{'; '.join(misfits)}: {remedy}")
 
 
 def _is_safetensors(path: Path) -> bool:

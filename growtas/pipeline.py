@@ -14,7 +14,12 @@ from growtas.winners import Winner, best_limit
 
 
 def run(
-    recipe: Recipe, *, resume: bool = False, overwrite: bool = False, say: Say = print
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    say: Say = print,
+    verify: bool = True,
 ) -> list[Winner]:
     """Trains, searches, tests the winners once, exports the best one, draws training and front.
 
@@ -27,6 +32,7 @@ def run(
         resume: keep what an earlier call finished and continue what it began.
         overwrite: delete an earlier run in that folder first.
         say: receives one line for every step worth telling, and the final table.
+        verify: compare the supernet and checkpoints with their checksums when they are read.
 
     Returns:
         One winner per limit, in the recipe's order.
@@ -39,7 +45,7 @@ def run(
     from growtas.training.metrics import read_metrics
 
     _require_packages(recipe)
-    current = Run.plan(recipe, resume=resume, overwrite=overwrite, say=say)
+    current = Run.plan(recipe, resume=resume, overwrite=overwrite, say=say, verify=verify)
     current.check_limits()
     seconds: dict[str, float] = {}
 

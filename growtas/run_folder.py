@@ -10,7 +10,6 @@ analyze`` drew of the supernet.
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -19,11 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from growtas.atomic import write_atomically
-from growtas.checks import mapping
 from growtas.config import ConfigError, content_of, differences, read_text
 from growtas.recipe import Recipe
-from growtas.space import SearchSpace, Subnet
-from growtas.subnet_files import load_subnets
+from growtas.space import Subnet
+from growtas.subnet_files import read_subnet
 from growtas.training.identity import lasting
 from growtas.winners import Winner, best_limit, stored_winners, tested_winners
 
@@ -53,9 +51,6 @@ _REPORTED = (SUMMARY, BEST, FRONT, TRAINING)
 LOGIT_TOLERANCE = 1e-4
 CHECK_IMAGES = 32
 
-# A file with subnets, and the name of one of them if it has several.
-SUBNET_FILE = re.compile(r"(.+\.(?:json|ya?ml))(?::(.+))?")
-
 Split = Literal["search", "test"]
 Say = Callable[[str], None]
 
@@ -73,28 +68,44 @@ class Run:
         recipe: what to run.
         folder: where the files are.
         say: receives one line for every step worth telling.
+        verify: compare the supernet and checkpoints with their checksums when they are read.
     """
 
-    def __init__(self, recipe: Recipe, folder: str | Path, say: Say = print) -> None:
+    def __init__(
+        self, recipe: Recipe, folder: str | Path, say: Say = print, *, verify: bool = True
+    ) -> None:
         from growtas.training import distributed
 
         self.recipe = recipe
+        self.verify = verify
         self.folder = Path(folder)
         self.process = distributed.start(recipe.train.device, recipe.train.threads)
         self.say = say if self.process.is_main else lambda line: None
 
     @classmethod
     def start(
-        cls, recipe: Recipe, *, resume: bool = False, overwrite: bool = False, say: Say = print
+        cls,
+        recipe: Recipe,
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+        say: Say = print,
+        verify: bool = True,
     ) -> Run:
         """`plan` and `begin`: the folder is this run's from now on."""
-        run = cls.plan(recipe, resume=resume, overwrite=overwrite, say=say)
+        run = cls.plan(recipe, resume=resume, overwrite=overwrite, say=say, verify=verify)
         run.begin(resume=resume)
         return run
 
     @classmethod
     def plan(
-        cls, recipe: Recipe, *, resume: bool = False, overwrite: bool = False, say: Say = print
+        cls,
+        recipe: Recipe,
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+        say: Say = print,
+        verify: bool = True,
     ) -> Run:
         """A run in ``recipe.output.dir``, checked; nothing is removed or written yet.
 
@@ -103,7 +114,7 @@ class Run:
             resume: continue a run of the same recipe; fields that cannot change its result may
                 differ.
             overwrite: delete the files of a run that is there.
-            say: as for `Run`.
+            say, verify: as for `Run`.
 
         Raises:
             ConfigError: the folder holds a run and neither `resume` nor `overwrite` is given, both
@@ -113,7 +124,7 @@ class Run:
         """
         if resume and overwrite:
             raise ConfigError("resume and overwrite exclude each other")
-        run = cls(recipe, recipe.run_dir, say)
+        run = cls(recipe, recipe.run_dir, say, verify=verify)
         if run.folder.exists() and not run.folder.is_dir():
             raise ConfigError(f"output.dir is {str(run.folder)!r}, which is not a folder")
         found = [n for n in (*_TRAINED, *_SEARCHED, *_REPORTED) if (run.folder / n).exists()]
@@ -141,7 +152,14 @@ class Run:
         self._save_recipe()
 
     @classmethod
-    def open(cls, folder: str | Path, overrides: Sequence[str] = (), say: Say = print) -> Run:
+    def open(
+        cls,
+        folder: str | Path,
+        overrides: Sequence[str] = (),
+        say: Say = print,
+        *,
+        verify: bool = True,
+    ) -> Run:
         """The run in `folder`, its recipe changed by `overrides`.
 
         Raises:
@@ -154,7 +172,8 @@ class Run:
                 "`growtas run RECIPE` and `growtas train RECIPE` make one"
             )
         recipe = Recipe.load(config, overrides)
-        return cls(replace(recipe, output=replace(recipe.output, dir=str(folder))), folder, say)
+        recipe = replace(recipe, output=replace(recipe.output, dir=str(folder)))
+        return cls(recipe, folder, say, verify=verify)
 
     @cached_property
     def data(self) -> DataBundle:
@@ -185,7 +204,7 @@ class Run:
                 f"{self.folder} has no trained supernet ({SUPERNET}): `growtas train RECIPE` makes "
                 "one, with --resume it finishes a training that was interrupted"
             )
-        return load_supernet(path, device=str(self.process.device))
+        return load_supernet(path, device=str(self.process.device), verify=self.verify)
 
     def train(self, *, resume: bool = False) -> None:
         """Trains the supernet; `resume` keeps a finished training and continues a begun one."""
@@ -207,7 +226,7 @@ class Run:
         )
         self.begin(resume=resume)  # by now, what can be refused has been
         self._remove(*_SEARCHED, *_REPORTED)
-        trainer.fit(resume=resume)
+        trainer.fit(resume=resume, verify=self.verify)
         self.__dict__.pop("model", None)  # of an earlier training
 
     def check_limits(self) -> None:
@@ -357,11 +376,11 @@ class Run:
         from growtas.supernet import load_supernet
 
         self.model.space.supernet.validate(subnet)
-        supernet = load_supernet(self.folder / SUPERNET)
+        supernet = load_supernet(self.folder / SUPERNET, verify=self.verify)
         if self.process.is_main:
-            export.save(
-                supernet.extract(subnet), folder, {**(info or {}), "subnet": subnet.to_dict()}
-            )
+            alone = supernet.extract(subnet)
+            alone.transform, alone.classes = self.data.transform, self.data.class_names
+            export.save(alone, folder, {**(info or {}), "subnet": subnet.to_dict()})
         self.process.barrier()
         images, _ = next(iter(self.data.eval_loader("search", batch_size=CHECK_IMAGES)))
         with torch.inference_mode():
@@ -483,33 +502,3 @@ def _fixed(recipe: Recipe) -> dict[str, Any]:
     """What of a recipe the trained supernet depends on."""
     settings = lasting(recipe.to_dict())
     return {name: settings[name] for name in settings if name not in ("output", "search")}
-
-
-def read_subnet(text: str, space: SearchSpace) -> Subnet | None:
-    """The subnet that `text` says without a search: "smallest", "largest", JSON, or a file that
-    `growtas.load_subnets` reads (FILE, or FILE:NAME if it has several); None if it is something
-    else.
-
-    Raises:
-        ConfigError: the JSON or the file does not describe a subnet.
-    """
-    if text in ("smallest", "largest"):
-        return space.smallest() if text == "smallest" else space.largest()
-    try:
-        if text.lstrip().startswith("{"):
-            return Subnet.from_dict(mapping("a subnet", json.loads(text)))
-        if file := SUBNET_FILE.fullmatch(text):
-            return _subnet_from_file(*file.groups())
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"the subnet: {error}") from None
-    return None
-
-
-def _subnet_from_file(path: str, name: str | None) -> Subnet:
-    subnets = load_subnets(path)
-    if name is None and len(subnets) == 1:
-        return next(iter(subnets.values()))
-    if name not in subnets:
-        known = ", ".join(f"{path}:{known}" for known in subnets)
-        raise ConfigError(f"{path} has no {name!r}" if name else f"{path} has several; use {known}")
-    return subnets[name]

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import tiny_recipe
+import torch
+from PIL import Image
 
 from growtas import __version__, export, info, load_supernet
 from growtas.cli import main
@@ -90,6 +92,50 @@ class TestCommands:
         count = sum(p.numel() for p in export.load(target).parameters())
         assert count == model.num_params(model.space.largest())
         assert f"{count:,} parameters" in capsys.readouterr().out
+
+    def test_predict(self, folder, tmp_path, capsys):
+        """What it says of test images is what the evaluation says."""
+        from growtas.run_folder import Run
+
+        view = Run.open(folder).data.test
+        for index in range(20):
+            image, label = view.dataset[view.indices[index]]
+            image.save(tmp_path / f"{index:02}-{label}.png")
+        capsys.readouterr()
+        assert main(["predict", str(folder / "best"), str(tmp_path), "--top", "2"]) == 0
+        lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+        assert [path for path, _, _ in lines[::2]] == sorted(map(str, tmp_path.iterdir()))
+        model = export.load(folder / "best")
+        assert model.classes == tuple("0123456789")
+        with torch.no_grad():
+            shares = model(torch.stack([view[i][0] for i in range(20)])).softmax(-1)
+        values, indices = shares.topk(2)
+        assert [name for _, name, _ in lines] == [str(i) for i in indices.flatten().tolist()]
+        assert [share for *_, share in lines] == [f"{v:.4f}" for v in values.flatten().tolist()]
+
+    def test_damaged_weights_are_read_only_on_request(self, folder, tmp_path, capsys):
+        run = tmp_path / "run"
+        shutil.copytree(folder, run)
+        for path in (run / SUPERNET, run / "best" / "model.safetensors"):
+            content = path.read_bytes()
+            path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        image = tmp_path / "image.png"
+        Image.new("L", (8, 8)).save(image)
+        for arguments in (
+            ["evaluate", str(run)],
+            ["extract", str(run), "--to", str(tmp_path / "exported")],
+            ["search", str(run), "--overwrite", "search.population=2", "search.generations=1"],
+            ["convert", str(run), str(tmp_path / "theirs.pth")],
+            ["analyze", "distribution", str(run), "--count", "2"],
+            ["predict", str(run / "best"), str(image)],
+        ):
+            line = fails(arguments, capsys)
+            assert ".safetensors' is damaged" in line
+            assert "--no-verify" in line
+            if arguments[0] == "convert":  # its head dim has no AutoFormer form
+                assert "no AutoFormer form" in fails([*arguments, "--no-verify"], capsys)
+            elif arguments[0] != "search":  # would replace the exported model
+                assert main([*arguments, "--no-verify"]) == 0
 
     def test_earlier_results_are_replaced_only_when_told(self, folder, capsys):
         before = {name: (folder / name).stat().st_mtime_ns for name in ("search.json", "best")}
@@ -284,6 +330,23 @@ class TestErrors:
     def test_missing_file(self, folder, capsys):
         assert "missing.json" in fails(["extract", str(folder), "--subnet", "missing.json"], capsys)
 
+    @pytest.mark.parametrize(
+        "name", ["../../x", "/tmp/x", "best", "summary.json", "a b", ".hidden"]
+    )
+    def test_limit_whose_name_would_be_another_place(self, name, folder, capsys):
+        before = sorted(folder.parent.rglob("*"))
+        change = f"search.limits=[{{name: '{name}', max_params: 2500}}]"
+        line = fails(["run", str(folder / "config.yaml"), "--resume", change], capsys)
+        assert f"the name of a limit is {name!r}" in line
+        assert sorted(folder.parent.rglob("*")) == before
+
+    def test_subnet_whose_name_is_no_folder(self, folder, capsys):
+        """A limit's own name may be one that was made from its bounds, such as <=6M."""
+        for text in ("<=6M", "../x", "subnets.json:a", '{"embed_dim": 8}'):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("growtas.run_folder.Run.find_subnet", lambda run, text: None)
+                assert "--to FOLDER" in fails(["extract", str(folder), f"--subnet={text}"], capsys)
+
     def test_limit_that_nothing_meets(self, folder, tmp_path, capsys):
         shutil.copytree(folder, tmp_path / "run")
         arguments = ["search", str(tmp_path / "run"), "search.limits=[{max_params: 10}]"]
@@ -348,7 +411,7 @@ class TestErrors:
 
 class TestHelp:
     @pytest.mark.parametrize(
-        "name", ["run", "train", "search", "evaluate", "extract", "convert", "info"]
+        "name", ["run", "train", "search", "evaluate", "extract", "predict", "convert", "info"]
     )
     def test_every_command_has_examples(self, name, capsys):
         with pytest.raises(SystemExit) as stop:

@@ -158,10 +158,15 @@ def test_data_that_do_not_fit_are_refused_before_anything_is_written(recipe, tmp
     space = growtas.SearchSpace.from_dict(load_yaml(recipe.read_text())["space"])
     options = {"image_size": 8, "patch_size": 4, "in_chans": 1}
     for change, message in (
-        ({"num_classes": 7}, "classes: the data have 10, the checkpoint was made for 7"),
-        ({"in_chans": 3}, "image channels: the data have 1, the checkpoint was made for 3"),
-        ({"image_size": 16}, "pixels: the data have (8, 8), the checkpoint was made for (16, 16)"),
-    ):
+        ({"num_classes": 7}, "data have 10, the checkpoint was made for 7: no setting helps (the"),
+        ({"num_classes": 1000}, "classes: the data have 10, the checkpoint was made for 1000: add "
+         "data.num_classes=1000"),
+        ({"in_chans": 3}, "image channels: the data have 1, the checkpoint was made for 3: add "
+         "data.in_chans=3"),
+        ({"image_size": 16}, "pixels: the data have 8, the checkpoint was made for 16: add "
+         "data.image_size=16"),
+        ({"image_size": 16, "in_chans": 3}, "add data.in_chans=3 data.image_size=16"),
+    ):  # fmt: skip
         original(tmp_path / "theirs.pth", space, **options | change)
         said = fails(
             [

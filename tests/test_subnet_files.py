@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from growtas import load_subnets
+from growtas import load_subnets, num_params
 from growtas.space import SearchSpace, Subnet, SupernetSize
+from growtas.subnet_files import read_subnet
 
 PRENAS = json.loads((Path(__file__).parent / "golden" / "prenas_candidates.json").read_text())
 SIZES = ("tiny", "small", "base")
@@ -196,6 +197,117 @@ def test_wrong_files_are_refused_by_name(tmp_path, text, message):
     with pytest.raises(ValueError, match=message) as caught:
         load_subnets(path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.filterwarnings("error")
+def test_candidate_files_in_one(tmp_path):
+    """Several of PreNAS's in one file, by name and with notes: the golden file itself."""
+    subnets = load_subnets(Path(__file__).parent / "golden" / "prenas_candidates.json")
+    assert len(subnets) == 13
+    for size in SIZES:
+        alone = load_subnets(prenas_file(tmp_path, size))
+        assert {
+            f"{size}/{name}": subnet for name, subnet in alone.items()
+        }.items() <= subnets.items()
+
+
+def test_a_candidate_as_the_text_of_a_subnet():
+    candidate = {**PRENAS["tiny"]["6.0"], "score": 1.5}
+    subnet = read_subnet(json.dumps(candidate), SearchSpace.preset("autoformer-tiny"))
+    assert subnet == Subnet(192, candidate["num_heads"], candidate["mlp_ratio"])
+
+
+# AutoFormer's evolution
+
+
+def evolution(**changes: object) -> dict[str, object]:
+    """What its code saves after a generation, for three subnets that it evaluated."""
+    cands = [
+        (1, 3.5, 3, 192),
+        (2, 3.5, 4, 3, 4, 216),
+        (2, 4, 4, 4, 4, 240),
+        (2, 3.5, 3.5, 3, 3, 192),  # outside its limits
+    ]
+    params = [num_params(*as_growtas(cand)) / 10.0**6 for cand in cands]
+    accuracies = (60.0, 70.5, 65.25)
+    vis = {
+        cand: {"params": count, "acc": acc, "test_acc": acc - 1, "visited": True}
+        for cand, count, acc in zip(cands, params, accuracies, strict=False)
+    }
+    ranked = [cands[1], cands[2], cands[0]]
+    return {
+        "top_accuracies": [[70.5, 65.25, 60.0]],
+        "memory": [cands[:3]],
+        "candidates": [cands[0]],
+        "vis_dict": {**vis, cands[3]: {"params": params[3]}},
+        "keep_top_k": {2: ranked[:2], 50: ranked},
+        "epoch": 1,
+        **changes,
+    }
+
+
+def as_growtas(cand: tuple) -> tuple[SearchSpace, Subnet]:
+    depth = cand[0]
+    subnet = Subnet(cand[-1], cand[depth + 1 : -1], cand[1 : depth + 1])
+    space = SearchSpace((192, 216, 240), (1, 2), (3, 4), (3.5, 4.0))
+    return space, subnet
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.filterwarnings("error")
+def test_results_of_autoformers_evolution(tmp_path, zipped):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "checkpoint-1.pth.tar"
+    torch.save(evolution(), path, _use_new_zipfile_serialization=zipped)
+    best = {"1": Subnet(216, (3, 4), (3.5, 4)), "2": Subnet(240, (4, 4), (4, 4))}
+    assert load_subnets(path) == {**best, "3": Subnet(192, (3,), (3.5,))}
+    space = SearchSpace.preset("autoformer-tiny")
+    assert read_subnet(f"{path}:1", space) == best["1"]
+    with pytest.raises(ValueError, match="has several; use "):
+        read_subnet(str(path), space)
+    with pytest.warns(UserWarning, match="num_classes=10: '1': "):
+        load_subnets(path, num_classes=10)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"keep_top_k": {}}, "lists no subnet"),
+        ({"keep_top_k": 3}, "keep_top_k must map names to values, got 3"),
+        ({"keep_top_k": {50: 3}}, r"keep_top_k\[50\] must be a list, got 3"),
+        ({"keep_top_k": {50: [(3, 4.0, 3, 192)]}}, r"subnet '1' is \(3, 4.0, 3, 192\); expected"),
+        ({"keep_top_k": {50: ["x"]}}, "subnet '1' is 'x'; expected a depth"),
+        ({"keep_top_k": {50: [(1, 4.0, 0, 192)]}}, r"num_heads\[0\] must be at least 1, got 0"),
+        ({"vis_dict": 3}, "vis_dict must map names to values, got 3"),
+    ],
+)
+def test_wrong_results_of_an_evolution(tmp_path, changes, message):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "checkpoint-1.pth.tar"
+    torch.save(evolution(**changes), path)
+    with pytest.raises((TypeError, ValueError), match=message) as caught:
+        load_subnets(path)
+    assert str(path) in str(caught.value)
+
+
+def test_files_of_torch_that_are_refused(tmp_path):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "checkpoint-1.pth.tar"
+    torch.save(evolution(epoch=path), path)
+    with pytest.raises(ValueError, match=r"checkpoint-1.pth.tar': it holds a pathlib\S+; allowed"):
+        load_subnets(path)
+    torch.save({"model": {}}, path)
+    with pytest.raises(ValueError, match=r"no results of AutoFormer's evolution.*load_autoformer"):
+        load_subnets(path)
+    torch.save(evolution(), path)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"visited")] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"is damaged: its record \S+ does not match"):
+        load_subnets(path)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(ValueError, match=r"checkpoint-1.pth.tar is not text"):
+        load_subnets(path)
 
 
 def test_prenas_space_files_are_refused_with_a_hint(tmp_path):

@@ -184,6 +184,7 @@ def _command(
     parser.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
     parser.add_argument("--output", metavar="FOLDER", help="where to write, see below")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier result")
+    add_verify(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     def run(options: argparse.Namespace) -> None:
@@ -195,6 +196,16 @@ def _command(
 
     parser.set_defaults(command=run, name=f"analyze {name}", parser=parser)
     return parser
+
+
+def add_verify(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--no-verify``, of every command that reads weights."""
+    parser.add_argument(
+        "--no-verify",
+        dest="verify",
+        action="store_false",
+        help="read weights and checkpoints without comparing them with their checksums",
+    )
 
 
 def _separate_overrides(options: argparse.Namespace) -> None:

@@ -61,7 +61,9 @@ class OneSubnet(Stateless):
         return self._plan
 
 
-def train_alone(recipe: Recipe, data: DataBundle, subnet: Subnet, folder: Path) -> Supernet:
+def train_alone(
+    recipe: Recipe, data: DataBundle, subnet: Subnet, folder: Path, *, verify: bool = True
+) -> Supernet:
     """Trains one subnet from scratch with a recipe's data, augmentation, optimizer and epochs.
 
     Args:
@@ -70,6 +72,7 @@ def train_alone(recipe: Recipe, data: DataBundle, subnet: Subnet, folder: Path) 
         subnet: what to train.
         folder: of the training's files; a training there that was finished or interrupted is taken
             over if its settings are these.
+        verify: compare its checkpoint with its checksums.
 
     Returns:
         A supernet in evaluation mode that holds the trained subnet; every other weight is as it was
@@ -87,7 +90,7 @@ def train_alone(recipe: Recipe, data: DataBundle, subnet: Subnet, folder: Path) 
     # Evaluations on the way are of the space's ends, which say nothing here.
     config = replace(recipe.train, eval_every=recipe.train.epochs)
     trainer = Trainer(model, OneSubnet(subnet), data, config, folder, optim=recipe.optim)
-    trainer.fit(resume=True)
+    trainer.fit(resume=True, verify=verify)
     return extended(trainer.final_model, subnet, initial).eval()
 
 

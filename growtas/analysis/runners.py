@@ -21,9 +21,10 @@ from growtas.analysis.subject import named_folders, open_runs, subject_of
 from growtas.config import ConfigError, content_of, read_text
 from growtas.precision import amp_dtype
 from growtas.recipe import Recipe
-from growtas.run_folder import ANALYSIS, CONFIG, SEARCH, SUPERNET, Run, Say, read_subnet
+from growtas.run_folder import ANALYSIS, CONFIG, SEARCH, SUPERNET, Run, Say
 from growtas.search import Limit, SearchResult
 from growtas.space import SearchSpace, Subnet
+from growtas.subnet_files import read_subnet
 from growtas.supernet import save_supernet
 
 DERIVED = "extend-vs-crop"  # folder inside a run's, with the trainings and the result
@@ -66,11 +67,14 @@ def extend_vs_crop(options: argparse.Namespace, say: Say) -> None:
             resume=options.resume,
             overwrite=options.overwrite,
             say=say,
+            verify=options.verify,
         )
     rows: list[derivation.ExtendCropRow] = []
     for panel, run in runs.items():
         run.say(f"{panel.part}: {trained[panel]} is trained alone")
-        model = derivation.train_alone(run.recipe, run.data, trained[panel], run.folder)
+        model = derivation.train_alone(
+            run.recipe, run.data, trained[panel], run.folder, verify=run.verify
+        )
         if run.process.is_main:
             save_supernet(model, run.folder / SUPERNET)
         run.process.barrier()
@@ -115,9 +119,10 @@ def similarity(options: argparse.Namespace, say: Say) -> None:
     comparisons: list[_Comparison] = []
     if options.source == DERIVED:
         for name, folder in folders.items():
-            comparisons += _derived(name, folder, options.overrides, say)
+            comparisons += _derived(name, folder, options.overrides, say, verify=options.verify)
     else:
-        for name, run in open_runs(options.runs, options.overrides, say).items():
+        runs = open_runs(options.runs, options.overrides, say, verify=options.verify)
+        for name, run in runs.items():
             comparisons += _ends(name, run, options.count, options.seed)
     rows: list[similarity_of.SimilarityRow] = []
     for name, run, relation, reference, subnets in comparisons:
@@ -156,14 +161,16 @@ def _ends(name: str, run: Run, count: int, seed: int) -> list[_Comparison]:
     ]
 
 
-def _derived(name: str, folder: Path, overrides: Sequence[str], say: Say) -> list[_Comparison]:
+def _derived(
+    name: str, folder: Path, overrides: Sequence[str], say: Say, *, verify: bool
+) -> list[_Comparison]:
     """The trained subnet of each panel of extend-vs-crop with what was derived from it.
 
     Args:
         name: label.
         folder: of a run with an extend-vs-crop in it, or of the extend-vs-crop itself.
         overrides: of the recipe.
-        say: as for `Run`.
+        say, verify: as for `Run`.
     """
     found = folder if (folder / f"{DERIVED}.csv").is_file() else folder / DERIVED
     path = found / f"{DERIVED}.csv"
@@ -178,7 +185,7 @@ def _derived(name: str, folder: Path, overrides: Sequence[str], say: Say) -> lis
         if not of_panel:
             raise ConfigError(f"{path} has no subnets of the panel {panel.name!r}")
         reference, *subnets = of_panel
-        trained = Run.open(found / panel.part, overrides, say)
+        trained = Run.open(found / panel.part, overrides, say, verify=verify)
         label = f"{name}, subnets trained alone"
         comparisons.append(_Comparison(label, trained, panel.relation, reference, subnets))
     return comparisons
@@ -188,7 +195,7 @@ def limits(options: argparse.Namespace, say: Say) -> None:
     """Fig. 5 for trained runs: their stored winners, or the best of random subnets."""
     texts = [] if options.limits is None else options.limits.split(",")
     wanted = [parse_window(text.strip(), options.axis) for text in texts]
-    runs = open_runs(options.runs, options.overrides, say)
+    runs = open_runs(options.runs, options.overrides, say, verify=options.verify)
     output = _output(options, "limits")
     chosen = {} if wanted else _search_winners(runs)
     rows: list[limits_of.LimitRow] = []
@@ -238,7 +245,7 @@ def _search_winners(runs: dict[str, Run]) -> dict[str, list[limits_of.Choice]]:
 def distribution(options: argparse.Namespace, say: Say) -> None:
     """Fig. 6 for trained runs."""
     window = parse_window(options.window, options.axis) if options.window else Limit()
-    runs = open_runs(options.runs, options.overrides, say)
+    runs = open_runs(options.runs, options.overrides, say, verify=options.verify)
     output = _output(options, "distribution")
     rows: list[distribution_of.DistributionRow] = []
     for name, run in runs.items():

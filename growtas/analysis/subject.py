@@ -92,14 +92,24 @@ def named_folders(folders: Sequence[str]) -> dict[str, Path]:
     }
 
 
-def open_runs(folders: Sequence[str], overrides: Sequence[str], say: Say) -> dict[str, Run]:
+def open_runs(
+    folders: Sequence[str], overrides: Sequence[str], say: Say, *, verify: bool = True
+) -> dict[str, Run]:
     """Trained runs by name (`named_folders`), made sure that their accuracies can be compared.
+
+    Args:
+        folders: of the runs.
+        overrides: of their recipes.
+        say, verify: as for `Run`.
 
     Raises:
         ConfigError: no folder, one that is no run, has no supernet or is given twice, or runs that
             differ in their classes or in the images they read.
     """
-    runs = {name: Run.open(path, overrides, say) for name, path in named_folders(folders).items()}
+    runs = {
+        name: Run.open(path, overrides, say, verify=verify)
+        for name, path in named_folders(folders).items()
+    }
     for run in runs.values():
         _check_alike(next(iter(runs.values())), run)
     return runs

@@ -1,5 +1,6 @@
 """Stand-alone models on disk."""
 
 from growtas.export.files import load, save
+from growtas.export.prediction import Prediction, predict
 
-__all__ = ["load", "save"]
+__all__ = ["Prediction", "load", "predict", "save"]

@@ -22,12 +22,14 @@ def check_floating(name: str, value: Any) -> None:
 
     Raises:
         TypeError: no tensor, or one of another dtype than `FLOATING`.
-        ValueError: a tensor of no dimensions.
+        ValueError: a tensor of no dimensions, or one without memory.
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
     if value.dtype not in FLOATING:
         raise TypeError(f"{name} must be of floats ({_NAMES}), got {value.dtype}")
+    if value.is_meta:
+        raise ValueError(f"{name} must be on a device that computes, got a tensor on meta")
     if value.dim() == 0:
         raise ValueError(f"{name} must have 1 or more dimensions, got a tensor of none")
 

@@ -8,8 +8,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from growtas.checks import warn
+from growtas.checks import listed, plain_name, warn
 from growtas.cost import Count, format_count, parse_count
+
+# What names a subnet without a search, and folders of a run.
+_TAKEN = ("best", "smallest", "largest", "analysis", "extend-vs-crop", "tensorboard")
+# Endings of a run's files and of files with subnets.
+_FILES = (
+    ".csv", ".json", ".jsonl", ".png", ".pt", ".pth", ".safetensors", ".tar",
+    ".yaml", ".yml",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -20,10 +28,12 @@ class Limit:
     left out does not bind. Parameters and multiply-adds are those of the extracted model.
 
     Raises:
-        TypeError, ValueError: a bound is not a count, or a window ends before it begins.
+        TypeError, ValueError: a bound is not a count, a window ends before it begins, or the name
+            cannot be a folder's or means something else.
     """
 
-    # How results refer to this limit. Left out, it is made from the bounds: "5M-6M", "<=1.3G MACs".
+    # How results refer to this limit: a plain file name, because its winner's folder is called so.
+    # Left out, it is made from the bounds: "5M-6M", "<=1.3G MACs".
     name: str = ""
     max_params: Count = None
     min_params: Count = None
@@ -42,8 +52,11 @@ class Limit:
                 raise ValueError(f"a window must not end before it begins, got {span}")
         if not isinstance(self.name, str):
             raise TypeError(f"the name of a limit must be a text, got {self.name!r}")
+        made = self._describe()
         if not self.name:
-            object.__setattr__(self, "name", self._describe())
+            object.__setattr__(self, "name", made)
+        elif self.name != made:  # which results have as a name, too
+            _check_name(self.name)
 
     def window(self, axis: str) -> tuple[float, float]:
         """(min, max) allowed on "params" or "macs"; 0 and infinity where no bound is set."""
@@ -191,6 +204,15 @@ class SearchConfig:
     def windows(self) -> tuple[Limit, ...]:
         """The limits to search under: `limits`, or the one that admits every subnet."""
         return self.limits or (Limit(),)
+
+
+def _check_name(name: str) -> None:
+    plain_name("the name of a limit", name)
+    if name.casefold() in _TAKEN or name.casefold().endswith(_FILES):
+        raise ValueError(
+            f"the name of a limit is {name!r}, which means something else in a run; allowed: none "
+            f"of {listed(_TAKEN)}, and no ending like {listed(_FILES)}"
+        )
 
 
 def _whole(name: str, value: Any, *, at_least: int | None) -> None:

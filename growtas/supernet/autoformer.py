@@ -11,14 +11,13 @@ import argparse
 import functools
 import math
 import os
-import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, stack
 
+from growtas import torch_files
 from growtas.space import SearchSpace, SupernetSize
 from growtas.supernet.autoformer_layout import HEAD_DIM, TABLES, Layout, shortened
 from growtas.supernet.vit import QKV_BIAS, Supernet
@@ -129,6 +128,7 @@ def load_autoformer(
     drop_path: float = 0.0,
     head_dim: int | None = None,
     layer_norm_eps: float = _EPS,
+    verify: bool = True,
 ) -> Supernet:
     """A checkpoint of AutoFormer's or PreNAS's supernet as a :class:`growtas.Supernet`.
 
@@ -150,6 +150,7 @@ def load_autoformer(
         drop_path: for further training; AutoFormer trains with 0.1.
         head_dim: None for the width of the relative position tables, or 64 without them.
         layer_norm_eps: AutoFormer's 1e-5.
+        verify: compare the file's records with their checksums.
 
     Returns:
         The supernet on the CPU, in evaluation mode.
@@ -163,7 +164,8 @@ def load_autoformer(
     if isinstance(source, Mapping):
         label, content = "the state_dict", source
     else:
-        label, content = repr(os.fspath(source)), _read(source)
+        label = repr(os.fspath(source))
+        content = torch_files.load(source, verify=verify, allowed=(argparse.Namespace,))
     state = _state(content, label)
     layout = Layout.infer(state, label, head_dim)
     layout.check(state, label)
@@ -208,8 +210,9 @@ def save_autoformer(model: Supernet, path: str | os.PathLike[str]) -> None:
     """Write a supernet as AutoFormer's ``{"model": state_dict}``, atomically.
 
     Keys, order and shapes are the original's. What :func:`load_autoformer` read comes back bit for
-    bit. A bias of ``qkv_bias="blocks"`` is written the way PreNAS reads it; AutoFormer's own code
-    would take the same file for something else, because its bias is not interleaved.
+    bit, and the same model always gives the same bytes. A bias of ``qkv_bias="blocks"`` is written
+    the way PreNAS reads it; AutoFormer's own code would take the same file for something else,
+    because its bias is not interleaved.
 
     Raises:
         ValueError: the model has something AutoFormer's model cannot have (the message lists all):
@@ -235,33 +238,8 @@ def save_autoformer(model: Supernet, path: str | os.PathLike[str]) -> None:
     theirs = to_autoformer(
         model.state_dict(), patch_size=config["patch_size"], in_chans=config["in_chans"]
     )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
-        torch.save({"model": {key: theirs[key].cpu() for key in Layout.of(model).shapes()}}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
-def _read(path: str | os.PathLike[str]) -> Any:
-    """The content of a PyTorch file; code in it is refused, not run."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no checkpoint at {os.fspath(path)!r}")
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:  # a damaged file may raise anything
-        foreign = re.search(r"GLOBAL (\S+)", str(error))
-        reason = (
-            f"it holds a {foreign[1]}; allowed: tensors, plain values and argparse.Namespace"
-            if foreign
-            else "it is not a PyTorch checkpoint, or damaged"
-        )
-        raise ValueError(f"cannot load {os.fspath(path)!r}: {reason}") from error
+    keys = Layout.of(model).shapes()
+    torch_files.save({"model": {key: theirs[key].cpu() for key in keys}}, path)
 
 
 def _state(content: Any, label: str) -> dict[str, Tensor]:

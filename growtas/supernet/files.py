@@ -6,52 +6,69 @@ import json
 import os
 from pathlib import Path
 
+import torch
+
+from growtas.config import arguments
 from growtas.space import SearchSpace
 from growtas.supernet.vit import Supernet
+from growtas.tensor_files import TensorFile, save_tensors
 
 _FORMAT = "growtas-supernet-1"
 
 
 def save_supernet(model: Supernet, path: str | os.PathLike[str]) -> None:
-    """Write weights, space and configuration to ``path``, atomically."""
-    from safetensors.torch import save
+    """Write weights, space and configuration to ``path``, in one piece and with a checksum.
 
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    The same model always gives the same bytes.
+
+    Raises:
+        OSError: the file cannot be written; an earlier one stays.
+    """
     metadata = {
         "format": _FORMAT,
-        "config": json.dumps(model.config),
-        "space": json.dumps(model.space.to_dict()),
+        "config": json.dumps(model.config, sort_keys=True),
+        "space": json.dumps(model.space.to_dict(), sort_keys=True),
     }
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(save(tensors, metadata))
-    os.replace(partial, path)
+    save_tensors(model.state_dict(), path, metadata)
 
 
-def load_supernet(path: str | os.PathLike[str], device: str = "cpu") -> Supernet:
+def load_supernet(
+    path: str | os.PathLike[str], device: str = "cpu", *, verify: bool = True
+) -> Supernet:
     """Rebuild a supernet from :func:`save_supernet`'s file, in evaluation mode.
+
+    Args:
+        path: the file.
+        device: where the supernet is to be.
+        verify: compare the content with its checksum, if it has one (older files have none).
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a growtas supernet file.
+        ValueError: not a growtas supernet file, a damaged one, or tensors that are not those of its
+            configuration; found before any of them is read.
     """
-    from safetensors import SafetensorError, safe_open
-
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no supernet file at {os.fspath(path)!r}")
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no supernet file at {str(path)!r}")
+    file = TensorFile(path)
+    if file.metadata.get("format") != _FORMAT:
+        raise ValueError(
+            f"{str(path)!r} is not a growtas supernet: its format is "
+            f"{file.metadata.get('format')!r}, expected {_FORMAT!r}"
+        )
+    if verify:
+        file.check_checksum()
     try:
-        with safe_open(path, framework="pt", device=device) as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != _FORMAT:
-                raise ValueError(
-                    f"{os.fspath(path)!r} is not a growtas supernet: its format is "
-                    f"{metadata.get('format')!r}, expected {_FORMAT!r}"
-                )
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{os.fspath(path)!r} is not a safetensors file: {error}") from error
-    space = SearchSpace.from_dict(json.loads(metadata["space"]))
-    model = Supernet.from_config(json.loads(metadata["config"]), space).to(device)
-    model.load_state_dict(tensors, strict=True)
+        space = SearchSpace.from_dict(json.loads(file.metadata["space"]))
+        config = arguments(
+            Supernet, {**json.loads(file.metadata["config"]), "space": space}, where="config"
+        )
+        file.check_blocks(space.supernet.depth, "its header")
+        with torch.device("meta"):  # shapes only: nothing is allocated for wrong ones
+            outline = Supernet(**config)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{str(path)!r} has a wrong header: {error}") from error
+    file.check_shapes(outline.state_dict(), "its header")
+    model = outline.to_empty(device=device)
+    model.load_state_dict(file.tensors(device), strict=True)
     return model.eval()

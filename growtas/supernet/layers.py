@@ -246,6 +246,14 @@ class MLP(nn.Module):
         )  # fmt: skip
 
 
+def leading(x: Tensor, width: int) -> Tensor:
+    """``x[..., :width]``; in compiled code a copy, because of a view it would ask whether it is
+    contiguous, which only the widest is: a graph for that one, and one for the others."""
+    if torch.compiler.is_compiling():
+        return x.index_select(-1, torch.arange(width, device=x.device))
+    return x[..., :width]
+
+
 def computed_again(y: Tensor, again: Callable[[], Tensor]) -> contextlib.AbstractContextManager:
     """Within the context, operators that save ``y`` for their backward pass save ``again`` instead,
     which is called then: a LayerNorm's output costs less to compute than to keep.

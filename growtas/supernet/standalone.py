@@ -8,12 +8,21 @@ attention kernel applies and no N x N tensor is written by this module.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from growtas.checks import positive_int
+
+if TYPE_CHECKING:
+    from growtas.image_transform import ImageTransform
+
+POOL = ("mean", "cls")
+_TIMM_POOL = {"avg": "mean", "token": "cls"}  # timm's names: ours
 
 
 class RelativeAttention(nn.Module):
@@ -152,7 +161,18 @@ class VisionTransformer(nn.Module):
 
     Parameter names follow timm's ViT, with ``blocks.i.attn.rel_pos`` ``[4, 2r + 2, head_dim]``
     beside them where relative position is on. Arguments as in :class:`growtas.Supernet`;
-    ``num_heads`` and ``hidden_dims`` have one entry per block.
+    ``num_heads`` and ``hidden_dims`` have one entry per block. With ``num_classes=0`` there is no
+    classifier, and the logits are the features it would read.
+
+    Attributes:
+        config: the arguments, as plain values.
+        num_classes, num_features, embed_dim: as in timm's models.
+        transform: what makes a PIL image the input of this model, ``[in_chans, height, width]``;
+            None if that is not known.
+        classes: a name for each class, in the order of the logits; None if not known.
+
+    Raises:
+        ValueError: a size or option outside its range.
     """
 
     def __init__(
@@ -174,6 +194,24 @@ class VisionTransformer(nn.Module):
         layer_norm_eps: float = 1e-5,
     ) -> None:
         super().__init__()
+        if len(num_heads) != len(hidden_dims):
+            raise ValueError(
+                f"num_heads is for {len(num_heads)} blocks, hidden_dims for {len(hidden_dims)}: "
+                "both need one entry per block"
+            )
+        sizes = {"embed_dim": embed_dim, "head_dim": head_dim, "in_chans": in_chans}
+        sizes |= {f"num_heads[{i}]": heads for i, heads in enumerate(num_heads)}
+        sizes |= {f"hidden_dims[{i}]": hidden for i, hidden in enumerate(hidden_dims)}
+        for name, value in sizes.items():
+            positive_int(name, value)
+        if num_classes != 0:
+            positive_int("num_classes", num_classes)
+        image_size = check_geometry(
+            image_size, patch_size, pool, class_token, max_relative_position, layer_norm_eps
+        )
+        self.transform: ImageTransform | None = None
+        self.classes: tuple[str, ...] | None = None
+        self.embed_dim = self.num_features = embed_dim
         self.config: dict[str, Any] = {
             "embed_dim": embed_dim,
             "num_heads": list(num_heads),
@@ -209,10 +247,20 @@ class VisionTransformer(nn.Module):
             for heads, hidden in zip(num_heads, hidden_dims, strict=True)
         )
         self.norm = nn.LayerNorm(embed_dim, layer_norm_eps)
-        self.head = nn.Linear(embed_dim, num_classes)
+        self.head = _classifier(embed_dim, num_classes)
+
+    @property
+    def num_classes(self) -> int:
+        """Width of the logits; 0 without a classifier."""
+        return self.config["num_classes"]
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``[B, num_classes]`` of images ``[B, in_chans, height, width]``."""
+        return self.forward_head(self.forward_features(images))
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """The normalised tokens that the head reads, ``[B, N, embed_dim]``; a class token is
+        first."""
         x = self.patch_embed(images)
         if self.cls_token is not None:
             x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1).to(x.dtype), x), 1)
@@ -220,5 +268,84 @@ class VisionTransformer(nn.Module):
             x = x + self.pos_embed
         for block in self.blocks:
             x = block(x)
-        x = self.norm(x)
-        return self.head(x[:, 0] if self.pool == "cls" else x[:, self.prefix :].mean(1))
+        return self.norm(x)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits of the tokens of :meth:`forward_features`; with `pre_logits` what the classifier
+        reads, ``[B, embed_dim]``."""
+        x = x[:, 0] if self.pool == "cls" else x[:, self.prefix :].mean(1)
+        return x if pre_logits else self.head(x)
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters without weight decay, besides biases and 1-D ones; the supernet's."""
+        return {"pos_embed", "cls_token"}
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the classifier by a freshly initialised one for `num_classes` classes, or none
+        for 0. The names in `classes` are forgotten.
+
+        Args:
+            num_classes: width of the logits.
+            global_pool: what it reads, in timm's words: ``"avg"`` for the mean of the patch tokens,
+                ``"token"`` for the class token; None to leave that as it is.
+
+        Raises:
+            ValueError: a negative number, or another or an impossible `global_pool`.
+        """
+        if num_classes != 0:
+            positive_int("num_classes", num_classes)
+        if global_pool is not None:
+            if global_pool not in _TIMM_POOL:
+                raise ValueError(
+                    f"global_pool is {global_pool!r}, allowed: {', '.join(_TIMM_POOL)}"
+                )
+            check_pool(_TIMM_POOL[global_pool], self.config["class_token"])
+            self.pool = self.config["pool"] = _TIMM_POOL[global_pool]
+        self.config["num_classes"], self.classes = num_classes, None
+        self.head = _classifier(self.embed_dim, num_classes).to(self.norm.weight)
+
+
+def _classifier(embed_dim: int, num_classes: int) -> nn.Module:
+    return nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
+
+
+def check_geometry(
+    image_size: int | Sequence[int],
+    patch_size: int,
+    pool: str,
+    class_token: bool,
+    max_relative_position: int,
+    layer_norm_eps: float,
+) -> tuple[int, int]:
+    """Check what a supernet and its stand-alone models have in common.
+
+    Returns:
+        Height and width of the images.
+
+    Raises:
+        TypeError: `patch_size` is not an integer.
+        ValueError: a value outside its range, or a class token that is read but not there.
+    """
+    positive_int("patch_size", patch_size)
+    sides = (image_size,) * 2 if isinstance(image_size, int) else tuple(image_size)
+    if len(sides) != 2:
+        raise ValueError(f"image_size is {list(sides)}; a side is needed, or height and width")
+    height, width = sides
+    if min(height, width) < 1 or height % patch_size or width % patch_size:
+        raise ValueError(
+            f"image_size {height} x {width} is not a multiple of patch_size {patch_size}"
+        )
+    if max_relative_position < 0:
+        raise ValueError(f"max_relative_position is {max_relative_position}, minimum 0")
+    if not 0.0 <= layer_norm_eps < math.inf:
+        raise ValueError(f"layer_norm_eps is {layer_norm_eps}, it must be 0 or more")
+    check_pool(pool, class_token)
+    return height, width
+
+
+def check_pool(pool: str, class_token: bool) -> None:
+    """Raise ValueError unless `pool` is known and what it reads is there."""
+    if pool not in POOL:
+        raise ValueError(f"pool is {pool!r}, allowed: {', '.join(POOL)}")
+    if pool == "cls" and not class_token:
+        raise ValueError("pool 'cls' needs class_token=True")

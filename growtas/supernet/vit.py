@@ -16,11 +16,17 @@ from growtas.kernels.arguments import check_floating
 from growtas.kernels.dispatch import select
 from growtas.kernels.extents import Extents, LinearExtents, check_groups, masked
 from growtas.space import SearchSpace, Subnet
-from growtas.supernet.layers import INIT_STD, Block, PatchEmbedding, SlicedLayerNorm, SlicedLinear
-from growtas.supernet.standalone import VisionTransformer
+from growtas.supernet.layers import (
+    INIT_STD,
+    Block,
+    PatchEmbedding,
+    SlicedLayerNorm,
+    SlicedLinear,
+    leading,
+)
+from growtas.supernet.standalone import VisionTransformer, check_geometry
 
 QKV_BIAS = ("blocks", "autoformer")
-_POOL = ("mean", "cls")
 
 
 class Supernet(nn.Module):
@@ -71,26 +77,15 @@ class Supernet(nn.Module):
         super().__init__()
         if not isinstance(space, SearchSpace):
             raise TypeError(f"space must be a SearchSpace (SearchSpace.preset(...)), got {space!r}")
-        height, width = (image_size,) * 2 if isinstance(image_size, int) else tuple(image_size)
-        positive_int("patch_size", patch_size)
-        if min(height, width) < 1 or height % patch_size or width % patch_size:
-            raise ValueError(
-                f"image_size {height} x {width} is not a multiple of patch_size {patch_size}"
-            )
+        height, width = check_geometry(
+            image_size, patch_size, pool, class_token, max_relative_position, layer_norm_eps
+        )
         for name, value in (("num_classes", num_classes), ("in_chans", in_chans)):
             positive_int(name, value)
-        if max_relative_position < 0:
-            raise ValueError(f"max_relative_position is {max_relative_position}, minimum 0")
-        if not 0.0 <= layer_norm_eps < math.inf:
-            raise ValueError(f"layer_norm_eps is {layer_norm_eps}, it must be 0 or more")
         if not 0.0 <= drop_path < 1.0:
             raise ValueError(f"drop_path is {drop_path}, it must be in [0, 1)")
         if not 0.0 < init_std <= 1.0:
             raise ValueError(f"init_std is {init_std}, it must be in (0, 1]")
-        if pool not in _POOL:
-            raise ValueError(f"pool is {pool!r}, allowed: {', '.join(_POOL)}")
-        if pool == "cls" and not class_token:
-            raise ValueError("pool 'cls' needs class_token=True")
         if qkv_bias not in QKV_BIAS:
             raise ValueError(f"qkv_bias is {qkv_bias!r}, allowed: {', '.join(QKV_BIAS)}")
 
@@ -200,10 +195,10 @@ class Supernet(nn.Module):
         self._check_images(images)
         x = self.patch_embed(images, embed_dim, gradients=gradients)
         if self.cls_token is not None:
-            token = self.cls_token[..., :embed_dim].expand(x.shape[0], -1, -1)
+            token = leading(self.cls_token, embed_dim).expand(x.shape[0], -1, -1)
             x = torch.cat((token.to(x.dtype), x), 1)
         if self.pos_embed is not None:
-            x = x + self.pos_embed[..., :embed_dim]
+            x = x + leading(self.pos_embed, embed_dim)
         return x
 
     def classify(self, x: Tensor, *, gradients: GradientAccumulator | None = None) -> Tensor:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
+
+from growtas import torch_files
 
 FORMAT = "growtas-checkpoint-1"
 
@@ -17,27 +18,27 @@ def save_checkpoint(state: Mapping[str, Any], path: str | os.PathLike[str]) -> N
 
     Raises:
         TypeError: a value that `load_checkpoint` could not read back safely.
+        OSError: the file cannot be written; the old one stays.
     """
     _check_plain(state, "checkpoint")
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
-        torch.save({"format": FORMAT, **state}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    torch_files.save({"format": FORMAT, **state}, path)
 
 
-def load_checkpoint(path: str | os.PathLike[str], device: Any = "cpu") -> dict[str, Any]:
+def load_checkpoint(
+    path: str | os.PathLike[str], device: Any = "cpu", *, verify: bool = True
+) -> dict[str, Any]:
     """Read a file of `save_checkpoint`; it can hold no code.
+
+    Args:
+        path: the file.
+        device: where its tensors go.
+        verify: compare its records with their checksums.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a growtas checkpoint.
+        ValueError: not a growtas checkpoint, or a damaged one; names the file.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no checkpoint at {os.fspath(path)!r}")
-    state = torch.load(path, map_location=device, weights_only=True)
+    state = torch_files.load(path, verify=verify, device=device)
     found = state.get("format") if isinstance(state, dict) else type(state).__name__
     if found != FORMAT:
         raise ValueError(

@@ -18,6 +18,7 @@ import torch.utils.data
 from torch import Tensor
 
 from growtas.checks import few_images, warn
+from growtas.image_transform import ImageTransform
 from growtas.training import sources
 from growtas.training.batches import (
     Batches,
@@ -80,6 +81,31 @@ class DataBundle:
     def in_chans(self) -> int:
         """Image channels."""
         return self.config.in_chans or 0
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Class names in the order of their labels; None if the data set does not tell."""
+        if built_in := BUILT_IN.get(self.config.dataset):
+            return tuple(map(str, range(built_in.num_classes)))
+        names = sources.class_names(self._source)
+        return None if names is None else tuple(map(str, names))
+
+    @cached_property
+    def transform(self) -> ImageTransform:
+        """What evaluation does to an image."""
+        config = self.config
+        assert config.mean is not None  # resolved() has filled these in
+        assert config.std is not None
+        assert config.crop_pct is not None
+        interpolation = config.interpolation
+        return ImageTransform(
+            image_size=(self.image_size, self.image_size),
+            in_chans=self.in_chans,
+            mean=config.mean,
+            std=config.std,
+            interpolation="bicubic" if interpolation == "random" else interpolation,
+            crop_pct=config.crop_pct,
+        )
 
     @cached_property
     def train(self) -> ImageView:
@@ -231,7 +257,8 @@ class DataBundle:
 
     def _train_transform(self, prefetch: bool) -> Callable[[Any], Tensor]:
         augment = self.augment
-        return self._transform(
+        return require("timm.data", "train").create_transform(
+            (self.in_chans, self.image_size, self.image_size),
             is_training=True,
             use_prefetcher=prefetch,
             scale=augment.scale,
@@ -240,29 +267,15 @@ class DataBundle:
             color_jitter=augment.color_jitter or None,
             auto_augment=augment.auto_augment,
             interpolation=self.config.interpolation,
+            mean=self.config.mean,
+            std=self.config.std,
             re_prob=augment.reprob,
             re_mode=augment.remode,
             re_count=augment.recount,
         )
 
     def _eval_transform(self, prefetch: bool) -> Callable[[Any], Tensor]:
-        interpolation = self.config.interpolation
-        return self._transform(
-            is_training=False,
-            use_prefetcher=prefetch,
-            interpolation="bicubic" if interpolation == "random" else interpolation,
-            crop_pct=self.config.crop_pct,
-        )
-
-    def _transform(self, **settings: Any) -> Callable[[Any], Tensor]:
-        create_transform = require("timm.data", "train").create_transform
-        config = self.config
-        return create_transform(
-            (self.in_chans, self.image_size, self.image_size),
-            mean=config.mean,
-            std=config.std,
-            **settings,
-        )
+        return self.transform.steps(use_prefetcher=prefetch)
 
     def _view(self, split: Split, transform: Callable[[Any], Tensor]) -> ImageView:
         if split == "test" and not self.config.cuts_test:
@@ -275,7 +288,7 @@ class DataBundle:
             indices = self._indices[split]
         if not indices:
             raise ValueError(f"the {split} split is empty: the data set has {len(dataset)} samples")
-        mode = "L" if self.in_chans == 1 else "RGB"
+        mode = self.transform.mode
         return ImageView(dataset, indices, transform, mode, self.image_size, self.num_classes)
 
     @cached_property

@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from growtas.atomic import naming, write_atomically
 from growtas.training.optional import require
 
 FIELDS = (
@@ -47,9 +47,7 @@ class MetricsLog:
             (self._jsonl, self._lines(rows)),
             (self._csv, _table(rows, header=True)),
         ):
-            partial = path.with_name(path.name + ".partial")
-            partial.write_text(text)
-            os.replace(partial, path)
+            write_atomically(path, text)
         self._board = None
         if tensorboard:
             self._board = board_writer()(str(folder / "tensorboard"), purge_step=finished + 1)
@@ -59,10 +57,12 @@ class MetricsLog:
         unknown = set(row) - set(FIELDS)
         if unknown:
             raise ValueError(f"unknown figures {sorted(unknown)}; known: {', '.join(FIELDS)}")
-        with open(self._jsonl, "a") as file:
-            file.write(self._lines([row]))
-        with open(self._csv, "a", newline="") as file:
-            file.write(_table([row], header=False))
+        for path, text in (
+            (self._jsonl, self._lines([row])),
+            (self._csv, _table([row], header=False)),
+        ):
+            with naming(path), open(path, "a", newline="") as file:
+                file.write(text)
         if self._board is not None:
             for name, value in row.items():
                 if isinstance(value, (int, float)) and name != "epoch":

@@ -151,11 +151,12 @@ class Trainer:
         """The current phase."""
         return self.phases[max(self._phase, 0)]
 
-    def fit(self, resume: bool = False) -> TrainResult:
+    def fit(self, resume: bool = False, *, verify: bool = True) -> TrainResult:
         """Train to the end.
 
         Args:
             resume: continue from the run's checkpoint if there is one.
+            verify: compare that checkpoint with its checksums.
 
         Raises:
             FileExistsError: `run_dir` holds a checkpoint and `resume` is False.
@@ -173,7 +174,7 @@ class Trainer:
                 raise FileExistsError(
                     f"{path} exists: resume that run, or use another folder for this one"
                 )
-            self._restore(load_checkpoint(path, self.process.device))
+            self._restore(load_checkpoint(path, self.process.device, verify=verify))
         self.process.barrier()
         log = None
         row: dict[str, Any] = {}

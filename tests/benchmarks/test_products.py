@@ -60,6 +60,17 @@ def test_sizes_of_the_layers(layer: str, ins: int, outs: int, buffer: tuple[int,
     assert product.flops == 2 * 140 * ins * outs
 
 
+def test_a_wrong_product_becomes_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> None:
+        raise WrongResult("error of ours", 2.0, 1.0)
+
+    monkeypatch.setattr(products, "check", refuse)
+    case = Case(SPACE, "smallest", 2, "float32", "products", image_size=24, patch_size=8)
+    found = products.run_products(case, rows.Book("cpu"), SHORT, layers=["fc1"])
+    assert [(row.metric, row.median) for row in found] == [("wrong_result", 2.0)] * 3
+    assert "| failed | failed | failed |" in report.product_rates(found)
+
+
 @pytest.mark.parametrize("direction", products.DIRECTIONS)
 def test_a_wrong_product_is_refused(direction: str) -> None:
     product = products.product(CASE, "fc1")

@@ -295,6 +295,17 @@ def test_the_chart_shows_one_ratio_for_each_baseline() -> None:
     }
 
 
+def test_the_chart_takes_what_is_there() -> None:
+    """The captured step stands for ours; a case in which all of ours failed has no bars."""
+    made = rows_of(CASE)
+    made.add("naive / timm", "wall_time_ratio", "1", [2.0])
+    assert plot.ratios(made.rows, "train", "float32") == {}
+    made.add("naive / growtas-triton-dense", "wall_time_ratio", "1", [3.0])
+    made.add("naive / growtas-triton-graph", "wall_time_ratio", "1", [4.0])
+    (bars,) = plot.ratios(made.rows, "train", "float32").values()
+    assert bars["naive"].median == 4.0
+
+
 def test_compile_times_are_reported() -> None:
     assert report.compile_times([]) == ""
     made = rows_of(CASE)

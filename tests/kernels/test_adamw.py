@@ -162,3 +162,63 @@ def test_bad_input_is_named():
         adamw_([AdamWRow(*values, boxes=[whole], step=1)], lr=0.1, clip=(torch.ones(()), 0.0))
     with pytest.raises(ValueError, match="at least one row"):
         gradient_norm([])
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"boxes": [(slice(0, 4, 2), slice(0, 3))]}, ValueError, "or skips entries"),
+        ({"boxes": [(slice(-2, 4), slice(0, 3))]}, ValueError, r"not inside .*\(4, 3\)"),
+        (
+            {"boxes": [(slice(0, 3), slice(0, 3)), (slice(2, 4), slice(0, 1))]},
+            ValueError, "overlap",
+        ),
+        ({"step": None}, TypeError, "step must be a number or a tensor, got None"),
+        ({"step": float("nan")}, ValueError, "step must be 1 or more, got nan"),
+        (
+            {name: torch.ones(4, 3, dtype=torch.int64) for name in ("parameter", "gradient")},
+            TypeError, "must be floats, got torch.int64",
+        ),
+    ],
+)  # fmt: skip
+def test_rows_that_are_refused(backend, change, error, message):
+    values = arrays((4, 3))
+    row = AdamWRow(*values, boxes=[(slice(0, 4), slice(0, 3))], step=1)._replace(**change)
+    before = [array.clone() for array in row.arrays[:4]]
+    with pytest.raises(error, match=message):
+        adamw_([row], lr=0.1)
+    assert all(map(torch.equal, row.arrays[:4], before))
+
+
+def test_rows_that_share_memory_or_weights(backend):
+    parameter, gradient, *moments = arrays((4, 3))
+    boxes = [(slice(0, 4), slice(0, 3))]
+    for row in (
+        AdamWRow(parameter, parameter, *moments, boxes, step=1),
+        AdamWRow(parameter, gradient, moments[0], moments[0], boxes, step=1),
+    ):
+        with pytest.raises(ValueError, match="two of them share it"):
+            adamw_([row], lr=0.1)
+    row = AdamWRow(parameter, gradient, *moments, boxes, step=1)
+    with pytest.raises(ValueError, match="overlap"):
+        adamw_([row, row._replace(step=2)], lr=0.1)
+    halves = [row._replace(boxes=[(slice(a, a + 2), slice(0, 3))]) for a in (0, 2)]
+    adamw_(halves, lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lr": float("nan")}, "lr must be 0 or more and finite, got nan"),
+        ({"lr": -0.1}, "lr must be 0 or more and finite, got -0.1"),
+        ({"betas": (0.9, 1.0)}, r"betas must be two numbers in \[0, 1\), got \(0.9, 1.0\)"),
+        ({"betas": (-0.1, 0.9)}, "betas must be two numbers"),
+        ({"betas": (0.9,)}, "betas must be two numbers"),
+        ({"eps": -1e-8}, "eps must be 0 or more and finite, got -1e-08"),
+        ({"weight_decay": float("inf")}, "weight_decay must be 0 or more and finite, got inf"),
+    ],
+)
+def test_settings_that_are_refused(settings, message):
+    row = AdamWRow(*arrays((4, 3)), boxes=[(slice(0, 4), slice(0, 3))], step=1)
+    with pytest.raises(ValueError, match=message):
+        adamw_([row], **{**SETTINGS, **settings})

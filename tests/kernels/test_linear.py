@@ -81,7 +81,8 @@ def test_autoformer_embed_widths(backend, dtype, embed):
     in_max = next(m for m in (256, 448, 640) if m >= embed)
     inputs, cotangent = case(embed, 3 * 64, rows=(5,), in_max=in_max, stacked=(3, 4, 64))
     actual, golden, plain = run_all(inputs, cotangent, dtype, out_features=3 * 64)
-    assert_within_budget(actual, golden, plain, dtype)
+    # Some BLAS libraries sum this few rows in many short sums: less error than any bound on ours.
+    assert_within_budget(actual, golden, plain, dtype, epsilons=6)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -208,7 +209,7 @@ def test_autocast_computes_in_the_autocast_dtype(backend):
     ("arguments", "message"),
     [
         ({"out_features": 9}, r"out_features is 9, the weight has 1 to 8"),
-        ({"out_features": 0}, r"out_features is 0"),
+        ({"out_features": 0}, r"out_features must be at least 1, got 0"),
         ({"activation": "relu"}, r"activation is 'relu', allowed: None, 'gelu'"),
         ({"input_activation": "relu"}, r"input_activation is 'relu', allowed: None, 'gelu'"),
         ({"sample_scale": torch.ones(3)}, r"sample_scale is \(3,\), x \(2, 6\) needs one factor"),

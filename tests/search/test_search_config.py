@@ -180,3 +180,39 @@ def test_parents_that_can_be_meant_are_not(change: dict) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         SearchConfig(**{"population": 4, "generations": 5, **change})
+
+
+class TestNames:
+    """A limit's name becomes the folder of its winner, and a word of the command line."""
+
+    @pytest.mark.parametrize("name", ["small", "6M", "1.3G-macs", "a_b", "x" * 100])
+    def test_plain_names(self, name):
+        assert Limit(name=name, max_params="6M").name == name
+
+    @pytest.mark.parametrize(
+        "name",
+        ["../../x", "a/b", "a\\b", "/x", ".", "..", ".x", "-x", "a b", "a\n", "x" * 101, "é"],
+    )
+    def test_paths_and_worse(self, name):
+        with pytest.raises(ValueError, match=r"name of a limit is .* allowed: at most 100 letters"):
+            Limit(name=name)
+
+    def test_names_of_other_things_in_a_run(self):
+        from growtas import run_folder
+
+        files = [
+            value
+            for name, value in vars(run_folder).items()
+            if name.isupper() and isinstance(value, str) and not name.startswith("_")
+        ]
+        assert {"best", "config.yaml", "supernet.safetensors", "analysis"} <= set(files)
+        for name in [*files, *run_folder._TRAINED, "smallest", "Largest", "a.json", "B.YAML"]:
+            with pytest.raises(ValueError, match="means something else in a run"):
+                Limit(name=name)
+
+    def test_names_made_from_bounds_come_back_from_results(self):
+        for bounds in ({"max_params": "6M"}, {"min_params": 5, "max_macs": "1.3G"}, {}):
+            limit = Limit(**bounds)
+            assert Limit(**vars(limit)) == limit
+        with pytest.raises(ValueError, match="the name of a limit is '<=6M'"):
+            Limit(name="<=6M", max_params="7M")

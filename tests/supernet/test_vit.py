@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import random
 import weakref
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._dynamo.utils import counters
 
 import growtas
 from growtas import kernels
@@ -170,18 +172,29 @@ def test_drop_path_keeps_or_drops_whole_samples():
     assert block.eval()._survival(torch.zeros(200, 3, 4)) is None
 
 
-def test_one_graph_per_depth_under_torch_compile(model, images, subnets):
+@pytest.mark.parametrize(
+    ("space", "options"),
+    [
+        (SPACE, {}),
+        # its largest subnet is as wide as the supernet, as in the published spaces
+        (growtas.SearchSpace.preset("digits").restrict(depth=(4, 5)), {"class_token": False}),
+        (growtas.SearchSpace((32, 48), (2, 3), (1, 2), (2.0, 3.0), 16), {}),
+    ],
+    ids=["micro", "digits", "one head"],
+)
+def test_one_graph_per_depth_under_torch_compile(space, options):
     """Widths, heads and hidden sizes are dynamic; only the depth unrolls another graph."""
-    from torch._dynamo.utils import counters
-
     torch._dynamo.reset()
     counters["stats"].clear()
+    model = growtas.Supernet(space, 8, 2, 10, 1, **options)
     compiled = torch.compile(model, dynamic=True, fullgraph=True, backend="aot_eager")
+    images, rng = torch.randn(2, 1, 8, 8), random.Random(0)
+    subnets = [space.largest(), *(space.sample(rng) for _ in range(6)), space.smallest()]
     for subnet in subnets:
         want = torch.autograd.grad(model(images, subnet).square().sum(), model.head.weight)[0]
         got = torch.autograd.grad(compiled(images, subnet).square().sum(), model.head.weight)[0]
         torch.testing.assert_close(got, want)
-    assert counters["stats"]["unique_graphs"] <= len({s.depth for s in subnets})
+    assert counters["stats"]["unique_graphs"] == len({s.depth for s in subnets})
 
 
 def test_state_dict_layout():
@@ -227,6 +240,7 @@ def test_initialisation_follows_autoformer():
         ({"image_size": 18}, "image_size 18 x 18 is not a multiple of patch_size 4"),
         ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
         ({"drop_path": 1.0}, r"drop_path is 1.0, it must be in \[0, 1\)"),
+        ({"layer_norm_eps": -1e-5}, "layer_norm_eps is -1e-05, it must be 0 or more"),
         ({"init_std": 0.0}, r"init_std is 0.0, it must be in \(0, 1\]"),
         ({"pool": "max"}, "pool is 'max', allowed: mean, cls"),
         ({"pool": "cls", "class_token": False}, "needs class_token=True"),
@@ -255,6 +269,47 @@ def test_bad_inputs_are_named(model, images):
         model(images[:, :1], SPACE.smallest())
 
 
+@pytest.mark.parametrize("way", ["one", "several", "static"])
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda x: (255 * x).to(torch.uint8), TypeError, "images must be of floats .*torch.uint8"),
+        (lambda x: x.long(), TypeError, "images must be of floats .*torch.int64"),
+        (lambda x: x.numpy(), TypeError, "images must be a torch.Tensor, got ndarray"),
+        (lambda x: x.to("meta"), ValueError, "images must be .*, got a tensor on meta"),
+    ],
+    ids=["uint8", "int64", "numpy", "meta"],
+)
+def test_images_that_are_refused(model, images, way, change, error, message):
+    subnet = SPACE.smallest()
+    forward, given = {
+        "one": (model, subnet),
+        "several": (model, [subnet] * 3),
+        "static": (model.forward_static, model.new_extents()),
+    }[way]
+    with pytest.raises(error, match=message):
+        forward(change(images), given)
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize("backend", ["reference", "native"])
+def test_an_empty_batch_has_gradients_of_zero(model, images, backend, accumulate):
+    try:
+        with kernels.use_backend(backend):
+            gradients = kernels.GradientAccumulator(model.parameters()) if accumulate else None
+            empty = images[:0].requires_grad_()
+            logits = model(empty, SPACE.largest(), gradients=gradients)
+            logits.sum().backward()
+    except kernels.BackendUnavailable as error:
+        pytest.skip(str(error))
+    assert logits.shape == (0, 7)
+    assert empty.grad.shape == (0, 3, 16, 16)
+    read = model.extents(SPACE.largest())
+    for name, parameter in model.named_parameters():
+        if name in read:
+            assert not parameter.grad.any(), name
+
+
 class _Wrapper(nn.Module):
     def __init__(self, inner):
         super().__init__()
@@ -262,6 +317,11 @@ class _Wrapper(nn.Module):
 
     def forward(self, images, subnet):
         return self.inner(images, subnet)
+
+
+def test_a_model_on_another_device_than_the_images_is_named(model, images):
+    with pytest.raises(ValueError, match="images are on cpu, the model on meta"):
+        model.to("meta")(images, SPACE.smallest())
 
 
 def test_works_inside_another_module_and_in_half_precision(model, images, subnets):

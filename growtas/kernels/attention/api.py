@@ -161,7 +161,10 @@ def _forward_impl(
     extents: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     backend = select("attention", qkv)
-    return backend.forward(qkv, tables, num_heads, (height, width), scale, extents)
+    out, lse = backend.forward(qkv, tables, num_heads, (height, width), scale, extents)
+    # Flat, because compiled code would ask of a dimension of its own whether it is 1: a graph for
+    # every pattern of blocks with one head.
+    return out, lse.flatten(1)
 
 
 def _forward_fake(
@@ -174,7 +177,7 @@ def _forward_fake(
     extents: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     batch, tokens, features = qkv.shape
-    lse = qkv.new_empty(batch, num_heads, tokens, dtype=accumulation_dtype(qkv.dtype))
+    lse = qkv.new_empty(batch, num_heads * tokens, dtype=accumulation_dtype(qkv.dtype))
     return qkv.new_empty(batch, tokens, features // 3), lse
 
 
@@ -192,6 +195,7 @@ def _backward_impl(
     extents: Tensor | None = None,
 ) -> Tensor:
     backend = select("attention", qkv)
+    lse = lse.unflatten(1, (num_heads, -1))
     return backend.backward_(
         dout, qkv, tables, out, lse, num_heads, (height, width), scale, grad_tables, extents
     )

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from growtas.kernels.configs import architecture
+from growtas.kernels.configs import TABLES, architecture
 from growtas.kernels.extents import LinearSizes
 from growtas.kernels.layout import as_matrices, as_rows, as_vectors, result_dtype, shares
 from growtas.kernels.linear.gpu_plan import (
@@ -34,9 +34,9 @@ __all__ = ["backward_", "forward", "unsupported"]
 # Products that cuBLAS computes when nothing is fused with them, by architecture and bytes of a
 # value. Not measured yet. Gradients of two-byte weights are summed in float32 buffers, which
 # cuBLAS cannot add to.
-CUBLAS = {
-    80: {"forward": (2, 4), "input_gradient": (2, 4), "weight_gradient": (4,)},
-    90: {"forward": (2, 4), "input_gradient": (2, 4), "weight_gradient": (4,)},
+CUBLAS: dict[int, dict[str, tuple[int, ...]]] = {
+    table: {"forward": (2, 4), "input_gradient": (2, 4), "weight_gradient": (4,)}
+    for table in TABLES
 }
 
 

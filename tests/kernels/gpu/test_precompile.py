@@ -22,7 +22,7 @@ def run(*arguments):
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
-@pytest.mark.parametrize("architecture", ["80", "90"])  # the two tables
+@pytest.mark.parametrize("architecture", ["80", "90", "120"])  # a table each
 def test_first_build_of_every_kernel(architecture):
     done = run("--arch", architecture, "--quick")
     assert done.returncode == 0, done.stdout + done.stderr
