@@ -39,7 +39,7 @@ def test_what_was_built_for_cuda_is_told():
     if not facts["built"] or facts["cuda"] is None:
         pytest.skip("csrc is not built, or by an older setup.py")
     text = describe({
-        "versions": {}, "platform": "", "cpu": {}, "gpus": [], "native": facts,
+        "versions": {}, "location": "", "platform": "", "cpu": {}, "gpus": [], "native": facts,
         "backend_request": "auto", "operators": [],
     })  # fmt: skip
     assert re.search(r"cuda +\S", text)

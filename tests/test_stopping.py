@@ -33,6 +33,14 @@ AUGMENT = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def sigint_means_something():
+    """A shell starts what runs in its background with SIGINT ignored, which growtas respects."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """Folder of a training that nobody stopped; not to be changed."""
