@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from growtas import kernels
 from growtas.kernels import GradientAccumulator
+from growtas.kernels.autocast import autocast_dtype
 from growtas.kernels.dispatch import transformed
 from growtas.kernels.extents import BlockExtents, LinearExtents
 
@@ -279,6 +280,29 @@ def computed_again(y: Tensor, again: Callable[[], Tensor]) -> contextlib.Abstrac
     return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
 
 
+def survival(
+    x: Tensor,
+    keep: float | Tensor,
+    shape: tuple[int, ...],
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Drop path's factors: 1 / keep with probability keep, else 0.
+
+    From one seed the same samples are dropped as in AutoFormer's runs: as in timm's ``drop_path``
+    of that time, a sample is kept where keep + uniform, in the dtype of the branch, reaches 1.
+
+    Args:
+        x: the branch's input, ``[B, ...]``.
+        keep: a number, or a tensor that broadcasts to `shape`.
+        shape: of the result.
+        generator: on x's device; None: the default one.
+    """
+    dtype = autocast_dtype(x) or x.dtype
+    drawn = torch.rand(shape, generator=generator, device=x.device, dtype=dtype)
+    kept = drawn.add_(keep).ge_(1.0)
+    return kept.to(torch.promote_types(dtype, torch.float32)) / keep
+
+
 class Block(nn.Module):
     """Pre-norm transformer block; drop path drops a branch per sample (stochastic depth)."""
 
@@ -369,5 +393,4 @@ class Block(nn.Module):
         branch is dropped."""
         if not self.training or self.drop_path <= 0.0:
             return None
-        keep = 1.0 - self.drop_path
-        return torch.rand(x.shape[0], device=x.device).lt(keep) / keep
+        return survival(x, 1.0 - self.drop_path, (x.shape[0],))

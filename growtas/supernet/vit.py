@@ -23,6 +23,7 @@ from growtas.supernet.layers import (
     SlicedLayerNorm,
     SlicedLinear,
     leading,
+    survival,
 )
 from growtas.supernet.standalone import VisionTransformer, check_geometry
 
@@ -287,8 +288,7 @@ class Supernet(nn.Module):
         if not self.training or rate <= 0.0:
             return None
         keep = torch.linspace(1.0, 1.0 - rate, count, device=images.device).view(-1, 1, 1)
-        shape = (count, 2, images.shape[0])
-        return torch.rand(shape, generator=generator, device=images.device).lt(keep) / keep
+        return survival(images, keep, (count, 2, images.shape[0]), generator)
 
     def new_extents(self, groups: int = 1) -> Extents:
         """A table on the parameters' device for :meth:`forward_static`, to be written for so many

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from argparse import Namespace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -100,17 +101,30 @@ def permuted_bias(state, *, to_blocks: bool):
     }
 
 
-class Slow:
-    """The slow implementation in float64, with the same weights and its own AdamW, whose groups
-    are in AutoFormer's order."""
+def drop_path_of_timm(rate, _module, _inputs, branch):
+    """As AutoFormer's version of timm drops whole samples of a branch."""
+    if rate == 0.0:
+        return branch
+    kept = 1 - rate + torch.rand((len(branch), 1, 1), dtype=branch.dtype)
+    return branch / (1 - rate) * kept.floor()
 
-    def __init__(self, model):
+
+class Slow:
+    """The slow implementation in the model's dtype, with the same weights and its own AdamW, whose
+    groups are in AutoFormer's order."""
+
+    def __init__(self, model, drop_path=0.0):
+        self.dtype = model.head.weight.dtype
         self.interleaved = isinstance(model, prenas.Vision_TransformerSuper)
         self.model = NaiveSupernet(
             embed_dim=SIZES["embed_dim"], depth=SIZES["depth"], num_heads=SIZES["num_heads"],
             mlp_ratio=SIZES["mlp_ratio"], image_size=32, patch_size=8, num_classes=10,
             qkv_bias="blocks" if self.interleaved else "autoformer",
-        ).double()  # fmt: skip
+        ).to(self.dtype)  # fmt: skip
+        rates = torch.linspace(0, drop_path, SIZES["depth"]).tolist()
+        for rate, block in zip(rates, self.model.blocks, strict=True):
+            for branch in (block.attn, block.fc2):
+                branch.register_forward_hook(partial(drop_path_of_timm, rate))
         state = model.state_dict()
         self.model.load_state_dict(
             permuted_bias(state, to_blocks=True) if self.interleaved else state
@@ -129,7 +143,7 @@ class Slow:
         random.seed(epoch)
         losses = []
         for step in range(steps):
-            images, labels = batch(torch.float64, seed=100 * epoch + step)
+            images, labels = batch(self.dtype, seed=100 * epoch + step)
             self.model.set_sample_config(growtas.Subnet.from_dict(draw()))
             loss = F.cross_entropy(self.model(images), labels)
             self.optimizer.zero_grad()
@@ -167,6 +181,19 @@ def test_training_reaches_the_weights_of_the_slow_implementation(cls, exact_gelu
         assert losses == pytest.approx(slow.train_one_epoch(epoch), rel=1e-9)
     assert_same_weights(model, slow)
     assert all((value != start[name]).any() for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_training_with_drop_path_repeats_the_losses_of_the_slow_implementation(dtype, exact_gelu):
+    model = build(drop_path_rate=0.1).to(dtype)
+    slow, optimizer = Slow(model, drop_path=0.1), optimizer_of(model)
+    plain = Slow(model)
+    torch.manual_seed(3)
+    losses = train_one_epoch(model, optimizer, 0)
+    torch.manual_seed(3)
+    wanted = slow.train_one_epoch(0)
+    assert losses == pytest.approx(wanted, rel=1e-6 if dtype is torch.float32 else 1e-9)
+    assert losses != pytest.approx(plain.train_one_epoch(0), rel=1e-3)
 
 
 def test_training_continues_from_the_originals_optimizer_state(exact_gelu):

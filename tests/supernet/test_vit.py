@@ -164,6 +164,18 @@ def test_drop_path_follows_the_supernet_depth_and_is_off_in_eval(images, subnets
     torch.testing.assert_close(draws.mean(0), expected, rtol=0.3, atol=0.3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_drop_path_in_low_precision(dtype):
+    """A factor is 0 or 1 / keep however coarse the draw is; 1 where nothing is dropped."""
+    x = torch.zeros(5000, 1, dtype=dtype)
+    for keep in (1.0, 0.999, 0.75):
+        factors = layers.survival(x, keep, (5000,))
+        assert factors.dtype == torch.float32
+        assert set(factors.tolist()) <= {0.0, (torch.ones(1) / keep).item()}
+        assert factors.mean() == pytest.approx(1, abs=0.03)
+    assert torch.all(layers.survival(x, torch.ones(1, 1), (2, 5000)) == 1)
+
+
 def test_drop_path_keeps_or_drops_whole_samples():
     block = build(drop_path=0.5).blocks[-1]
     factors = block._survival(torch.zeros(200, 3, 4))
