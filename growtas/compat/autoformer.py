@@ -149,8 +149,8 @@ class Vision_TransformerSuper(nn.Module):
             nn.init.trunc_normal_(self.pos_embed, std=INIT_STD)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         nn.init.trunc_normal_(self.cls_token, std=INIT_STD)
-        self.norm = nn.LayerNorm(embed_dim)
-        self.head = nn.Linear(embed_dim, num_classes)
+        self.norm = _LayerNorm(embed_dim)
+        self.head = _Linear(embed_dim, num_classes)
         self.apply(self._init_weights)
 
     @staticmethod
@@ -179,7 +179,7 @@ class Vision_TransformerSuper(nn.Module):
         if global_pool:
             raise ValueError(f"global_pool is {global_pool!r}; pooling is chosen by gp when built")
         weight = self.head.weight
-        self.head = nn.Linear(
+        self.head = _Linear(
             self.super_embed_dim, num_classes, device=weight.device, dtype=weight.dtype
         )
         self._init_weights(self.head)
@@ -283,7 +283,35 @@ def allow_only(*options: tuple[str, Any, Any]) -> None:
 # What follows only holds parameters: names, shapes and order are those of AutoFormer's modules.
 
 
-class _PatchEmbedding(nn.Module):
+class _Holder(nn.Module):
+    """Never called, so a hook on it would never run."""
+
+    def _refuse_hook(self, *_arguments: Any, **_options: Any) -> Any:
+        raise NotImplementedError(
+            "modules inside this model only hold parameters and are never called, so a hook on one "
+            "would never run; hook the model itself, or blocks of growtas.load_autoformer's model"
+        )
+
+    register_forward_hook = _refuse_hook
+    register_forward_pre_hook = _refuse_hook
+    register_full_backward_hook = _refuse_hook
+    register_full_backward_pre_hook = _refuse_hook
+    register_backward_hook = _refuse_hook
+
+
+class _Linear(_Holder, nn.Linear):
+    pass
+
+
+class _LayerNorm(_Holder, nn.LayerNorm):
+    pass
+
+
+class _Conv2d(_Holder, nn.Conv2d):
+    pass
+
+
+class _PatchEmbedding(_Holder):
     def __init__(
         self, img_size: tuple[int, int], patch_size: int, in_chans: int, width: int
     ) -> None:
@@ -291,10 +319,10 @@ class _PatchEmbedding(nn.Module):
         self.img_size = img_size
         self.patch_size = (patch_size, patch_size)
         self.num_patches = (img_size[0] // patch_size) * (img_size[1] // patch_size)
-        self.proj = nn.Conv2d(in_chans, width, patch_size, patch_size)
+        self.proj = _Conv2d(in_chans, width, patch_size, patch_size)
 
 
-class _RelativePosition(nn.Module):
+class _RelativePosition(_Holder):
     def __init__(self, reach: int) -> None:
         super().__init__()
         for name in ("embeddings_table_v", "embeddings_table_h"):
@@ -302,21 +330,21 @@ class _RelativePosition(nn.Module):
             self.register_parameter(name, nn.Parameter(table))
 
 
-class _Attention(nn.Module):
+class _Attention(_Holder):
     def __init__(self, width: int, qkv_bias: bool, reach: int | None) -> None:
         super().__init__()
-        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
+        self.qkv = _Linear(width, 3 * width, bias=qkv_bias)
         if reach is not None:
             self.rel_pos_embed_k = _RelativePosition(reach)
             self.rel_pos_embed_v = _RelativePosition(reach)
-        self.proj = nn.Linear(width, width)
+        self.proj = _Linear(width, width)
 
 
-class _Block(nn.Module):
+class _Block(_Holder):
     def __init__(self, width: int, hidden: int, qkv_bias: bool, reach: int | None) -> None:
         super().__init__()
         self.attn = _Attention(width, qkv_bias, reach)
-        self.attn_layer_norm = nn.LayerNorm(width)
-        self.ffn_layer_norm = nn.LayerNorm(width)
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
+        self.attn_layer_norm = _LayerNorm(width)
+        self.ffn_layer_norm = _LayerNorm(width)
+        self.fc1 = _Linear(width, hidden)
+        self.fc2 = _Linear(hidden, width)

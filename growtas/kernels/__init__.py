@@ -3,7 +3,7 @@
 Every operator takes whole parameters and the sampled extents, never a view; one folder each,
 with ``api.py`` (checks, autograd, registration), ``reference.py`` (plain PyTorch, the
 specification) and ``native.py`` (the CPU's own path, through the C++ core where that has a kernel).
-Gradients are of first order only.
+Second derivatives and the transforms of ``torch.func`` go through the reference (docs/pytorch.md).
 """
 
 from growtas.kernels.adamw.api import adamw_, gradient_norm

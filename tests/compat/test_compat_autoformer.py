@@ -261,3 +261,23 @@ def test_a_new_classifier():
         model.reset_classifier(0)
     with pytest.raises(ValueError, match="global_pool is 'avg'"):
         model.reset_classifier(3, "avg")
+
+
+def test_hooks_run_or_are_refused():
+    model, (images, _) = build(), batch()
+    model.set_sample_config(SMALL)
+    seen = []
+    model.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    logits = model(images)
+    assert seen == [logits]
+    for module in (model.blocks[0], model.blocks[0].attn.qkv, model.norm, model.head):
+        for register in (module.register_forward_hook, module.register_full_backward_hook):
+            with pytest.raises(NotImplementedError, match="would never run; hook the model itself"):
+                register(print)
+
+
+def test_integer_images_are_refused():
+    model, (images, _) = build(), batch()
+    model.set_sample_config(SMALL)
+    with pytest.raises(TypeError, match="images must be of floats"):
+        model((255 * images).to(torch.uint8))

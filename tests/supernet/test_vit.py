@@ -187,7 +187,7 @@ def test_drop_path_keeps_or_drops_whole_samples():
 @pytest.mark.parametrize(
     ("space", "options"),
     [
-        (SPACE, {}),
+        (SPACE, {"drop_path": 0.3}),
         # its largest subnet is as wide as the supernet, as in the published spaces
         (growtas.SearchSpace.preset("digits").restrict(depth=(4, 5)), {"class_token": False}),
         (growtas.SearchSpace((32, 48), (2, 3), (1, 2), (2.0, 3.0), 16), {}),
@@ -203,8 +203,11 @@ def test_one_graph_per_depth_under_torch_compile(space, options):
     images, rng = torch.randn(2, 1, 8, 8), random.Random(0)
     subnets = [space.largest(), *(space.sample(rng) for _ in range(6)), space.smallest()]
     for subnet in subnets:
-        want = torch.autograd.grad(model(images, subnet).square().sum(), model.head.weight)[0]
-        got = torch.autograd.grad(compiled(images, subnet).square().sum(), model.head.weight)[0]
+        want, got = (
+            torch.autograd.grad(run(images, subnet).square().sum(), model.head.weight)[0]
+            for run in (model, compiled)
+            if torch.manual_seed(0)  # of drop path
+        )
         torch.testing.assert_close(got, want)
     assert counters["stats"]["unique_graphs"] == len({s.depth for s in subnets})
 
