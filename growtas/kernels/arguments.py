@@ -36,6 +36,6 @@ def check_floating(name: str, value: Any) -> None:
 
 def whole(name: str, value: Any) -> int:
     """`value` as a positive integer; TypeError and ValueError name it. A symbolic one passes."""
-    if type(value) in (int, torch.SymInt) and value > 0:
-        return value
+    if (type(value) is int or isinstance(value, torch.SymInt)) and value > 0:
+        return value  # type: ignore[return-value]
     return positive_int(name, value)

@@ -34,7 +34,7 @@ def observed(first: Tensor) -> bool:
     """Whether somebody looks at the operators that run: compilation, tracing, a dispatch mode, a
     tensor subclass, a transform of ``torch.func``."""
     return (
-        torch.compiler.is_compiling()
+        torch.compiler.is_dynamo_compiling()  # other tracers use what follows
         or torch._C._len_torch_dispatch_stack() > 0
         or type(first) not in (Tensor, torch.nn.Parameter)
         or torch._C._get_tracing_state() is not None
@@ -52,7 +52,7 @@ def own_function(first: Tensor, gradients: GradientAccumulator | None) -> bool:
     """
     if gradients is None:
         return not observed(first)
-    if torch.compiler.is_compiling() or transformed():
+    if torch.compiler.is_dynamo_compiling() or transformed():
         raise ValueError(
             "gradients is a GradientAccumulator, which needs eager calls and loss.backward(); "
             "under torch.compile and torch.func it must be None"
@@ -76,7 +76,7 @@ def define(schema: str, implementation: Callable, fake: Callable) -> Callable[..
     overload = getattr(torch.ops.growtas, name).default
 
     def call(first: Tensor, *rest: Any) -> Any:
-        if torch.compiler.is_compiling() or (observed(first) and not transformed()):
+        if observed(first) and (torch.compiler.is_dynamo_compiling() or not transformed()):
             return overload(first, *rest)
         return run(first, *rest)
 

@@ -61,7 +61,7 @@ def attention(
         raise ValueError(
             f"qkv must be [B, N, 3 * {num_heads} heads * head_dim], got {tuple(qkv.shape)}"
         )
-    if not isinstance(grid, Sequence) or len(grid) != 2:
+    if not isinstance(grid, (tuple, list)) or len(grid) != 2:
         raise TypeError(f"grid must be (height, width) of the patches, got {grid!r}")
     height, width = whole("grid[0]", grid[0]), whole("grid[1]", grid[1])
     if qkv.shape[1] - height * width not in (0, 1):
@@ -164,7 +164,7 @@ def _forward_impl(
     out, lse = backend.forward(qkv, tables, num_heads, (height, width), scale, extents)
     # Flat, because compiled code would ask of a dimension of its own whether it is 1: a graph for
     # every pattern of blocks with one head.
-    return out, lse.flatten(1)
+    return out, lse.view(qkv.shape[0], num_heads * qkv.shape[1])
 
 
 def _forward_fake(
@@ -195,7 +195,7 @@ def _backward_impl(
     extents: Tensor | None = None,
 ) -> Tensor:
     backend = select("attention", qkv)
-    lse = lse.unflatten(1, (num_heads, -1))
+    lse = lse.view(qkv.shape[0], num_heads, qkv.shape[1])
     return backend.backward_(
         dout, qkv, tables, out, lse, num_heads, (height, width), scale, grad_tables, extents
     )
