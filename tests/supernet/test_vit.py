@@ -189,7 +189,7 @@ def test_drop_path_keeps_or_drops_whole_samples():
     [
         (SPACE, {"drop_path": 0.3}),
         # its largest subnet is as wide as the supernet, as in the published spaces
-        (growtas.SearchSpace.preset("digits").restrict(depth=(4, 5)), {"class_token": False}),
+        (growtas.SearchSpace.preset("digits").restrict(depth=(4,)), {"class_token": False}),
         (growtas.SearchSpace((32, 48), (2, 3), (1, 2), (2.0, 3.0), 16), {}),
     ],
     ids=["micro", "digits", "one head"],
@@ -201,7 +201,7 @@ def test_one_graph_per_depth_under_torch_compile(space, options):
     model = growtas.Supernet(space, 8, 2, 10, 1, **options)
     compiled = torch.compile(model, dynamic=True, fullgraph=True, backend="aot_eager")
     images, rng = torch.randn(2, 1, 8, 8), random.Random(0)
-    subnets = [space.largest(), *(space.sample(rng) for _ in range(6)), space.smallest()]
+    subnets = [space.largest(), *(space.sample(rng) for _ in range(4)), space.smallest()]
     for subnet in subnets:
         want, got = (
             torch.autograd.grad(run(images, subnet).square().sum(), model.head.weight)[0]
