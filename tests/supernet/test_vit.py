@@ -15,7 +15,7 @@ from torch._dynamo.utils import counters
 
 import growtas
 from growtas import kernels
-from growtas.kernels import native_library
+from growtas.kernels import dispatch, native_library
 from growtas.supernet import layers
 
 from .conftest import SPACE, build
@@ -307,8 +307,15 @@ def test_images_that_are_refused(model, images, way, change, error, message):
 
 
 @pytest.mark.parametrize("accumulate", [False, True])
-@pytest.mark.parametrize("backend", ["reference", "native"])
-def test_an_empty_batch_has_gradients_of_zero(model, images, backend, accumulate):
+@pytest.mark.parametrize("backend", ["reference", "native", "triton"])
+def test_an_empty_batch_has_gradients_of_zero(model, images, backend, accumulate, monkeypatch):
+    if backend == "triton":
+        pytest.importorskip("triton")
+        monkeypatch.setattr(dispatch, "_cache", {})
+        if torch.cuda.is_available():
+            model, images = model.cuda(), images.cuda()
+        else:
+            monkeypatch.setenv("TRITON_INTERPRET", "1")
     try:
         with kernels.use_backend(backend):
             gradients = kernels.GradientAccumulator(model.parameters()) if accumulate else None
