@@ -6,6 +6,8 @@ import random
 
 import pytest
 import torch
+import torch._functorch.config
+import torch._inductor.config
 from torch import nn
 from torch._dynamo.utils import counters
 from torch.library import opcheck
@@ -106,9 +108,10 @@ def test_one_graph_serves_a_whole_menu(backend):
     assert counters["stats"]["unique_graphs"] == 1
 
 
-def test_inductor_runs_forward_and_backward(backend, monkeypatch, tmp_path):
-    # What is kept from other versions of the operators has the same key.
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+# What is kept on disk from other versions of the operators has the same key.
+@torch._inductor.config.patch(fx_graph_cache=False)
+@torch._functorch.config.patch(enable_autograd_cache=False)
+def test_inductor_runs_forward_and_backward(backend):
     weights = parameters()
     compiled = torch.compile(block, fullgraph=True, dynamic=True)
     for embed, heads, hidden in ((48, 3, 144), (96, 4, 384)):

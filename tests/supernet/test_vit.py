@@ -15,7 +15,7 @@ from torch._dynamo.utils import counters
 
 import growtas
 from growtas import kernels
-from growtas.kernels import native_library
+from growtas.kernels import dispatch, native_library
 from growtas.supernet import layers
 
 from .conftest import SPACE, build
@@ -189,7 +189,7 @@ def test_drop_path_keeps_or_drops_whole_samples():
     [
         (SPACE, {"drop_path": 0.3}),
         # its largest subnet is as wide as the supernet, as in the published spaces
-        (growtas.SearchSpace.preset("digits").restrict(depth=(4, 5)), {"class_token": False}),
+        (growtas.SearchSpace.preset("digits").restrict(depth=(4,)), {"class_token": False}),
         (growtas.SearchSpace((32, 48), (2, 3), (1, 2), (2.0, 3.0), 16), {}),
     ],
     ids=["micro", "digits", "one head"],
@@ -201,7 +201,7 @@ def test_one_graph_per_depth_under_torch_compile(space, options):
     model = growtas.Supernet(space, 8, 2, 10, 1, **options)
     compiled = torch.compile(model, dynamic=True, fullgraph=True, backend="aot_eager")
     images, rng = torch.randn(2, 1, 8, 8), random.Random(0)
-    subnets = [space.largest(), *(space.sample(rng) for _ in range(6)), space.smallest()]
+    subnets = [space.largest(), *(space.sample(rng) for _ in range(4)), space.smallest()]
     for subnet in subnets:
         want, got = (
             torch.autograd.grad(run(images, subnet).square().sum(), model.head.weight)[0]
@@ -307,8 +307,15 @@ def test_images_that_are_refused(model, images, way, change, error, message):
 
 
 @pytest.mark.parametrize("accumulate", [False, True])
-@pytest.mark.parametrize("backend", ["reference", "native"])
-def test_an_empty_batch_has_gradients_of_zero(model, images, backend, accumulate):
+@pytest.mark.parametrize("backend", ["reference", "native", "triton"])
+def test_an_empty_batch_has_gradients_of_zero(model, images, backend, accumulate, monkeypatch):
+    if backend == "triton":
+        pytest.importorskip("triton")
+        monkeypatch.setattr(dispatch, "_cache", {})
+        if torch.cuda.is_available():
+            model, images = model.cuda(), images.cuda()
+        else:
+            monkeypatch.setenv("TRITON_INTERPRET", "1")
     try:
         with kernels.use_backend(backend):
             gradients = kernels.GradientAccumulator(model.parameters()) if accumulate else None
