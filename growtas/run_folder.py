@@ -367,6 +367,7 @@ class Run:
             The largest difference between the logits of the supernet and of the exported model.
 
         Raises:
+            ConfigError: the supernet was trained with another recipe.
             ExportMismatch: that difference is more than rounding.
             ValueError: the supernet does not hold the subnet.
         """
@@ -375,6 +376,7 @@ class Run:
         from growtas import export
         from growtas.supernet import load_supernet
 
+        self._check_trained_alike()  # other settings would prepare images in another way
         self.model.space.supernet.validate(subnet)
         supernet = load_supernet(self.folder / SUPERNET, verify=self.verify)
         if self.process.is_main:

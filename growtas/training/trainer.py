@@ -449,5 +449,6 @@ class Trainer:
 
     def _tell(self, progress: Progress) -> None:
         for note in [*self.strategy.notes(), *self.train_step.notes()]:
-            self._notes.append(note)
+            if note not in self._notes:  # an epoch that goes on may be told it again
+                self._notes.append(note)
             progress.tell(note)
