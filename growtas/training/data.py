@@ -60,7 +60,9 @@ class DataBundle:
                 f"the images of train are {kinds[0]}, those of test {kinds[1]}; allowed: the same "
                 "of both, so that both are prepared alike"
             )
-        self.config = (_as_they_are(config, first) if self._ready else config).resolved()
+        if isinstance(first, Tensor):
+            config = _as_they_are(config, first)
+        self.config = config.resolved()
         self.augment = augment
         idle = [name for name in _OF_PICTURES if getattr(augment, name) != getattr(_OFF, name)]
         if self._ready and idle:

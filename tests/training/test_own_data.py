@@ -110,7 +110,7 @@ class Damaged(Pictures):
 def test_an_image_that_cannot_be_decoded_is_named():
     data = own(Damaged(), image_size=8)
     split = next(name for name, found in split_indices(60, 0.08, 0.2).items() if 59 in found)
-    with pytest.raises(UnreadableImage, match="^cannot read sample 59: Decompressed data too"):
+    with pytest.raises(UnreadableImage, match=r"^cannot read sample 59: Decompressed data too"):
         list(data.eval_loader(split))
 
 
