@@ -150,7 +150,8 @@ def _run(options: argparse.Namespace) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     from growtas.recipe import Recipe
-    from growtas.run_folder import SUPERNET, Run
+    from growtas.run_files import SUPERNET
+    from growtas.run_folder import Run
 
     recipe = Recipe.load(options.recipe, options.overrides, resume=options.resume, say=_say)
     run = Run.plan(
@@ -167,7 +168,7 @@ def _train(options: argparse.Namespace) -> None:
 def _search(options: argparse.Namespace) -> None:
     from growtas.config import ConfigError
     from growtas.report import winners_table
-    from growtas.run_folder import SEARCH, SEARCH_STATE
+    from growtas.run_files import SEARCH, SEARCH_STATE
 
     run = _open(options)
     found = [name for name in (SEARCH, SEARCH_STATE) if (run.folder / name).exists()]

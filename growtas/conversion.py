@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from growtas.config import ConfigError
 from growtas.recipe import ModelConfig, Recipe
-from growtas.run_folder import SUPERNET, Run, Say
+from growtas.run_files import SUPERNET
+from growtas.run_folder import Run, Say
 from growtas.space import SearchSpace
 
 if TYPE_CHECKING:

@@ -121,7 +121,7 @@ def _header(path: str) -> tuple[tuple[int, int], str]:
     try:
         with image.open(path) as opened:
             return opened.size, opened.mode
-    except OSError as error:
+    except Exception as error:  # decoders raise anything on a damaged file
         raise ConfigError(f"data.root: {path} cannot be read as an image ({error})") from None
 
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from growtas.recipe import Recipe
-from growtas.run_folder import BEST, FRONT, LOG, SUMMARY, TRAINING, Run, Say
+from growtas.run_files import BEST, FRONT, LOG, SUMMARY, TRAINING
+from growtas.run_folder import Run, Say
 from growtas.training.builtin import BUILT_IN
 from growtas.winners import Winner, best_limit
 
@@ -74,7 +75,7 @@ def run(
         "logit_difference": difference,
         "seconds": seconds,
     }
-    current.write_json(SUMMARY, summary)
+    current.files.write_json(SUMMARY, summary)
     if current.process.is_main:
         folder = current.folder
         plot_front(result, folder / FRONT, winners=winners, random_subnets=random_subnets)

@@ -10,41 +10,33 @@ analyze`` drew of the supernet.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from growtas.atomic import write_atomically
-from growtas.config import ConfigError, content_of, differences, read_text
+from growtas.config import ConfigError, content_of, read_text
 from growtas.recipe import Recipe
+from growtas.run_files import (
+    CONFIG,
+    RANDOM,
+    REPORTED,
+    SEARCH,
+    SEARCHED,
+    SUMMARY,
+    SUPERNET,
+    TRAINED,
+    RunFiles,
+)
 from growtas.space import Subnet
 from growtas.subnet_files import read_subnet
-from growtas.training.identity import lasting
 from growtas.winners import Winner, best_limit, stored_winners, tested_winners
 
 if TYPE_CHECKING:
     from growtas.search import Candidate, Evaluator, Score, SearchResult
     from growtas.supernet import Supernet
     from growtas.training.data import DataBundle
-
-CONFIG = "config.yaml"
-METRICS = "metrics.csv"
-LOG = "metrics.jsonl"  # the same for programs
-SUPERNET = "supernet.safetensors"
-SEARCH = "search.json"
-SEARCH_STATE = "search_state.json"
-RANDOM = "random_subnets.json"
-SUMMARY = "summary.json"
-BEST = "best"
-FRONT = "front.png"
-TRAINING = "training.png"
-ANALYSIS = "analysis"
-_TRAINED = (METRICS, LOG, "checkpoint.pt", "tensorboard", SUPERNET, ANALYSIS)
-_SEARCHED = (SEARCH, SEARCH_STATE, RANDOM)
-_REPORTED = (SUMMARY, BEST, FRONT, TRAINING)
 
 # Largest difference between the logits of the supernet and of the exported model, relative to the
 # largest logit: float32 sums in another order, with a margin.
@@ -80,6 +72,7 @@ class Run:
         self.verify = verify
         self.folder = Path(folder)
         self.process = distributed.start(recipe.train.device, recipe.train.threads)
+        self.files = RunFiles(self.folder, self.process)
         self.say = say if self.process.is_main else lambda line: None
 
     @classmethod
@@ -125,22 +118,10 @@ class Run:
         if resume and overwrite:
             raise ConfigError("resume and overwrite exclude each other")
         run = cls(recipe, recipe.run_dir, say, verify=verify)
-        if run.folder.exists() and not run.folder.is_dir():
-            raise ConfigError(f"output.dir is {str(run.folder)!r}, which is not a folder")
-        found = [n for n in (*_TRAINED, *_SEARCHED, *_REPORTED) if (run.folder / n).exists()]
-        if found and not (resume or overwrite):
-            raise ConfigError(
-                f"{run.folder} already holds a run ({', '.join(found)}): add --resume to continue "
-                "it, --overwrite to replace it, or output.dir=FOLDER to write elsewhere"
-            )
-        if found and resume and not (run.folder / CONFIG).is_file():
-            raise ConfigError(
-                f"{run.folder} holds a run without its {CONFIG}, so nobody knows its settings: "
-                "--overwrite replaces it"
-            )
+        run.files.check_free(resume=resume, overwrite=overwrite)
         if resume:
-            run._check_trained_alike()
-            run._check_searched_alike()
+            run.files.check_trained_alike(recipe)
+            run.files.check_searched_alike(recipe)
         run.check_data()
         return run
 
@@ -148,8 +129,8 @@ class Run:
         """Saves the recipe in the folder, and removes what another run left there, unless this one
         resumes it."""
         if not resume:
-            self._remove(*_TRAINED, *_SEARCHED, *_REPORTED)
-        self._save_recipe()
+            self.files.remove(*TRAINED, *SEARCHED, *REPORTED)
+        self.files.save_recipe(self.recipe)
 
     @classmethod
     def open(
@@ -225,7 +206,7 @@ class Run:
             model, strategy, data, recipe.train, self.folder, optim=recipe.optim, say=self.say
         )
         self.begin(resume=resume)  # by now, what can be refused has been
-        self._remove(*_SEARCHED, *_REPORTED)
+        self.files.remove(*SEARCHED, *REPORTED)
         trainer.fit(resume=resume, verify=self.verify)
         self.__dict__.pop("model", None)  # of an earlier training
 
@@ -268,12 +249,12 @@ class Run:
         from growtas.search import SearchResult, model_cost
         from growtas.search.run import Search
 
-        self._check_trained_alike()
+        self.files.check_trained_alike(self.recipe)
         if resume:
-            self._check_searched_alike()
+            self.files.check_searched_alike(self.recipe)
             path = self.folder / SEARCH
             if path.is_file() and (done := SearchResult.load(path)).config == self.recipe.search:
-                self._save_recipe()
+                self.files.save_recipe(self.recipe)
                 self.say(f"search: done before, using {path}")
                 return done
         current = Search(
@@ -285,8 +266,8 @@ class Run:
         )
         if resume:
             current.load()
-        self._save_recipe()
-        self._remove(*_REPORTED, *(() if resume else _SEARCHED))
+        self.files.save_recipe(self.recipe)
+        self.files.remove(*REPORTED, *(() if resume else SEARCHED))
         return current.go(progress=self.recipe.train.progress)
 
     def random_subnets(self, result: SearchResult) -> list[Candidate]:
@@ -308,7 +289,7 @@ class Run:
             seed=self.recipe.search.seed,
             known=result.candidates,
         )
-        self.write_json(RANDOM, [candidate.to_dict() for candidate in candidates])
+        self.files.write_json(RANDOM, [candidate.to_dict() for candidate in candidates])
         return candidates
 
     def include(self, result: SearchResult, candidates: Sequence[Candidate]) -> SearchResult:
@@ -348,7 +329,9 @@ class Run:
         Raises:
             ConfigError: the supernet was trained with another recipe.
         """
-        self._check_trained_alike()  # other settings would move images between the splits
+        self.files.check_trained_alike(
+            self.recipe
+        )  # other settings would move images between the splits
         return self._evaluator(split)
 
     def extract(
@@ -367,6 +350,7 @@ class Run:
             The largest difference between the logits of the supernet and of the exported model.
 
         Raises:
+            ConfigError: the supernet was trained with another recipe.
             ExportMismatch: that difference is more than rounding.
             ValueError: the supernet does not hold the subnet.
         """
@@ -375,6 +359,9 @@ class Run:
         from growtas import export
         from growtas.supernet import load_supernet
 
+        self.files.check_trained_alike(
+            self.recipe
+        )  # other settings would prepare images in another way
         self.model.space.supernet.validate(subnet)
         supernet = load_supernet(self.folder / SUPERNET, verify=self.verify)
         if self.process.is_main:
@@ -427,11 +414,6 @@ class Run:
             f"mlp_ratio{searched}"
         )
 
-    def write_json(self, name: str, values: Any) -> None:
-        """Writes a file of the folder, in one piece."""
-        if self.process.is_main:
-            write_atomically(self.folder / name, json.dumps(values, indent=1) + "\n")
-
     def _evaluator(self, split: Split) -> Evaluator:
         from growtas.search import Evaluator
         from growtas.training.batches import left_out, naming_dead_workers
@@ -456,49 +438,3 @@ class Run:
         if line := left_out(split, loader, None if whole else self.process):
             self.say(line)
         return evaluator
-
-    def _check_trained_alike(self) -> None:
-        config = self.folder / CONFIG
-        if not config.is_file():
-            return
-        changed = differences(*(_fixed(recipe) for recipe in (Recipe.load(config), self.recipe)))
-        if changed:
-            raise ConfigError(
-                f"the run in {self.folder} has another recipe ({'; '.join(changed)}): repeat its "
-                "settings, or start over with --overwrite or in another output.dir"
-            )
-
-    def _check_searched_alike(self) -> None:
-        from growtas.search.run import changed_settings
-
-        changed = changed_settings(self.folder, self.recipe.search)
-        if changed:
-            raise ConfigError(
-                f"the search in {self.folder} has other settings ({'; '.join(changed)}): repeat "
-                f"its settings, or replace it with `growtas search {self.folder} --overwrite` and "
-                "the new ones"
-            )
-
-    def _save_recipe(self) -> None:
-        self.process.barrier()  # every process has read the old one
-        if self.process.is_main:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.recipe.save(self.folder / CONFIG)
-        self.process.barrier()
-
-    def _remove(self, *names: str) -> None:
-        """Removes files of this run: what was built on something that changes must not stay."""
-        self.process.barrier()  # every process has looked at them
-        if self.process.is_main:
-            for path in (self.folder / name for name in names):
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink(missing_ok=True)
-        self.process.barrier()
-
-
-def _fixed(recipe: Recipe) -> dict[str, Any]:
-    """What of a recipe the trained supernet depends on."""
-    settings = lasting(recipe.to_dict())
-    return {name: settings[name] for name in settings if name not in ("output", "search")}

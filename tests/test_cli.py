@@ -20,7 +20,8 @@ from growtas.cli import main
 from growtas.config import load_yaml, to_plain
 from growtas.recipe import Recipe
 from growtas.recipes import available
-from growtas.run_folder import SUPERNET, Winner
+from growtas.run_files import SUPERNET
+from growtas.winners import Winner
 
 PACKAGE = str(Path(info.__file__).parent)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
+import zlib
 from pathlib import Path
 
 import numpy
@@ -127,6 +129,15 @@ def broken(folder):
     (folder / "b" / "3.png").write_text("no image")
 
 
+def too_large(folder):
+    write_images(folder, 20)
+    path = folder / "b" / "3.png"
+    content = path.read_bytes()
+    header = b"IHDR" + struct.pack(">II", 50_000, 50_000) + content[24:29]
+    changed = header + struct.pack(">I", zlib.crc32(header))
+    path.write_bytes(content[:12] + changed + content[33:])
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -136,6 +147,7 @@ def broken(folder):
         (one_class, "has only the class 'a'; two are needed"),
         (stray, "put them into class folders"),
         (broken, "b/3.png cannot be read as an image"),
+        (too_large, "b/3.png cannot be read as an image (Image size (2500000000 pixels)"),
     ],
 )
 def test_a_folder_that_cannot_be_used_is_one_line(make, message, tmp_path, capsys):

@@ -294,6 +294,13 @@ class TestRefusals:
         with pytest.raises(ExportMismatch, match=r"logits differ by 0\.01"):
             current.extract(current.find_subnet("best"), copy / "other")
 
+    def test_export_under_other_settings(self, copy):
+        """They would go into the transform of the exported model."""
+        current = Run.open(copy, ["data.crop_pct=0.5"])
+        with pytest.raises(ConfigError, match=r"another recipe \(data\.crop_pct: None -> 0\.5\)"):
+            current.extract(current.find_subnet("best"), copy / "other")
+        assert not (copy / "other").exists()
+
     def test_missing_packages_are_named_first(self, tmp_path, monkeypatch):
         import importlib.util
 

@@ -21,7 +21,8 @@ from growtas.analysis.subject import named_folders, open_runs, subject_of
 from growtas.config import ConfigError, content_of, read_text
 from growtas.precision import amp_dtype
 from growtas.recipe import Recipe
-from growtas.run_folder import ANALYSIS, CONFIG, SEARCH, SUPERNET, Run, Say
+from growtas.run_files import ANALYSIS, CONFIG, SEARCH, SUPERNET
+from growtas.run_folder import Run, Say
 from growtas.search import Limit, SearchResult
 from growtas.space import SearchSpace, Subnet
 from growtas.subnet_files import read_subnet

@@ -17,8 +17,9 @@ from growtas.training.config import AugmentConfig, DataConfig, OptimConfig, Trai
 if TYPE_CHECKING:
     from growtas.training.data import DataBundle, build_data
     from growtas.training.evaluation import Evaluation, evaluate
+    from growtas.training.finite import NonFiniteLossError
     from growtas.training.optimizer import AdamW
-    from growtas.training.trainer import NonFiniteLossError, Trainer, TrainResult
+    from growtas.training.trainer import Trainer, TrainResult
 
 __all__ = [
     "AdamW",
@@ -40,7 +41,7 @@ _HOME = {
     "AdamW": "optimizer",
     "DataBundle": "data",
     "Evaluation": "evaluation",
-    "NonFiniteLossError": "trainer",
+    "NonFiniteLossError": "finite",
     "TrainResult": "trainer",
     "Trainer": "trainer",
     "build_data": "data",

@@ -52,8 +52,17 @@ class DataBundle:
         self, config: DataConfig, augment: AugmentConfig, train: Any = None, test: Any = None
     ) -> None:
         self._own = {"train": train, "test": test}
-        self._ready = train is not None and _is_tensor(train)
-        self.config = (_as_they_are(config, train) if self._ready else config).resolved()
+        first = None if train is None else _first_image("train", train)
+        self._ready = isinstance(first, Tensor)
+        if test is not None and isinstance(_first_image("test", test), Tensor) != self._ready:
+            kinds = ("tensors", "PIL images") if self._ready else ("PIL images", "tensors")
+            raise ValueError(
+                f"the images of train are {kinds[0]}, those of test {kinds[1]}; allowed: the same "
+                "of both, so that both are prepared alike"
+            )
+        if isinstance(first, Tensor):
+            config = _as_they_are(config, first)
+        self.config = config.resolved()
         self.augment = augment
         idle = [name for name in _OF_PICTURES if getattr(augment, name) != getattr(_OFF, name)]
         if self._ready and idle:
@@ -289,7 +298,8 @@ class DataBundle:
         if not indices:
             raise ValueError(f"the {split} split is empty: the data set has {len(dataset)} samples")
         mode = self.transform.mode
-        return ImageView(dataset, indices, transform, mode, self.image_size, self.num_classes)
+        steps = None if self._ready else transform
+        return ImageView(dataset, indices, steps, mode, self.image_size, self.num_classes)
 
     @cached_property
     def _indices(self) -> dict[str, list[int]]:
@@ -363,7 +373,8 @@ def build_data(
             sets of digits, else the defaults.
         train: with ``config.dataset`` "own", the data set that training and search images come
             from: (image, label) by index, the image a PIL image (augmented as `augment` says) or a
-            floating point tensor [channels, side, side] that is taken as it is.
+            floating point tensor [channels, side, side] that is taken as it is; all of them the
+            same.
         test: the like for the test; None: cut out of `train` by ``config.test_fraction``.
 
     Raises:
@@ -388,17 +399,18 @@ def build_data(
     return DataBundle(config, augment, train, test)
 
 
-def _is_tensor(dataset: Any) -> bool:
-    """Whether the images are ready for the model, by the first of them."""
+def _first_image(name: str, dataset: Any) -> Any:
+    """The first image of a data set of one's own, which says what the others are; None if its
+    samples are no pairs, which is said where they are read."""
     if not len(dataset):
-        raise ValueError("the data set has no samples")
+        raise ValueError(f"{name} has no samples")
     sample = dataset[0]
-    return isinstance(sample, (tuple, list)) and isinstance(sample[0], Tensor)
+    return sample[0] if isinstance(sample, (tuple, list)) and sample else None
 
 
-def _as_they_are(config: DataConfig, dataset: Any) -> DataConfig:
-    """The settings that the tensors of a data set bring."""
-    shape = dataset[0][0].shape
+def _as_they_are(config: DataConfig, image: Tensor) -> DataConfig:
+    """The settings that a data set of tensors brings, by the first of them."""
+    shape = image.shape
     channels, side = (shape[0], shape[-1]) if len(shape) == 3 else (None, None)
     in_chans = config.in_chans or (channels if channels in (1, 3) else None)
     count = in_chans or 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
 import zlib
 from collections.abc import Callable, Sequence
@@ -51,10 +52,10 @@ class ImageView(torch.utils.data.Dataset[tuple[Tensor, int]]):
     """Some samples of a data set, in one colour mode, through one transform.
 
     Args:
-        dataset: yields (image, label). A PIL image is converted and transformed; a floating point
-            tensor [channels, side, side] has been by the data set itself and is taken as it is.
+        dataset: yields (image, label), the image a PIL image.
         indices: which samples, in which order.
-        transform: PIL image -> tensor [channels, side, side].
+        transform: PIL image -> tensor [channels, side, side]. None: the images are floating point
+            tensors [channels, side, side] already and are taken as they are, in float32.
         mode: "L" or "RGB".
         side: of the square images, in pixels.
         num_classes: labels are below it.
@@ -64,7 +65,7 @@ class ImageView(torch.utils.data.Dataset[tuple[Tensor, int]]):
         self,
         dataset: Any,
         indices: Sequence[int],
-        transform: Callable[[Any], Tensor],
+        transform: Callable[[Any], Tensor] | None,
         mode: str,
         side: int,
         num_classes: int,
@@ -89,26 +90,17 @@ class ImageView(torch.utils.data.Dataset[tuple[Tensor, int]]):
         index = self.indices[position]
         try:
             sample = self.dataset[index]
-            image = sample[0] if isinstance(sample, (tuple, list)) and len(sample) == 2 else None
-            if image is not None and hasattr(image, "convert"):
-                image.load()  # decodes what the data set has only opened
         except UnreadableImage:
             raise
         except _DAMAGED as error:
-            name = sample_name(self.dataset, index)
-            raise UnreadableImage(f"cannot read {name}: {error}") from error
-        if image is None:
+            raise self._unreadable(index, error) from error
+        if not isinstance(sample, (tuple, list)) or len(sample) != 2:
             kind = type(sample).__name__
             raise SampleError(f"{self._named(index)} is a {kind}; needed: (image, label)")
-        label = self._label(index, sample[1])
-        if isinstance(image, Tensor):
+        image, label = sample[0], self._label(index, sample[1])
+        if self.transform is None:
             return self._checked(index, image), label
-        if not hasattr(image, "convert"):
-            kind = type(image).__name__
-            raise SampleError(
-                f"the image of {self._named(index)} is a {kind}; allowed: a PIL image, a tensor"
-            )
-        return self.transform(image.convert(self.mode) if image.mode != self.mode else image), label
+        return self.transform(self._picture(index, image)), label
 
     def _named(self, index: int) -> str:
         return sample_name(self.dataset, index)
@@ -126,14 +118,38 @@ class ImageView(torch.utils.data.Dataset[tuple[Tensor, int]]):
             )
         return number
 
-    def _checked(self, index: int, image: Tensor) -> Tensor:
+    def _picture(self, index: int, image: Any) -> Any:
+        if not hasattr(image, "convert"):
+            kind = type(image).__name__
+            raise SampleError(
+                f"the image of {self._named(index)} is a {kind}; allowed: a PIL image, or else "
+                "every image a tensor"
+            )
+        try:
+            image.load()  # decodes what the data set has only opened
+        except MemoryError:
+            raise
+        except Exception as error:  # decoders raise anything on a damaged file
+            raise self._unreadable(index, error) from error
+        return image if image.mode == self.mode else image.convert(self.mode)
+
+    def _unreadable(self, index: int, error: Exception) -> UnreadableImage:
+        return UnreadableImage(f"cannot read {self._named(index)}: {error}")
+
+    def _checked(self, index: int, image: Any) -> Tensor:
+        if not isinstance(image, Tensor):
+            kind = type(image).__name__
+            raise SampleError(
+                f"the image of {self._named(index)} is a {kind}; allowed: a tensor, as the first "
+                "one is"
+            )
         shape = (1 if self.mode == "L" else 3, self.side, self.side)
         if image.shape != shape or not image.is_floating_point():
             raise SampleError(
                 f"the image of {self._named(index)} is a tensor {list(image.shape)} of "
                 f"{image.dtype}; allowed: {list(shape)}, floating point, normalised"
             )
-        return image
+        return image.float()
 
 
 def sample_name(dataset: Any, index: int) -> str:
@@ -142,7 +158,9 @@ def sample_name(dataset: Any, index: int) -> str:
         return str(dataset.filename(index))
     files = getattr(dataset, "samples", None)
     if files is not None and isinstance(files[index], tuple):
-        return str(files[index][0])
+        file = files[index][0]
+        if isinstance(file, (str, os.PathLike)):
+            return os.fspath(file)
     return f"sample {index}"
 
 

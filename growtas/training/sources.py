@@ -48,7 +48,9 @@ class Files(torch.utils.data.Dataset[tuple[Any, int]]):
         try:
             with stream:
                 return self._open(stream).convert(self.mode), label
-        except Exception as error:  # whatever a decoder trips over, it says that of this file
+        except MemoryError:
+            raise
+        except Exception as error:  # decoders raise anything on a damaged file
             raise self._unreadable(index, error) from error
 
     def filename(self, index: int) -> str:

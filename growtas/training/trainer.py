@@ -5,19 +5,17 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from growtas import stopping
 from growtas.config import differences, to_plain
 from growtas.progress import Progress
-from growtas.schedule import Phase, StepContext, StepPlan, Strategy, total_epochs
+from growtas.schedule import Phase, StepContext, Strategy, total_epochs
 from growtas.supernet import Supernet, save_supernet
 from growtas.training import distributed
 from growtas.training.batches import left_out, naming_dead_workers, seed_all
@@ -26,6 +24,7 @@ from growtas.training.config import OptimConfig, TrainConfig, check_pieces
 from growtas.training.data import DataBundle
 from growtas.training.epoch import EpochFigures
 from growtas.training.evaluation import evaluate
+from growtas.training.finite import FiniteLosses, NonFiniteLossError, all_finite
 from growtas.training.growth import initialise_new_weights
 from growtas.training.identity import lasting
 from growtas.training.learning_rate import LearningRate, has_own_rate, segment_of
@@ -37,12 +36,6 @@ from growtas.training.step import TrainStep
 
 CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "supernet.safetensors"
-
-_NEVER = 2**62  # step number that stands for none
-
-
-class NonFiniteLossError(RuntimeError):
-    """Training diverged; raised on every process, with the last good checkpoint in place."""
 
 
 @dataclass(frozen=True)
@@ -136,8 +129,7 @@ class Trainer:
         self.step = 0
         self._phase = -1
         self._rate: LearningRate | None = None
-        self._bad_step = torch.full((), _NEVER, dtype=torch.int64, device=self.process.device)
-        self._recent: deque[tuple[int, StepPlan]] = deque(maxlen=config.log_every)
+        self._losses = FiniteLosses(self.process, self.run_dir / CHECKPOINT, config.log_every)
         self._notes: list[str] = []  # not yet among the figures
         self._interrupted: dict[str, Any] | None = None  # figures of an epoch to go on with
 
@@ -214,13 +206,14 @@ class Trainer:
             images = images.to(self.process.device, non_blocking=True)
             labels = labels.to(self.process.device, non_blocking=True)
             figures.add(*self._train_step(images, labels))
+            figures.unreadable |= self.loader.unreadable.keys()
             progress.step()
             if figures.steps % self.config.log_every == 0 and figures.steps < self.steps_per_epoch:
-                self._stop_if_not_finite()
+                self._losses.check(self.phase, self.steps_per_epoch)
                 progress.show(f"{place}, {self.phase.name}", figures.text())
             self._stop_if_asked(figures)
         loss, accuracy = figures.read()
-        self._stop_if_not_finite()
+        self._losses.check(self.phase, self.steps_per_epoch)
         progress.show(f"{place}, {self.phase.name}", figures.text())
         speed = figures.images_per_second()
         self.epoch += 1
@@ -253,10 +246,8 @@ class Trainer:
         rng = random.Random(f"growtas:{self.config.seed}:{self.step}")
         position = self.step - self.epoch * self.steps_per_epoch
         plan = self.strategy.plan(StepContext(rng, self.step, epoch, self.phase, position))
-        self._recent.append((self.step, plan))
         result = self.train_step(plan, images, labels, self.step)
-        first_bad = (self._bad_step == _NEVER) & ~result.losses.isfinite().all()
-        self._bad_step = torch.where(first_bad, self.step, self._bad_step)
+        self._losses.add(self.step, plan, result.losses)
         self.strategy.observe(plan, StepLosses(result.losses, self.process))
         self.step += 1
         lr = float(self.optimizer.param_groups[0]["lr"]) * plan.lr_scale
@@ -341,13 +332,12 @@ class Trainer:
 
     def _stop_if_asked(self, figures: EpochFigures) -> None:
         """Saves this step and stops if some process got a signal; all of them at the same step."""
-        figures.unreadable |= self.loader.unreadable.keys()
         if not stopping.is_handled():
             return
         signum = self.process.agree(stopping.wanted())
         if not signum:
             return
-        self._stop_if_not_finite()
+        self._losses.check(self.phase, self.steps_per_epoch)
         self._interrupted = figures.state(len(self.data.train.dataset))
         path = self.run_dir / CHECKPOINT
         self._save(path)
@@ -357,26 +347,11 @@ class Trainer:
             f"{path}; with --resume it continues from there",
         )
 
-    def _stop_if_not_finite(self) -> None:
-        bad = int(self.process.min(self._bad_step.clone()))
-        if bad == _NEVER:
-            return
-        plan = dict(self._recent).get(bad)
-        subnets = "" if plan is None else ", ".join(str(step.subnet) for step in plan.passes)
-        path = self.run_dir / CHECKPOINT
-        kept = f"the last good checkpoint is {path}" if path.exists() else "no checkpoint yet"
-        raise NonFiniteLossError(
-            f"the loss of step {bad} (epoch {bad // self.steps_per_epoch}, phase "
-            f"{self.phase.name!r}, subnet {subnets}) is not finite; {kept}. Try bf16 or no mixed "
-            "precision (train.amp), gradient clipping (optim.clip_grad) or a lower optim.lr"
-        )
-
     def _save(self, path: Path) -> None:
         models: list[nn.Module] = (
             [self.model] if self.ema is None else [self.model, self.ema.module]
         )
-        tensors = [p.detach() for model in models for p in model.parameters()]
-        if not torch.stack(torch._foreach_norm(tensors)).isfinite().all():
+        if not all_finite(p.detach() for model in models for p in model.parameters()):
             raise NonFiniteLossError(
                 f"weights are not finite after epoch {self.epoch}, so {path} was left as it is"
             )
@@ -449,5 +424,6 @@ class Trainer:
 
     def _tell(self, progress: Progress) -> None:
         for note in [*self.strategy.notes(), *self.train_step.notes()]:
-            self._notes.append(note)
+            if note not in self._notes:  # an epoch that goes on may be told it again
+                self._notes.append(note)
             progress.tell(note)

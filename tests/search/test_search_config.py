@@ -198,15 +198,15 @@ class TestNames:
             Limit(name=name)
 
     def test_names_of_other_things_in_a_run(self):
-        from growtas import run_folder
+        from growtas import run_files
 
         files = [
             value
-            for name, value in vars(run_folder).items()
-            if name.isupper() and isinstance(value, str) and not name.startswith("_")
+            for name, value in vars(run_files).items()
+            if name.isupper() and isinstance(value, str)
         ]
         assert {"best", "config.yaml", "supernet.safetensors", "analysis"} <= set(files)
-        for name in [*files, *run_folder._TRAINED, "smallest", "Largest", "a.json", "B.YAML"]:
+        for name in [*files, *run_files.TRAINED, "smallest", "Largest", "a.json", "B.YAML"]:
             with pytest.raises(ValueError, match="means something else in a run"):
                 Limit(name=name)
 

@@ -13,7 +13,7 @@ from PIL import Image
 from growtas.checks import Doubt
 from growtas.search import Evaluator
 from growtas.training import AugmentConfig, DataConfig, build_data
-from growtas.training.samples import SampleError, split_indices
+from growtas.training.samples import SampleError, UnreadableImage, split_indices
 
 PAGE = Path(__file__).parents[2] / "docs" / "data.md"
 
@@ -62,9 +62,56 @@ def test_pictures_are_split_by_index_and_transformed():
 
 
 def test_a_test_set_is_kept_apart():
-    data = own(Pictures(), Tensors(count=10, image=torch.rand(3, 8, 8)), image_size=8)
+    data = own(Pictures(), torch.utils.data.Subset(Pictures(), range(10)), image_size=8)
     assert len(data.train) + len(data.search) == 60
     assert len(data.test) == 10
+
+
+def test_tensors_and_pictures_are_not_mixed():
+    """Tensors would be scaled like pictures, or pictures normalised unlike the tensors."""
+    tensors = Tensors(count=10, image=torch.rand(3, 12, 12))
+    with pytest.raises(ValueError, match="images of train are PIL images, those of test tensors"):
+        own(Pictures(), tensors)
+    with pytest.raises(ValueError, match="images of train are tensors, those of test PIL images"):
+        own(tensors, Pictures(), num_classes=2)
+    message = r"image of sample \d+ is a Tensor; allowed: a PIL image"
+    mixed = torch.utils.data.ConcatDataset([Pictures(), tensors])
+    with pytest.raises(SampleError, match=message):
+        list(own(mixed, num_classes=2, image_size=8).train_loader())
+    mixed = torch.utils.data.ConcatDataset([tensors, Pictures()])
+    with pytest.raises(SampleError, match=r"image of sample \d+ is a Image; allowed: a tensor"):
+        list(own(mixed, num_classes=2).train_loader())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_tensors_of_other_floating_dtypes_become_float32(dtype):
+    data = own(Tensors(image=torch.rand(1, 8, 8).to(dtype)), num_classes=2)
+    images, _ = next(iter(data.train_loader()))
+    assert images.dtype == torch.float32
+    assert torch.equal(images[0], data.train.dataset.image.float())
+
+
+class Damaged(Pictures):
+    """Opens its last image, which cannot be decoded; `samples` are no names of files."""
+
+    samples = ((torch.zeros(1), 0),) * 60
+
+    def __getitem__(self, index):
+        image, label = super().__getitem__(index)
+        if index == 59:
+
+            def load():
+                raise ValueError("Decompressed data too large")
+
+            image.load = load
+        return image, label
+
+
+def test_an_image_that_cannot_be_decoded_is_named():
+    data = own(Damaged(), image_size=8)
+    split = next(name for name, found in split_indices(60, 0.08, 0.2).items() if 59 in found)
+    with pytest.raises(UnreadableImage, match=r"^cannot read sample 59: Decompressed data too"):
+        list(data.eval_loader(split))
 
 
 def test_tensors_are_taken_as_they_are():
@@ -133,7 +180,7 @@ def test_a_data_set_needs_its_name_in_the_settings():
         ({"label": "cat"}, r"label of sample \d+ is 'cat'; allowed: 0 to 1"),
         ({"image": torch.rand(1, 8, 6)}, r"is a tensor \[1, 8, 6\].*allowed: \[1, 6, 6\], float"),
         ({"image": torch.ones(1, 8, 8, dtype=torch.uint8)}, r"of torch\.uint8; allowed: .*float"),
-        ({"image": [[1]]}, r"image of sample \d+ is a list; allowed: a PIL image, a tensor"),
+        ({"image": [[1]]}, r"image of sample \d+ is a list; allowed: a PIL image, or else every"),
     ],
 )
 def test_samples_that_are_not_what_was_said_are_named(change, message, workers):

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import signal
 from dataclasses import replace
 
 import pytest
@@ -19,6 +20,7 @@ from training.training_setup import (
     train_config,
 )
 
+from growtas import stopping
 from growtas.schedule import Pass, StepPlan, Uniform
 from growtas.supernet import load_supernet
 from growtas.training import AugmentConfig, NonFiniteLossError, Trainer
@@ -329,3 +331,24 @@ def test_progress_bar_shows_the_run(tmp_path, capfd):
         assert text in shown
     trainer(tmp_path / "quiet", progress=False).fit()
     assert capfd.readouterr() == ("", "")
+
+
+class Telling(Uniform):
+    """Has something to tell when a run begins, or goes on."""
+
+    told = False
+
+    def notes(self):
+        told, self.told = self.told, True
+        return [] if told else ["2 bins are empty"]
+
+
+def test_a_note_is_in_the_figures_of_an_interrupted_epoch_once(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(stopping, "is_handled", lambda: True)
+        patch.setattr(stopping, "wanted", lambda: signal.SIGTERM)
+        with pytest.raises(stopping.Stopped, match="stopped after step 1 of"):
+            trainer(tmp_path, strategy=Telling(), epochs=1).fit()
+    trainer(tmp_path, strategy=Telling(), epochs=1).fit(resume=True)
+    (row,) = read_metrics(tmp_path / "metrics.jsonl")
+    assert row["note"] == "2 bins are empty"

@@ -157,6 +157,19 @@ def test_a_file_cut_off_in_the_middle_is_found_out(tmp_path):
         list(data_of(tmp_path).eval_loader("test"))
 
 
+@pytest.mark.parametrize("split", ["train", "search"])
+def test_a_lack_of_memory_is_no_damaged_image(tmp_path, split):
+    write(tmp_path)
+    data = data_of(tmp_path)
+
+    def fail(stream):
+        raise MemoryError
+
+    getattr(data, split).dataset._open = fail
+    with pytest.raises(MemoryError):
+        list(data.train_loader() if split == "train" else data.eval_loader(split))
+
+
 class Dying(torch.utils.data.Dataset):
     """Ends the process that reads it."""
 
