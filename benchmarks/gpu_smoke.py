@@ -22,6 +22,7 @@ import torch.nn.functional as F
 import growtas
 from benchmarks import rows
 from benchmarks.cases import Case, make_batch, naive_to_growtas
+from benchmarks.processes import python, side_by_side
 from benchmarks.runner import Rows, WrongResult, check, relative_error, survived
 from benchmarks.variants import build, weights_for
 from growtas.kernels import use_backend
@@ -96,6 +97,9 @@ def graphed(case: Case, backend: str, book: rows.Book) -> None:
         raise RuntimeError(f"there is no CUDA graph: {step.reason}")
 
 
+CHECKS = {"eager": eager, "graphed": graphed}
+
+
 def command_line() -> argparse.ArgumentParser:
     """Everything that can be asked for."""
     parser = argparse.ArgumentParser(
@@ -109,21 +113,31 @@ def command_line() -> argparse.ArgumentParser:
     # Rows of all tokens that 16 divides, as at batch 128: the same kernels are compiled.
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--checks", nargs="+", choices=list(CHECKS), default=list(CHECKS))
+    parser.add_argument(
+        "--apart",
+        action="store_true",
+        help="each check in a process of its own, at the same time: most of it is compiling",
+    )
     parser.add_argument("--out", type=Path, help="folder; default: only printed")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
     args = command_line().parse_args(arguments)
+    if args.apart:
+        rest = [given for given in arguments if given != "--apart"]
+        commands = (python("benchmarks.gpu_smoke", *rest, "--checks", c) for c in args.checks)
+        return int(not side_by_side(commands, partial(print, flush=True), rows.ROOT, {}))
     backend = args.backend or ("triton" if args.device == "cuda" else "reference")
     book = rows.Book(args.device, args.out and rows.result_file(args.device, args.out))
     space = SearchSpace.preset(args.space)
     case = Case(space, "largest", args.batch, "bfloat16", "train", image_size=args.image_size)
     guard = partial(survived, Rows.of_case(book, case, "smoke"))
-    with guard(f"growtas-{backend}, eager"):
-        eager(case, backend, book)
-    with guard(f"growtas-{backend}, graphed"):
-        graphed(case, backend, book)
+    for name in args.checks:
+        with guard(f"growtas-{backend}, {name}"):
+            CHECKS[name](case, backend, book)
     for row in book.rows:
         print(f"{row.variant} {row.metric} {row.median:.3g} {row.unit}")
     return book.exit_status()

@@ -23,7 +23,7 @@ from types import FrameType
 from typing import NoReturn
 
 from benchmarks import rows
-from benchmarks.processes import pass_on, python, start
+from benchmarks.processes import python, side_by_side
 from benchmarks.rows import ROOT
 from benchmarks.runner import Rows
 
@@ -67,18 +67,9 @@ def run(todo: Sequence[tuple[str, ...]], outcomes: Counter[str]) -> bool:
             outcomes[found[1]] += 1
         print(line, flush=True)
 
-    running = []
-    # In this process's group, with which they are ended where time is up.
     places = (rows.ROOT, *filter(None, [os.environ.get("PYTHONPATH")]))
     environment = {"PYTHONPATH": os.pathsep.join(map(str, places))}
-    for command in todo:
-        process = start(command, ROOT, environment, own_group=False)
-        running.append((process, pass_on(process, say)))
-    passed = True
-    for process, reader in running:
-        passed &= process.wait() == 0
-        reader.join()
-    return passed
+    return side_by_side(todo, say, ROOT, environment)
 
 
 def stop(number: int, frame: FrameType | None) -> NoReturn:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,6 +75,22 @@ def pass_on(process: subprocess.Popen, say: Say) -> threading.Thread:
     thread = threading.Thread(target=read, daemon=True)
     thread.start()
     return thread
+
+
+def side_by_side(
+    commands: Iterable[tuple[str, ...]], say: Say, folder: Path, environment: dict[str, str]
+) -> bool:
+    """Whether all commands succeed, run at the same time, in this process's group, with which they
+    are ended where time is up."""
+    running = []
+    for command in commands:
+        process = start(command, folder, environment, own_group=False)
+        running.append((process, pass_on(process, say)))
+    passed = True
+    for process, reader in running:
+        passed &= process.wait() == 0
+        reader.join()
+    return passed
 
 
 def end_group(process: subprocess.Popen) -> None:

@@ -6,6 +6,7 @@ Reading them needs no PyTorch, which only the facts of a machine do: it is impor
 from __future__ import annotations
 
 import csv
+import fcntl
 import importlib.metadata
 import os
 import platform
@@ -170,22 +171,21 @@ def summary(samples: Sequence[float]) -> Summary:
 
 
 def append(path: Path, rows: Iterable[Row]) -> None:
-    """Add rows to a CSV file, which gets a header when it is new.
+    """Add rows to a CSV file, which gets a header when it is new; several processes may.
 
     Raises:
         ValueError: the file has other columns.
     """
     names = [f.name for f in fields(Row)]
-    new = not path.exists()
-    if not new:
-        with path.open(newline="") as file:
-            header = next(csv.reader(file), None)
-        if header != names:
-            raise ValueError(f"{path} has other columns than this version writes: {header}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", newline="") as file:
+    with path.open("a+", newline="") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        header = next(csv.reader(file), None)
+        if header not in (None, names):
+            raise ValueError(f"{path} has other columns than this version writes: {header}")
         writer = csv.DictWriter(file, names, lineterminator="\n")
-        if new:
+        if header is None:
             writer.writeheader()
         for row in rows:
             values = asdict(row)

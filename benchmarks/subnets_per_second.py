@@ -371,6 +371,8 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--cases", nargs="+", default=["*"], metavar="PATTERN",
                         help="only space/random<count>/batch/dtype/task that match")  # fmt: skip
     parser.add_argument("--variants", nargs="+", metavar="NAME", help="only these, and naive")
+    parser.add_argument("--no-memory", action="store_true",
+                        help="leave out the memory of a step, a process each")  # fmt: skip
     parser.add_argument("--threads", type=int, help="default: PyTorch's")
     parser.add_argument("--out", type=Path, help="folder; default benchmarks/results, not --quick")
     return parser
@@ -400,7 +402,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cases = list(plan.cases(args.cases))
         for case in cases:
             study.run(case)
-        for case in cases:
+        for case in () if args.no_memory else cases:
             study.run_memory(case)
     return book.exit_status()
 

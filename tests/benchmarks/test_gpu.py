@@ -13,7 +13,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_tests, processes, report, roofline, rows, run
+from benchmarks import (
+    gpu,
+    gpu_tests,
+    processes,
+    report,
+    roofline,
+    rows,
+    run,
+    subnets_per_second,
+)
 from benchmarks.gpu import BUDGET, QUICK_BUDGET, RESERVE, Outcome
 from benchmarks.gpu_toolchain import NO_DEVICE
 from benchmarks.processes import Step
@@ -86,9 +95,30 @@ def test_every_step_is_a_command_that_is_understood(tmp_path, quick):
             found = [la for la in labels if any(fnmatch(la, p) for p in args.cases)]
             assert 1 <= len(found) <= 2
             variants.update(args.variants)
+            compiles = [name.startswith(("compile", "extracted")) for name in args.variants]
+            assert compiles == sorted(compiles)  # see below
     baselines = {name for name in VARIANTS if not name.startswith("growtas")}
     assert {"smart", *gpu.OURS} <= variants
     assert quick or variants >= baselines - {"naive", "timm"}
+
+
+def test_ours_are_compiled_before_inductor_moves_tritons_cache():
+    """A process in which inductor has compiled looks for our kernels in a cache that is empty."""
+    for plan in (run.CUDA, run.CUDA_QUICK, subnets_per_second.CUDA, subnets_per_second.CUDA_QUICK):
+        for names in (plan.variants, getattr(plan, "switching_variants", ())):
+            compiles = [name.startswith(("compile", "extracted")) for name in names]
+            assert compiles == sorted(compiles)
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_rates_of_subnets_are_not_cut_for_what_comes_with_them(tmp_path, quick):
+    """Rates become rows when every chunk is done; memory would start a process each."""
+    found = {step.name: step for step in gpu.steps(tmp_path, quick=quick, sanitizer=None)}
+    step = found["subnets per second"]
+    args = subnets_per_second.command_line().parse_args(step.command[5:])
+    assert args.no_memory
+    # Naive ones take about a tenth of a second each; as much again to import and to build.
+    assert args.count * 0.2 + 12 <= step.limit
 
 
 def test_the_memory_check_has_tests_of_every_operator():
@@ -104,7 +134,7 @@ def test_the_folder_for_rows_can_be_named_by_the_environment(monkeypatch, capsys
     assert gpu.main(["--list"]) == 0
     printed = capsys.readouterr().out
     assert f"--out {tmp_path}" in printed
-    assert "memory" not in printed
+    assert "\nmemory" not in printed
     assert not list(tmp_path.iterdir())
 
 

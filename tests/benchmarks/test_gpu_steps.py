@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks import gpu_kernels, gpu_smoke, gpu_toolchain, report, rows
+from benchmarks import gpu_kernels, gpu_smoke, gpu_toolchain, processes, report, rows
 
 TINY = ["--device", "cpu", "--batch", "2", "--image-size", "32"]
 
@@ -32,7 +32,7 @@ def test_smoke(tmp_path, capsys):
 def test_smoke_names_a_wrong_step_and_takes_the_others(tmp_path, monkeypatch, capsys):
     errors = iter([1e-3, 0.5, float("nan"), 1e-3, 1e-3, 1e-3])
     monkeypatch.setattr(gpu_smoke, "relative_error", lambda *tensors: next(errors))
-    monkeypatch.setattr(gpu_smoke, "eager", lambda *arguments: 1 / 0)
+    monkeypatch.setitem(gpu_smoke.CHECKS, "eager", lambda *arguments: 1 / 0)
     assert gpu_smoke.main([*TINY, "--space", "digits", "--out", str(tmp_path)]) == 1
     failed = [row for row in stored(tmp_path) if row.metric in ("failed", "wrong_result")]
     assert [(row.variant, row.unit) for row in failed] == [
@@ -41,6 +41,41 @@ def test_smoke_names_a_wrong_step_and_takes_the_others(tmp_path, monkeypatch, ca
     assert "step 2: logit_error 0.5 exceeds" in capsys.readouterr().out
     steps = [row for row in stored(tmp_path) if row.metric == "logit_error"]
     assert len(steps) == gpu_smoke.STEPS
+
+
+def test_smoke_apart(monkeypatch):
+    """Both checks at once, each as it was asked for; one that fails is enough."""
+    asked = []
+    answers = iter([True, False])
+
+    def side_by_side(commands, *more):
+        asked[:] = commands
+        return next(answers)
+
+    monkeypatch.setattr(gpu_smoke, "side_by_side", side_by_side)
+    for status in (0, 1):
+        assert gpu_smoke.main([*TINY, "--apart", "--space", "digits"]) == status
+        args = [gpu_smoke.command_line().parse_args(command[5:]) for command in asked]
+        assert [(a.apart, a.checks, a.batch) for a in args] == [
+            (False, ["eager"], 2), (False, ["graphed"], 2),
+        ]  # fmt: skip
+
+
+def test_commands_side_by_side(tmp_path):
+    """Each waits for the other; both say their lines, and a failure of either counts."""
+    said = []
+    scripts = [
+        f"touch {tmp_path}/{mine}; until test -e {tmp_path}/{other}; do :; done; echo {mine}"
+        for mine, other in ("ab", "ba")
+    ]
+
+    def run(*scripts):
+        commands = (("/bin/sh", "-c", script) for script in scripts)
+        return processes.side_by_side(commands, said.append, tmp_path, {})
+
+    assert run(*scripts)
+    assert sorted(said) == ["a", "b"]
+    assert not run("exit 1", "true")
 
 
 def test_seconds_per_kernel(tmp_path, monkeypatch):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
@@ -173,6 +175,21 @@ def test_a_file_with_other_columns_is_not_mixed_up(tmp_path: Path) -> None:
     path.write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="other columns"):
         rows.append(path, [])
+
+
+def test_two_processes_write_one_header(tmp_path: Path) -> None:
+    """The second waits until the first, which found the file empty too, has written."""
+    path = tmp_path / "rows.csv"
+    row = replace(rows_of(CASE)._template, variant="naive")
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        second = Thread(target=rows.append, args=(path, [row]))
+        second.start()
+        second.join(0.05)
+        assert second.is_alive()
+        file.write(",".join(rows.Row.__dataclass_fields__) + "\n")
+    second.join()
+    assert [found.variant for found in rows.read(path)] == ["naive"]
 
 
 class Raising(Smart):
