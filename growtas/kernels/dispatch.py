@@ -141,7 +141,7 @@ def select(operator: str, *tensors: Tensor) -> ModuleType:
     if transformed():
         return plain(operator, "torch.func")
     request = requested_backend()
-    key = (operator, request, *((t.device.type, t.dtype) for t in tensors))
+    key = (operator, request, *[t.device for t in tensors], *[t.dtype for t in tensors])
     module = _cache.get(key)
     if module is None:
         rejected = {}

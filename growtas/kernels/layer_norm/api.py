@@ -111,10 +111,11 @@ def _checked(
             raise TypeError(
                 f"a parameter is {parameter.dtype}; with x {x.dtype} it must be that or float32"
             )
-    if present is not None and extents is None:
+    if extents is not None:
+        check_extent("extents", extents, x, 1, x.shape[-1], present)
+        check_extent("present", present, x, 0, 1)
+    elif present is not None:
         raise ValueError("present is given, extents are not")
-    check_extent("extents", extents, x, 1, x.shape[-1], present)
-    check_extent("present", present, x, 0, 1)
     out_dtype = autocast_dtype(x) or x.dtype
     return x, weight, bias, eps, out_dtype, extents, present
 

@@ -18,6 +18,7 @@ from growtas.kernels.layout import result_dtype
 from growtas.kernels.library import define, differentiable, own_function, second_order
 
 _ACTIVATIONS = (None, "gelu")
+_NO_EXTENTS = LinearExtents(None, None)
 
 
 def linear(
@@ -104,9 +105,11 @@ def linear(
         sample_scale = sample_scale.to(torch.promote_types(x.dtype, torch.float32))
     if weight.dtype not in (x.dtype, torch.float32):
         raise TypeError(f"weight is {weight.dtype}; with x {x.dtype} it must be that or float32")
-    sizes = LinearExtents(None, None) if extents is None else extents
-    check_extent("out_features", sizes.out_features, x, 0, out_features, sizes.in_features)
-    check_extent("in_features", sizes.in_features, x, 0, x.shape[-1])
+    sizes = _NO_EXTENTS
+    if extents is not None:
+        sizes = extents
+        check_extent("out_features", sizes.out_features, x, 0, out_features, sizes.in_features)
+        check_extent("in_features", sizes.in_features, x, 0, x.shape[-1])
 
     differentiated = torch.is_grad_enabled() and (
         x.requires_grad
