@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from growtas.config import ConfigError, apply_override, build, to_plain
 from growtas.cost import format_count, num_params
+from growtas.optional import require
 from growtas.training.config import DataConfig, OptimConfig, TrainConfig
-from growtas.training.optional import require
 
 if TYPE_CHECKING:
     from growtas.space import SearchSpace, Subnet

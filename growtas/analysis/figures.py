@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from growtas.atomic import replacing, write_atomically
 from growtas.config import ConfigError
+from growtas.optional import require
 from growtas.search import format_count
-from growtas.training.optional import require
 
 # Okabe and Ito's colours, distinguishable with every common colour blindness; the yellow, too pale
 # for lines on white, is left out. Markers and line styles repeat what colour says.

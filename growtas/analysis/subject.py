@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from growtas.config import ConfigError, differences
+from growtas.optional import require
 from growtas.run_folder import Run, Say, Split
 from growtas.search import Candidate, CostFunction, Scorer, model_cost
 from growtas.search.scoring import Scoring
 from growtas.space import SearchSpace, Subnet
-from growtas.training.optional import require
 
 if TYPE_CHECKING:
     from growtas.supernet import Supernet

@@ -14,8 +14,8 @@ import torch.utils.data
 from torch import Tensor
 
 from growtas import stopping
+from growtas.optional import require
 from growtas.training.distributed import Process
-from growtas.training.optional import require
 from growtas.training.samples import ImageView, SampleError, UnreadableImage, some_names
 
 # What becomes of an image that cannot be read: an error, a batch without it, or another image.

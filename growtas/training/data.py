@@ -19,6 +19,7 @@ from torch import Tensor
 
 from growtas.checks import few_images, warn
 from growtas.image_transform import ImageTransform
+from growtas.optional import require
 from growtas.training import sources
 from growtas.training.batches import (
     Batches,
@@ -29,7 +30,6 @@ from growtas.training.batches import (
 )
 from growtas.training.builtin import BUILT_IN
 from growtas.training.config import OWN, AugmentConfig, DataConfig
-from growtas.training.optional import require
 from growtas.training.samples import ImageView, split_indices
 
 Split = Literal["train", "search", "test"]

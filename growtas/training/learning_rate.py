@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from growtas.optional import require
 from growtas.schedule import Phase
 from growtas.training.config import OptimConfig
-from growtas.training.optional import require
 
 _RATE_FIELDS = ("lr", "min_lr", "warmup_epochs")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from growtas.atomic import naming, write_atomically
-from growtas.training.optional import require
+from growtas.optional import require
 
 FIELDS = (
     "epoch",  # epochs finished

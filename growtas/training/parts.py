@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from growtas.optional import require
 from growtas.supernet import Supernet
 from growtas.training.config import OptimConfig, TrainConfig
 from growtas.training.data import DataBundle
 from growtas.training.distributed import Process
 from growtas.training.optimizer import AdamW
-from growtas.training.optional import require
 from growtas.training.samples import ImageView, UnreadableImage
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch.utils.data
 
 from growtas.checks import warn
+from growtas.optional import require
 from growtas.training.config import DataConfig
-from growtas.training.optional import require
 from growtas.training.samples import UnreadableImage
 
 _FOLDER_NAMES = {
