@@ -37,7 +37,7 @@ $(VENV)/.dev: $(BIN)/python $(SOURCES)
 	@touch $@
 
 demo: $(VENV)/.demo
-	$(BIN)/growtas run mnist-5k --resume
+	$(BIN)/growtas run mnist-5k output.dir=runs/demo --resume
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
+
+
+@functools.cache
+def _compile_once() -> None:
+    """PyTorch's compiler lists the functions it knows when it first runs: the true ones."""
+    torch.compile(lambda x: torch.neg(x), backend="eager")(torch.ones(1))
 
 
 def poison_uninitialised_memory(monkeypatch) -> None:
     """torch.empty and its kin return NaN, so an output that is not fully written is seen."""
+    _compile_once()
 
     def poisoned(function):
         def wrapper(*args, **kwargs):

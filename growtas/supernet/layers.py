@@ -298,6 +298,7 @@ def survival(
         generator: on x's device; None: the default one.
     """
     dtype = autocast_dtype(x) or x.dtype
+    # PyTorch 2.11 draws other numbers for new_empty and rand when it compiles them.
     drawn = torch.empty(shape, device=x.device, dtype=dtype).uniform_(generator=generator)
     kept = drawn.add_(keep).ge_(1.0)
     return kept.to(torch.promote_types(dtype, torch.float32)) / keep

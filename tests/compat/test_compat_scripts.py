@@ -192,7 +192,8 @@ def test_training_with_drop_path_repeats_the_losses_of_the_slow_implementation(d
     losses = train_one_epoch(model, optimizer, 0)
     torch.manual_seed(3)
     wanted = slow.train_one_epoch(0)
-    assert losses == pytest.approx(wanted, rel=1e-6 if dtype is torch.float32 else 1e-9)
+    # AdamW divides by the gradient's size, so four steps grow float32's rounding to about 1e-6.
+    assert losses == pytest.approx(wanted, rel=3e-6 if dtype is torch.float32 else 1e-9)
     assert losses != pytest.approx(plain.train_one_epoch(0), rel=1e-3)
 
 
