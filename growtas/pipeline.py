@@ -90,6 +90,8 @@ def run(
         f"{current.folder / BEST}: the winner of {winner.limit}, the best by search; its logits "
         f"are the supernet's to rounding ({difference:.1e})"
     )
+    drawn = f", drawn in {FRONT} and {TRAINING}" if (current.folder / TRAINING).exists() else ""
+    current.say(f"everything is in {current.folder}: this table in {SUMMARY}{drawn}")
     current.say("time: " + ", ".join(f"{stage} {spent:.0f} s" for stage, spent in seconds.items()))
     return winners
 

@@ -205,6 +205,9 @@ class Run:
         trainer = Trainer(
             model, strategy, data, recipe.train, self.folder, optim=recipe.optim, say=self.say
         )
+        if trainer.epochs > recipe.train.epochs:
+            extra = trainer.epochs - recipe.train.epochs
+            self.say(f"train: {trainer.epochs} epochs, the last {extra} of them the strategy's own")
         self.begin(resume=resume)  # by now, what can be refused has been
         self.files.remove(*SEARCHED, *REPORTED)
         trainer.fit(resume=resume, verify=self.verify)

@@ -105,7 +105,9 @@ class BatchReader(torch.utils.data.Dataset[Any]):
             return self.view[position]
         except UnreadableImage as error:
             if self.on_unreadable == "raise":
-                raise
+                raise UnreadableImage(
+                    f"{error}; data.skip_unreadable=true leaves such images out and counts them"
+                ) from error
             unread.append((self.view.indices[position], str(error)))
             return None
 

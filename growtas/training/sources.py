@@ -59,6 +59,8 @@ class Files(torch.utils.data.Dataset[tuple[Any, int]]):
 
     def _unreadable(self, index: int, error: Exception) -> UnreadableImage:
         reason = getattr(error, "strerror", None) or error
+        if type(error).__name__ == "UnidentifiedImageError":  # its own words show a Python object
+            reason = "this is no image that Pillow knows"
         return UnreadableImage(f"cannot read {self.filename(index)}: {reason}")
 
 
