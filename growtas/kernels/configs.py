@@ -117,7 +117,7 @@ TABLES: dict[int, dict[Key, Config]] = {
         ("linear_forward_kernel", 16, (512, ANY)): Config((32, 64, 64), 4, 3),
         ("linear_forward_kernel", 16, (ANY, ANY)): Config((128, 128, 64), 8, 3),
         ("linear_forward_kernel", 32, (ANY, ANY)): Config((64, 64, 16), 4, 2),
-        ("linear_input_gradient_kernel", 16, (512, ANY)): Config((32, 64, 64), 8, 3),
+        ("linear_input_gradient_kernel", 16, (512, ANY)): Config((32, 64, 64), 4, 3),
         ("linear_input_gradient_kernel", 16, (ANY, ANY)): Config((128, 128, 32), 8, 4),
         ("linear_input_gradient_kernel", 32, (ANY, ANY)): Config((64, 64, 16), 8, 3),
         ("linear_weight_gradient_kernel", 16, (ANY, ANY)): Config((128, 128, 32), 8, 4),
