@@ -65,7 +65,8 @@ def test_in_evaluation_an_unreadable_image_is_an_error_that_names_it(tmp_path, w
     write(tmp_path)
     (path,) = break_images(tmp_path, "val", range(3, 4))
     data = data_of(tmp_path, workers=workers)
-    with pytest.raises(UnreadableImage, match=rf"^cannot read {path}: [^<\n]*skip_unreadable=true [^\n]*$"):
+    message = rf"^cannot read {path}: [^<\n]*skip_unreadable=true [^\n]*$"
+    with pytest.raises(UnreadableImage, match=message):
         list(data.eval_loader("test"))
     with pytest.raises(UnreadableImage, match=path):
         [data.test[i] for i in range(len(data.test))]
