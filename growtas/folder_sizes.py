@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from growtas.config import ConfigError, apply_override, build, to_plain
 from growtas.cost import format_count, num_params
 from growtas.optional import require
-from growtas.training.config import DataConfig, OptimConfig, TrainConfig
+from growtas.training.config import AugmentConfig, DataConfig, OptimConfig, TrainConfig
 
 if TYPE_CHECKING:
     from growtas.space import SearchSpace, Subnet
@@ -37,6 +37,7 @@ FIELDS = (
     "model.init_std",
     "space",
     "train.epochs",
+    "train.threads",
     "optim.warmup_epochs",
     "strategy.stages",
     "search.limits",
@@ -48,6 +49,10 @@ _PATCHES = [16, 8, 4, 2]
 _LEAST_GRID = 7  # patches per side, where the images have so many pixels
 _SIDES = 8, 224
 _STEPS = 4000  # optimizer steps in all, enough for the recipe digits
+# Patches x channels up to which one thread is chosen; digits and mnist-5k, which set it, have 1,024
+# and 1,536. Threads that wait for each other after every small operator cost the most where another
+# program has their core, and gain the least where there is little to share.
+_ONE_THREAD = 10_000
 # By the number of training images that they are meant for, at most.
 _SPACES = (
     (1_000, {"embed_dim": [32, 48, 64], "num_heads": [2, 3, 4], "head_dim": 16}),
@@ -68,6 +73,8 @@ class Images:
         side: median of the shorter sides, in pixels.
         grey: whether no image has colours.
         test_split: name of the split for the test; None if the folder has none.
+        looked_at: images that were opened for `side` and `grey`.
+        unreadable: those of them that could not be, and do not count there.
     """
 
     place: Path
@@ -76,6 +83,8 @@ class Images:
     side: int
     grey: bool
     test_split: str | None
+    looked_at: int
+    unreadable: int
 
 
 def look(root: str, train_split: str = "train") -> Images:
@@ -83,7 +92,7 @@ def look(root: str, train_split: str = "train") -> Images:
 
     Raises:
         ConfigError: no such folder, no images, images outside class folders, only one class, too
-            few images, or one that cannot be read.
+            few images, or none that can be read.
     """
     from growtas.training.sources import find_split
 
@@ -110,19 +119,29 @@ def look(root: str, train_split: str = "train") -> Images:
             f"data.root: {place} has {len(found)} images; at least {LEAST_IMAGES} are needed"
         )
     files = [path for path, _ in found[:: math.ceil(len(found) / _LOOK_AT)]]
-    sizes, modes = zip(*map(_header, files), strict=True)
+    headers = [_header(path) for path in files]
+    read = [header for header in headers if not isinstance(header, Exception)]
+    if not read:
+        raise ConfigError(
+            f"data.root: none of {len(files)} images can be read; {files[0]}: {headers[0]}"
+        )
+    sizes, modes = zip(*read, strict=True)
     side = round(statistics.median(map(min, sizes)))
     grey = set(modes) <= {"1", "L", "LA"}
-    return Images(place, len(found), len(classes), side, grey, test_split)
+    lost = len(files) - len(read)
+    return Images(place, len(found), len(classes), side, grey, test_split, len(files), lost)
 
 
-def _header(path: str) -> tuple[tuple[int, int], str]:
+def _header(path: str) -> tuple[tuple[int, int], str] | Exception:
+    """Size (width, height) and colour mode of an image, or why it cannot be read."""
     image = require("PIL.Image", "train")
     try:
         with image.open(path) as opened:
             return opened.size, opened.mode
+    except MemoryError:
+        raise
     except Exception as error:  # decoders raise anything on a damaged file
-        raise ConfigError(f"data.root: {path} cannot be read as an image ({error})") from None
+        return error
 
 
 def choose(
@@ -175,6 +194,7 @@ class _Sizes:
 
         for section, cls in (
             ("data", DataConfig),
+            ("augment", AugmentConfig),
             ("model", ModelConfig),
             ("optim", OptimConfig),
             ("train", TrainConfig),
@@ -198,14 +218,22 @@ class _Sizes:
 
     def choose(self, images: Images) -> None:
         self.say(f"{images.count:,} images of {images.num_classes} classes in {images.place}")
+        if images.unreadable:
+            what = f"{images.unreadable} of {images.looked_at} images cannot be read"
+            skipped = self.values["data"]["skip_unreadable"]
+            remedy = "" if skipped else "; to evaluate without them: data.skip_unreadable=true"
+            self.say(f"{what}: left out of the sizing{remedy}")
         training = self._splits(images)
         self._pixels(images)
         self._length(training)
         self._space(training)
+        self._threads()
         self.say("any of these can be set, for example data.image_size=64 train.epochs=20")
 
     def _splits(self, images: Images) -> int:
-        """Returns the number of training images."""
+        """Returns the number of training images, those that cannot be read among them."""
+        from growtas.training.samples import split_indices
+
         why = f"{images.place.parent} has a split for the test"
         if images.test_split is None:
             share = _get(self.values, "data.test_fraction")
@@ -218,10 +246,12 @@ class _Sizes:
         colours = 1 if images.grey else 3
         why = f"as the folders say; the images have {'no ' if images.grey else ''}colours"
         self.fill(why, data__num_classes=images.num_classes, data__in_chans=colours)
-        taken = _get(self.values, "data.search_fraction")
-        if _get(self.values, "data.test_split") is None:
-            taken += _get(self.values, "data.test_fraction")
-        return max(1, round(images.count * (1 - taken)))
+        data = self.values["data"]
+        test_fraction = data["test_fraction"] if data["test_split"] is None else 0.0
+        splits = split_indices(
+            images.count, data["search_fraction"], test_fraction, data["split_seed"]
+        )
+        return len(splits["train"])
 
     def _pixels(self, images: Images) -> None:
         side, patches = _get(self.values, "data.image_size"), _PATCHES
@@ -247,13 +277,16 @@ class _Sizes:
         self.fill(why, data__workers=workers)
 
     def _length(self, training: int) -> None:
-        batch = 2 ** min(7, max(3, round(math.log2(training / 30))))
-        self.fill(f"about 30 steps in an epoch of {training:,} images", data__batch_size=batch)
-        steps = max(1, training // _get(self.values, "data.batch_size"))
-        epochs = min(200, max(20, round(_STEPS / steps)))
+        batch = 2 ** min(7, max(3, round(math.log2(max(1, training) / 30))))
+        # Only without repeated augmentation is an epoch all full batches of the training images.
+        exact = self.values["augment"]["repeated_aug"] == 1
+        of = f"{training // batch} steps in an epoch of" if exact else "for"
+        self.fill(f"{of} {training:,} training images", data__batch_size=batch)
+        steps = training // self.values["data"]["batch_size"]
+        epochs = min(200, max(20, round(_STEPS / max(1, steps))))
         epochs = epochs if self.is_open("train.epochs") else _get(self.values, "train.epochs")
         warmup = max(1, epochs // 20)
-        why = f"{steps * epochs:,} steps"
+        why = f"{steps * epochs:,} steps" if exact else "the fewer, the more images"
         self.fill(why, train__epochs=epochs, optim__warmup_epochs=warmup)
 
     def _space(self, training: int) -> None:
@@ -274,9 +307,23 @@ class _Sizes:
         if self.is_open("search.limits"):
             low, high = self._params(space, space.smallest()), self._params(space, space.largest())
             steps = [low * (high / low) ** (third / 3) for third in (1, 2, 3)]
-            limits = [{"max_params": _round_up(step)} for step in steps]
+            # Names that need no quotes in a shell, unlike "<=90K", which they would have otherwise.
+            limits = [{"name": most, "max_params": most} for most in map(_round_up, steps)]
             why = f"subnets have {_round_up(low)} to {_round_up(high)} parameters"
             self.fill(why, search__limits=limits)
+
+    def _threads(self) -> None:
+        from growtas.recipe import read_space
+
+        data, model = self.values["data"], self.values["model"]
+        grid = data["image_size"] // model["patch_size"]
+        widest = read_space(self.values["space"]).embed_dim[-1]
+        what = f"{grid} x {grid} patches of {widest} channels"
+        if grid * grid * widest <= _ONE_THREAD:
+            why = f"{what} gain little from a second one, and lose much on a busy computer"
+            self.fill(why, train__threads=1)
+        else:
+            self.fill(f"{what} are enough work for as many as torch chooses", train__threads=None)
 
     def _params(self, space: SearchSpace, subnet: Subnet) -> int:
         data, model = self.values["data"], self.values["model"]

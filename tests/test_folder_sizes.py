@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import struct
 import zlib
@@ -14,6 +15,7 @@ import pytest
 from growtas.cli import main
 from growtas.config import ConfigError, load_yaml
 from growtas.recipe import Recipe
+from growtas.training.data import build_data
 
 pytest.importorskip("timm")
 image = pytest.importorskip("PIL.Image")
@@ -29,6 +31,14 @@ def write_images(folder: Path, count: int, side: int = 8, classes: str = "ab", m
             picture = image.fromarray(pixels.astype("uint8")).convert(mode)
             picture.save(folder / label / f"{index}.png")
     return folder
+
+
+def make_huge(path: Path):
+    """Lets a PNG file say that it has 50,000 x 50,000 pixels."""
+    content = path.read_bytes()
+    header = b"IHDR" + struct.pack(">II", 50_000, 50_000) + content[24:29]
+    changed = header + struct.pack(">I", zlib.crc32(header))
+    path.write_bytes(content[:12] + changed + content[33:])
 
 
 def load(folder: Path, *overrides: str) -> tuple[Recipe, str]:
@@ -49,7 +59,7 @@ def test_train_and_val(tmp_path):
     recipe, said = load(tmp_path)
     data, model = recipe.data, recipe.model
     assert (data.num_classes, data.in_chans, data.test_split) == (3, 3, "validation")
-    # 66 pixels are 8.25 patches of 8; 96 training images are 12 steps of the least batch.
+    # 66 pixels are 8.25 patches of 8; 96 training images, more or less, make the least batch.
     assert (data.image_size, model.patch_size, model.max_relative_position) == (64, 8, 8)
     assert (data.batch_size, recipe.train.epochs, recipe.optim.warmup_epochs) == (8, 200, 10)
     space = recipe.build_space()
@@ -68,6 +78,55 @@ def test_the_limits_span_the_space(flat):
     low, high = (model.num_params(s) for s in (model.space.smallest(), model.space.largest()))
     bounds = [limit.max_params for limit in recipe.search.limits]
     assert low < bounds[0] < bounds[1] < high <= bounds[2] < 1.1 * high
+
+
+def test_the_limits_have_names_that_need_no_quotes(flat):
+    recipe, said = load(flat)
+    names = [limit.name for limit in recipe.search.limits]
+    assert all(re.fullmatch(r"[0-9.]+[KM]", name) for name in names)
+    assert f"{{name: {names[0]}, max_params: {names[0]}}}" in said
+
+
+def test_the_steps_that_are_said_are_those_of_the_training(flat, tmp_path):
+    write_images(tmp_path / "train", 36)
+    write_images(tmp_path / "val", 2)
+    for folder in (flat, tmp_path):
+        recipe, said = load(folder, "data.split_seed=3")
+        data = build_data(recipe.data, recipe.augment)
+        steps, images = len(data.train_loader()), len(data.train)
+        assert f"data.batch_size=8: {steps} steps in an epoch of {images} training images" in said
+        assert f": {steps * recipe.train.epochs:,} steps\n" in said
+
+
+def test_no_steps_are_said_where_images_come_repeatedly(flat):
+    _, said = load(flat, "augment.repeated_aug=3")
+    assert "data.batch_size=8: for " in said
+    assert "steps" not in said
+
+
+def test_one_thread_for_a_small_model(flat):
+    recipe, said = load(flat)
+    assert recipe.train.threads == 1
+    assert "train.threads=1: 8 x 8 patches of 64 channels gain little from a second one" in said
+    recipe, said = load(flat, "data.image_size=224")
+    assert recipe.train.threads is None
+    assert "train.threads=null: 14 x 14 patches of 64 channels are enough work" in said
+    for given, threads in (("null", None), ("3", 3)):
+        recipe, said = load(flat, f"train.threads={given}")
+        assert recipe.train.threads == threads
+        assert "threads" not in said
+
+
+def test_images_that_cannot_be_read_are_left_out_of_the_sizing(tmp_path):
+    write_images(tmp_path, 20, side=30, mode="L")
+    # The first one of all, and one that is too large for the decoder.
+    (tmp_path / "a" / "0.png").write_text("no image")
+    make_huge(tmp_path / "b" / "3.png")
+    recipe, said = load(tmp_path)
+    assert (recipe.data.image_size, recipe.data.in_chans) == (32, 1)
+    lost = "2 of 40 images cannot be read: left out of the sizing"
+    assert f"{lost}; to evaluate without them: data.skip_unreadable=true\n" in said
+    assert f"{lost}\n" in load(tmp_path, "data.skip_unreadable=true")[1]
 
 
 def test_one_level_of_folders(flat):
@@ -124,18 +183,10 @@ def stray(folder):
     shutil.copy(folder / "a" / "0.png", folder / "stray.png")
 
 
-def broken(folder):
+def all_broken(folder):
     write_images(folder, 20)
-    (folder / "b" / "3.png").write_text("no image")
-
-
-def too_large(folder):
-    write_images(folder, 20)
-    path = folder / "b" / "3.png"
-    content = path.read_bytes()
-    header = b"IHDR" + struct.pack(">II", 50_000, 50_000) + content[24:29]
-    changed = header + struct.pack(">I", zlib.crc32(header))
-    path.write_bytes(content[:12] + changed + content[33:])
+    for path in folder.glob("*/*.png"):
+        path.write_text("no image")
 
 
 @pytest.mark.parametrize(
@@ -146,8 +197,7 @@ def too_large(folder):
         (two_images, "has 2 images; at least 40 are needed"),
         (one_class, "has only the class 'a'; two are needed"),
         (stray, "put them into class folders"),
-        (broken, "b/3.png cannot be read as an image"),
-        (too_large, "b/3.png cannot be read as an image (Image size (2500000000 pixels)"),
+        (all_broken, "a/0.png: cannot identify image file"),
     ],
 )
 def test_a_folder_that_cannot_be_used_is_one_line(make, message, tmp_path, capsys):
