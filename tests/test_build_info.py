@@ -60,8 +60,8 @@ def said_on_import(clone: Path, site: Path, **environment: str) -> str:
 def test_one_line_names_both_places(clone, tmp_path, kind):
     site, other = tmp_path / "site", tmp_path / "other clone"
     install(site, editable=other if kind == "editable" else None)
-    said = said_on_import(clone, site)
-    assert said.count("\n") == 1
+    said, *source = said_on_import(clone, site).splitlines()
+    assert len(source) <= 1  # the line that imports, which Python shows from 3.13 on
     assert f"imported from {clone / 'growtas'}," in said
     assert f"installed in {(other if kind == 'editable' else site) / 'growtas'}," in said
 
