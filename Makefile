@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH ?= "torch>=2.11"
+JOBS ?= 2
 
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/*/*)
 
@@ -10,7 +11,7 @@ SOURCES := pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/*/*)
 
 help:
 	@echo "make demo         train, search and export on 5,000 images of MNIST (runs/demo)"
-	@echo "make test         the whole test suite"
+	@echo "make test         the whole test suite, in JOBS=2 processes"
 	@echo "make test-oldest  the same with the oldest torch that is supported, in .venv-oldest"
 	@echo "make lint         ruff and mypy"
 	@echo "make sanitize     the operator tests on a core built with sanitizers (about 10 minutes)"
@@ -39,8 +40,9 @@ $(VENV)/.dev: $(BIN)/python $(SOURCES)
 demo: $(VENV)/.demo
 	$(BIN)/growtas run mnist-5k output.dir=runs/demo --resume
 
+# One thread each: the models are tiny. Tests of a file share what is costly, and so a process.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 # The oldest torch, and what goes with it: its Triton's interpreter cannot do with numpy 2.4.
 test-oldest:
