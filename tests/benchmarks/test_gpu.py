@@ -4,6 +4,7 @@ line, and what is left of a run whose steps fail, hang or are cut."""
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 import sys
 import time
@@ -301,6 +302,9 @@ def test_tests_are_told_live_counted_and_stored(tmp_path, monkeypatch, capfd):
         "def test_b(): pass\n"
         "def test_c(): assert not FLAG\n"
     )
+    # The tests that it starts are no workers of those that run here.
+    for name in [name for name in os.environ if name.startswith("PYTEST_XDIST")]:
+        monkeypatch.delenv(name)
     monkeypatch.setattr(gpu_tests, "ROOT", tmp_path)
     monkeypatch.setattr(gpu_tests, "PROCESSES", 2)
     monkeypatch.setattr(gpu_tests.os, "cpu_count", lambda: 4)
