@@ -25,8 +25,8 @@ from torch import Tensor
 from benchmarks.roofline import seconds
 from benchmarks.runner import relative_error
 from growtas import kernels
-from growtas.kernels import configs
-from growtas.kernels.configs import Config, Key
+from growtas.kernels.triton import configs
+from growtas.kernels.triton.configs import Config, Key
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 WARPS, STAGES = (2, 4, 8), (1, 2, 3, 4)

@@ -14,11 +14,11 @@ from growtas.version import __version__
 
 if TYPE_CHECKING:
     from growtas import export, kernels
-    from growtas.cost import macs, num_params
+    from growtas.compat.autoformer_files import load_autoformer, save_autoformer
     from growtas.space import SearchSpace, SpaceDifference, Subnet, SupernetSize
-    from growtas.subnet_files import load_subnets
+    from growtas.space.cost import macs, num_params
+    from growtas.space.subnet_files import load_subnets
     from growtas.supernet import Supernet, VisionTransformer, load_supernet, save_supernet
-    from growtas.supernet.autoformer import load_autoformer, save_autoformer
 
 __all__ = [
     "SearchSpace",
@@ -46,17 +46,17 @@ _HOME = {
     "SupernetSize": "growtas.space",
     "Supernet": "growtas.supernet",
     "VisionTransformer": "growtas.supernet",
-    "load_autoformer": "growtas.supernet.autoformer",
-    "load_subnets": "growtas.subnet_files",
+    "load_autoformer": "growtas.compat.autoformer_files",
+    "load_subnets": "growtas.space.subnet_files",
     "load_supernet": "growtas.supernet",
-    "save_autoformer": "growtas.supernet.autoformer",
+    "save_autoformer": "growtas.compat.autoformer_files",
     "save_supernet": "growtas.supernet",
-    "macs": "growtas.cost",
-    "num_params": "growtas.cost",
+    "macs": "growtas.space.cost",
+    "num_params": "growtas.space.cost",
 }
 
 if not os.path.exists(os.path.join(__path__[0], "_build.json")):
-    from growtas.build_info import warn_if_install_is_hidden
+    from growtas.base.build_info import warn_if_install_is_hidden
 
     warn_if_install_is_hidden()
 

@@ -14,16 +14,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from growtas import stopping
 from growtas.analysis.commands import add_commands as add_analyses
 from growtas.analysis.commands import add_verify
-from growtas.checks import Doubt
+from growtas.base import stopping
+from growtas.base.checks import Doubt
 from growtas.cli_help import EPILOGS, FIRST_STEPS
-from growtas.recipes import available
+from growtas.run.recipes import available
 from growtas.version import __version__
 
 if TYPE_CHECKING:
-    from growtas.run_folder import Run
+    from growtas.run.folder import Run
 
 BAD_INPUT, FAILED = 2, 1
 
@@ -130,8 +130,8 @@ def _say(text: str) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from growtas import pipeline
-    from growtas.recipe import Recipe
+    from growtas.run import pipeline
+    from growtas.run.recipe import Recipe
 
     # Printed with the recipe, what was chosen for this folder must not make it another text.
     note = (lambda line: _say(f"# {line}")) if options.print_recipe else _say
@@ -149,9 +149,9 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from growtas.recipe import Recipe
-    from growtas.run_files import SUPERNET
-    from growtas.run_folder import Run
+    from growtas.run.files import SUPERNET
+    from growtas.run.folder import Run
+    from growtas.run.recipe import Recipe
 
     recipe = Recipe.load(options.recipe, options.overrides, resume=options.resume, say=_say)
     run = Run.plan(
@@ -166,9 +166,9 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _search(options: argparse.Namespace) -> None:
-    from growtas.config import ConfigError
-    from growtas.report import winners_table
-    from growtas.run_files import SEARCH, SEARCH_STATE
+    from growtas.base.config import ConfigError
+    from growtas.run.files import SEARCH, SEARCH_STATE
+    from growtas.run.report import winners_table
 
     run = _open(options)
     found = [name for name in (SEARCH, SEARCH_STATE) if (run.folder / name).exists()]
@@ -196,9 +196,9 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _extract(options: argparse.Namespace) -> None:
-    from growtas.checks import is_plain_name
-    from growtas.config import ConfigError
-    from growtas.subnet_files import SUBNET_FILE
+    from growtas.base.checks import is_plain_name
+    from growtas.base.config import ConfigError
+    from growtas.space.subnet_files import SUBNET_FILE
 
     run = _open(options)
     subnet = run.find_subnet(options.subnet)
@@ -225,9 +225,9 @@ def _predict(options: argparse.Namespace) -> None:
 
 
 def _convert(options: argparse.Namespace) -> None:
-    from growtas import conversion
-    from growtas.config import ConfigError
-    from growtas.recipe import Recipe
+    from growtas.base.config import ConfigError
+    from growtas.run import conversion
+    from growtas.run.recipe import Recipe
     from growtas.space import SearchSpace
 
     names = ("qkv_bias", "pool", "image_size")
@@ -250,14 +250,14 @@ def _convert(options: argparse.Namespace) -> None:
 
 
 def _info(options: argparse.Namespace) -> None:
-    from growtas import info
+    from growtas.run import info
 
     facts = info.collect()
     _say(json.dumps(facts, indent=1) if options.json else info.describe(facts))
 
 
 def _open(options: argparse.Namespace) -> Run:
-    from growtas.run_folder import Run
+    from growtas.run.folder import Run
 
     return Run.open(options.run, options.overrides, say=_say, verify=options.verify)
 

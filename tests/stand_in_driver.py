@@ -121,7 +121,8 @@ def install(capability: int) -> Record:
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
 
-    from growtas.kernels import dispatch, triton_support
+    from growtas.kernels import dispatch
+    from growtas.kernels.triton import support as triton_support
 
     if triton_support.interpreted():
         raise RuntimeError("TRITON_INTERPRET is set: kernels are interpreted, not compiled")

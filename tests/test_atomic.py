@@ -11,8 +11,9 @@ import pytest
 import torch
 
 import growtas
-from growtas import export, torch_files
-from growtas.atomic import replacing, write_atomically
+from growtas import export
+from growtas.base import torch_files
+from growtas.base.atomic import replacing, write_atomically
 from growtas.training.checkpoint import save_checkpoint
 
 SPACE = growtas.SearchSpace((64,), (1,), (1,), (1.0,), name="one")

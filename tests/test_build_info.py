@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import growtas
-from growtas import build_info
+from growtas.base import build_info
 
 PACKAGE = Path(growtas.__file__).parent
 

@@ -15,13 +15,14 @@ import tiny_recipe
 import torch
 from PIL import Image
 
-from growtas import __version__, export, info, load_supernet
+from growtas import __version__, export, load_supernet
+from growtas.base.config import load_yaml, to_plain
 from growtas.cli import main
-from growtas.config import load_yaml, to_plain
-from growtas.recipe import Recipe
-from growtas.recipes import available
-from growtas.run_files import SUPERNET
-from growtas.winners import Winner
+from growtas.run import info
+from growtas.run.files import SUPERNET
+from growtas.run.recipe import Recipe
+from growtas.run.recipes import available
+from growtas.run.winners import Winner
 
 PACKAGE = str(Path(info.__file__).parent)
 
@@ -96,7 +97,7 @@ class TestCommands:
 
     def test_predict(self, folder, tmp_path, capsys):
         """What it says of test images is what the evaluation says."""
-        from growtas.run_folder import Run
+        from growtas.run.folder import Run
 
         view = Run.open(folder).data.test
         for index in range(20):
@@ -302,7 +303,7 @@ class TestErrors:
         assert list((tmp_path / "run").iterdir()) == []
 
     def test_out_of_memory(self, monkeypatch, capsys):
-        from growtas import pipeline
+        from growtas.run import pipeline
 
         def exhausted(*args, **kwargs):
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes")
@@ -349,7 +350,7 @@ class TestErrors:
         """A limit's own name may be one that was made from its bounds, such as <=6M."""
         for text in ("<=6M", "../x", "subnets.json:a", '{"embed_dim": 8}'):
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("growtas.run_folder.Run.find_subnet", lambda run, text: None)
+                patch.setattr("growtas.run.folder.Run.find_subnet", lambda run, text: None)
                 assert "--to FOLDER" in fails(["extract", str(folder), f"--subnet={text}"], capsys)
 
     def test_limit_that_nothing_meets(self, folder, tmp_path, capsys):
@@ -371,7 +372,7 @@ class TestErrors:
         assert "not finite" in line
 
     def test_interrupt(self, monkeypatch, capsys):
-        from growtas import pipeline
+        from growtas.run import pipeline
 
         def interrupted(*args, **kwargs):
             raise KeyboardInterrupt
@@ -380,7 +381,7 @@ class TestErrors:
         assert "--resume" in fails(["run", "digits"], capsys, code=130)
 
     def test_defects_keep_their_traceback(self, monkeypatch):
-        from growtas import pipeline
+        from growtas.run import pipeline
 
         def defect(*args, **kwargs):
             raise IndexError("a defect")

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pytest
 
-from growtas.config import (
+from growtas.base.config import (
     ConfigError,
     apply_override,
     build,

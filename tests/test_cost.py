@@ -13,8 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from growtas import Supernet
-from growtas.cost import autoformer_complexity, macs, num_params
 from growtas.space import SearchSpace, Subnet
+from growtas.space.cost import autoformer_complexity, macs, num_params
 
 RETRAIN = {
     "tiny": Subnet(

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from growtas.build_info import build_info
-from growtas.info import describe
+from growtas.base.build_info import build_info
+from growtas.run.info import describe
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "csrc/cuda").glob("*.cu"))

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy
 import pytest
 
+from growtas.base.config import ConfigError, load_yaml
 from growtas.cli import main
-from growtas.config import ConfigError, load_yaml
-from growtas.recipe import Recipe
+from growtas.run.recipe import Recipe
 from growtas.training.data import build_data
 
 pytest.importorskip("timm")

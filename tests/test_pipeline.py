@@ -12,10 +12,10 @@ import tiny_recipe
 import torch
 
 from growtas import export, load_supernet, save_supernet
-from growtas.config import ConfigError
-from growtas.pipeline import run
-from growtas.recipe import Recipe
-from growtas.run_folder import ExportMismatch, Run, Winner
+from growtas.base.config import ConfigError
+from growtas.run.folder import ExportMismatch, Run, Winner
+from growtas.run.pipeline import run
+from growtas.run.recipe import Recipe
 from growtas.search import SearchResult
 from growtas.training.data import build_data
 

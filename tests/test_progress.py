@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from growtas import progress
-from growtas.progress import Progress
+from growtas.base import progress
+from growtas.base.progress import Progress
 
 
 def show(progress: Progress, times: int = 1) -> None:

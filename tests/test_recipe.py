@@ -6,9 +6,9 @@ import dataclasses
 
 import pytest
 
-from growtas.config import ConfigError
-from growtas.recipe import ModelConfig, OutputConfig, Recipe
-from growtas.recipes import available, read
+from growtas.base.config import ConfigError
+from growtas.run.recipe import ModelConfig, OutputConfig, Recipe
+from growtas.run.recipes import available, read
 from growtas.schedule import growtas_preset
 from growtas.space import SearchSpace
 

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 from search.synthetic import KnownOptimum, cost_of
 
-from growtas import SearchSpace, report
+from growtas import SearchSpace
+from growtas.run import report
+from growtas.run.winners import Winner
 from growtas.search import Candidate, Score, SearchConfig, SearchResult, score_random, search
-from growtas.winners import Winner
 
 
 @pytest.fixture

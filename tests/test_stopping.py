@@ -14,7 +14,8 @@ import pytest
 import tiny_recipe
 import torch
 
-from growtas import load_supernet, stopping
+from growtas import load_supernet
+from growtas.base import stopping
 from growtas.cli import main
 from growtas.training.checkpoint import load_checkpoint
 from growtas.training.trainer import Trainer
@@ -129,7 +130,7 @@ sys.exit(main({[*arguments, "data.workers=2", "train.progress=true"]!r}))
 
 
 def test_outside_a_loop_a_signal_ends_the_command_at_once(monkeypatch, capsys):
-    from growtas import pipeline
+    from growtas.run import pipeline
 
     monkeypatch.setattr(pipeline, "run", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
     assert main(["run", "digits"]) == 143

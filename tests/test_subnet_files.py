@@ -12,7 +12,7 @@ import yaml
 
 from growtas import load_subnets, num_params
 from growtas.space import SearchSpace, Subnet, SupernetSize
-from growtas.subnet_files import read_subnet
+from growtas.space.subnet_files import read_subnet
 
 PRENAS = json.loads((Path(__file__).parent / "golden" / "prenas_candidates.json").read_text())
 SIZES = ("tiny", "small", "base")

@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from growtas import torch_files
+from growtas.base import torch_files
 from growtas.training.checkpoint import load_checkpoint, save_checkpoint
 
 STATE = {"weights": {"a": torch.arange(12.0), "b": torch.ones(3)}, "epoch": 3, "names": ["x"]}

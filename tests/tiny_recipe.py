@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from growtas.config import dump_yaml
-from growtas.recipe import Recipe
+from growtas.base.config import dump_yaml
+from growtas.run.recipe import Recipe
 
 
 def values(folder: Path) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.studies import paired
-from growtas.recipe import Recipe
+from growtas.run.recipe import Recipe
 from growtas.search import CostFunction, Evaluator, Limit, model_cost
 from growtas.space import SearchSpace, Subnet
 
@@ -131,7 +131,7 @@ def jobs(settings: Sequence[str], seeds: Sequence[int]) -> list[Job]:
 def carry_out(job: Job, folder: Path) -> None:
     """Trains, searches and measures; writes ``<folder>/<job>.json`` at the end."""
     from benchmarks.rows import provenance
-    from growtas.run_folder import Run
+    from growtas.run.folder import Run
     from growtas.search.result import write_atomically
 
     recipe = job.recipe(folder)

@@ -26,7 +26,7 @@ from typing import Any
 from benchmarks.studies import paired
 from benchmarks.studies.growtas_digits import fixed_subnets
 from benchmarks.studies.page import fill
-from growtas.recipe import Recipe
+from growtas.run.recipe import Recipe
 from growtas.search import model_cost
 
 METHODS = {"uniform": ("strategy={name: uniform}",), "growtas": ()}
@@ -53,8 +53,8 @@ def recipe(method: str, seed: int, folder: Path) -> Recipe:
 def carry_out(method: str, seed: int, folder: Path) -> None:
     """Trains and measures; writes ``<folder>/<method>-<seed>.json`` at the end."""
     from benchmarks.rows import provenance
-    from growtas.atomic import write_atomically
-    from growtas.run_folder import Run
+    from growtas.base.atomic import write_atomically
+    from growtas.run.folder import Run
 
     run = Run.start(recipe(method, seed, folder), overwrite=True, say=lambda line: None)
     run.train()

@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from growtas.recipe import Recipe
+from growtas.run.recipe import Recipe
 from growtas.schedule import StepContext, StepPlan, Strategy
 from growtas.supernet import Supernet
 from growtas.training import Trainer, build_data

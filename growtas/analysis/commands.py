@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from growtas.run_folder import Say
+    from growtas.run.folder import Say
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 

@@ -16,7 +16,7 @@ import torch
 
 from growtas.analysis.figures import COLOURS, count_axis, new_figure
 from growtas.analysis.subject import Subject, subnet_text
-from growtas.recipe import Recipe
+from growtas.run.recipe import Recipe
 from growtas.schedule import Pass, Phase, StepContext, StepPlan
 from growtas.schedule.plan import Stateless
 from growtas.search import Candidate

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from growtas.atomic import replacing, write_atomically
-from growtas.config import ConfigError
-from growtas.optional import require
+from growtas.base.atomic import replacing, write_atomically
+from growtas.base.config import ConfigError
+from growtas.base.optional import require
 from growtas.search import format_count
 
 # Okabe and Ito's colours, distinguishable with every common colour blindness; the yellow, too pale

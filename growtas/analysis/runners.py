@@ -18,14 +18,14 @@ from growtas.analysis import similarity as similarity_of
 from growtas.analysis.figures import Output, write_csv, write_png
 from growtas.analysis.sampling import Relation, derived_subnets, parse_window
 from growtas.analysis.subject import named_folders, open_runs, subject_of
-from growtas.config import ConfigError, content_of, read_text
-from growtas.precision import amp_dtype
-from growtas.recipe import Recipe
-from growtas.run_files import ANALYSIS, CONFIG, SEARCH, SUPERNET
-from growtas.run_folder import Run, Say
+from growtas.base.config import ConfigError, content_of, read_text
+from growtas.base.precision import amp_dtype
+from growtas.run.files import ANALYSIS, CONFIG, SEARCH, SUPERNET
+from growtas.run.folder import Run, Say
+from growtas.run.recipe import Recipe
 from growtas.search import Limit, SearchResult
 from growtas.space import SearchSpace, Subnet
-from growtas.subnet_files import read_subnet
+from growtas.space.subnet_files import read_subnet
 from growtas.supernet import save_supernet
 
 DERIVED = "extend-vs-crop"  # folder inside a run's, with the trainings and the result

@@ -9,8 +9,8 @@ from typing import Any, Literal
 from growtas.search import CostFunction, Limit
 from growtas.search.config import parse_count
 from growtas.search.window import Window
-from growtas.size_table import SizeTable
 from growtas.space import SearchSpace, Subnet
+from growtas.space.size_table import SizeTable
 
 Relation = Literal["larger", "smaller"]
 

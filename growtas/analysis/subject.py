@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from growtas.config import ConfigError, differences
-from growtas.optional import require
-from growtas.run_folder import Run, Say, Split
+from growtas.base.config import ConfigError, differences
+from growtas.base.optional import require
+from growtas.run.folder import Run, Say, Split
 from growtas.search import Candidate, CostFunction, Scorer, model_cost
 from growtas.search.scoring import Scoring
 from growtas.space import SearchSpace, Subnet

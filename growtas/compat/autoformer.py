@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from growtas import cost, kernels
-from growtas.checks import mapping, positive_int
-from growtas.space import SearchSpace, Subnet
-from growtas.supernet.autoformer import from_autoformer
-from growtas.supernet.autoformer_layout import HEAD_DIM
+from growtas import kernels
+from growtas.base.checks import mapping, positive_int
+from growtas.compat.autoformer_files import from_autoformer
+from growtas.compat.autoformer_layout import HEAD_DIM
+from growtas.space import SearchSpace, Subnet, cost
 from growtas.supernet.layers import INIT_STD
 from growtas.supernet.vit import Supernet
 
@@ -226,7 +226,7 @@ class Vision_TransformerSuper(nn.Module):
 
     def get_complexity(self, sequence_length: int) -> float:
         """AutoFormer's count of multiply-adds for the chosen subnet and this many patches, known to
-        be off: :func:`growtas.cost.autoformer_complexity` says how.
+        be off: :func:`growtas.space.cost.autoformer_complexity` says how.
 
         Raises:
             RuntimeError: no subnet is chosen.

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from growtas.atomic import write_atomically
-from growtas.config import arguments, build, convert, to_plain
-from growtas.image_transform import ImageTransform
+from growtas.base.atomic import write_atomically
+from growtas.base.config import arguments, build, convert, to_plain
+from growtas.base.image_transform import ImageTransform
+from growtas.base.tensor_files import TensorFile, save_tensors
 from growtas.supernet.standalone import VisionTransformer
-from growtas.tensor_files import TensorFile, save_tensors
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 _ARCHITECTURE = "growtas.VisionTransformer"

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from growtas.checks import listed, positive_int
+from growtas.base.checks import listed, positive_int
 from growtas.supernet.standalone import VisionTransformer
 
 # Files with other endings are left out of folders; named one by one they are read.
@@ -50,7 +50,7 @@ def predict(
     if model.transform is None:
         raise ValueError(
             "the model does not say how its images are prepared: export it again, or set "
-            "model.transform to a growtas.image_transform.ImageTransform"
+            "model.transform to a growtas.base.image_transform.ImageTransform"
         )
     if model.num_classes == 0:
         raise ValueError("the model has no classifier: its num_classes is 0")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from growtas.checks import listed, positive_int
+from growtas.base.checks import listed, positive_int
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _NAMES = listed(str(dtype).removeprefix("torch.") for dtype in FLOATING)

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from growtas.kernels import triton_support
+from growtas.kernels.triton import support as triton_support
 
 OPERATORS = ("linear", "layer_norm", "attention", "adamw")
 # In the order "auto" tries them. Triton code lives in gpu.py: a triton.py would shadow the package.

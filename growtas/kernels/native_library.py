@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from growtas.build_info import build_info
+from growtas.base.build_info import build_info
 
 _FOLDER = Path(__file__).resolve().parent.parent
 _LIBRARY = _FOLDER / "_ops.so"

@@ -29,10 +29,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from growtas.kernels.configs import ARCHITECTURES, SHARED_MEMORY
 from growtas.kernels.dispatch import OPERATORS
-from growtas.kernels.triton_launch import Launch, recorded
-from growtas.kernels.triton_support import interpreted
+from growtas.kernels.triton.configs import ARCHITECTURES, SHARED_MEMORY
+from growtas.kernels.triton.launch import Launch, recorded
+from growtas.kernels.triton.support import interpreted
 
 
 class Resources(NamedTuple):

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from growtas.checks import listed
+from growtas.base.checks import listed
 from growtas.schedule.plan import Pass, Phase, Stateless, StepContext, StepPlan
 from growtas.schedule.sequence import EpochDraws
 from growtas.space import SearchSpace, Subnet
-from growtas.subnet import SUBNET_AXES
+from growtas.space.subnet import SUBNET_AXES
 
 
 class Candidates(Stateless):

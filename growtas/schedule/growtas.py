@@ -12,14 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from growtas.checks import listed, mapping
-from growtas.cost import CostFunction
+from growtas.base.checks import listed, mapping
 from growtas.schedule.plan import GrowthInit, Phase
 from growtas.schedule.stratify import Stratify
 from growtas.schedule.transition import Plateau, PlateauWatch
 from growtas.schedule.uniform import Uniform
 from growtas.space import SearchSpace
-from growtas.subnet import AXES
+from growtas.space.cost import CostFunction
+from growtas.space.subnet import AXES
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from growtas.checks import listed
-from growtas.config import ConfigError, build, nearest
-from growtas.cost import CostFunction
+from growtas.base.checks import listed
+from growtas.base.config import ConfigError, build, nearest
 from growtas.schedule.candidates import Candidates
 from growtas.schedule.growtas import GrowTAS, PlusPhase, Stage
 from growtas.schedule.plan import GrowthInit, Strategy
@@ -17,7 +16,8 @@ from growtas.schedule.stratify import Stratify
 from growtas.schedule.transition import Plateau
 from growtas.schedule.uniform import Uniform
 from growtas.space import SearchSpace
-from growtas.subnet_files import load_subnets, subnets_in
+from growtas.space.cost import CostFunction
+from growtas.space.subnet_files import load_subnets, subnets_in
 
 Variant = Literal["code", "paper", "committed"]
 

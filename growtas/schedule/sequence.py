@@ -14,7 +14,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from growtas.schedule.plan import StepContext
 from growtas.space import SearchSpace, SpaceDifference, Subnet
-from growtas.subnet import AXES, SUBNET_AXES
+from growtas.space.subnet import AXES, SUBNET_AXES
 
 T = TypeVar("T")
 Space = SearchSpace | SpaceDifference

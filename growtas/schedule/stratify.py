@@ -10,11 +10,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from growtas.cost import Axis, CostFunction, Count, format_count, parse_count
 from growtas.schedule.plan import Phase, StepContext
 from growtas.schedule.sequence import Space
-from growtas.size_table import MAX_PAIRS, Family, Selection, SizeTable
 from growtas.space import Subnet
+from growtas.space.cost import Axis, CostFunction, Count, format_count, parse_count
+from growtas.space.size_table import MAX_PAIRS, Family, Selection, SizeTable
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class StratifiedDraws:
 
     Args:
         stratify: the bins.
-        cost: size of a subnet, as `growtas.cost.model_cost` gives it.
+        cost: size of a subnet, as `growtas.space.cost.model_cost` gives it.
     """
 
     def __init__(self, stratify: Stratify, cost: CostFunction) -> None:

@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from growtas.checks import listed
-from growtas.cost import CostFunction
+from growtas.base.checks import listed
 from growtas.schedule.plan import Pass, Phase, Stateless, StepContext, StepPlan
 from growtas.schedule.sequence import SEQUENCES, EpochDraws
 from growtas.schedule.stratify import StratifiedDraws, Stratify
 from growtas.space import SearchSpace, Subnet
+from growtas.space.cost import CostFunction
 
 
 class Uniform(Stateless):

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from growtas.cost import Cost, CostFunction, format_count, model_cost, parse_count
 from growtas.search.candidate import Candidate, Score, Scorer, pareto_front, rank_key
 from growtas.search.config import Limit, SearchConfig
 from growtas.search.operators import crossover, mutate
 from growtas.search.result import LimitResult, SearchResult
 from growtas.search.run import evolution, random_search, score_random, search
+from growtas.space.cost import Cost, CostFunction, format_count, model_cost, parse_count
 
 if TYPE_CHECKING:
     from growtas.search.evaluator import Evaluator

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
-from growtas.cost import Axis
 from growtas.space import Subnet
+from growtas.space.cost import Axis
 
 Objective = Literal["accuracy", "loss"]
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from growtas.checks import listed, plain_name, warn
-from growtas.cost import Count, format_count, parse_count
+from growtas.base.checks import listed, plain_name, warn
+from growtas.space.cost import Count, format_count, parse_count
 
 # What names a subnet without a search, and folders of a run.
 _TAKEN = ("best", "smallest", "largest", "analysis", "extend-vs-crop", "tensorboard")

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from growtas.checks import few_images, warn
-from growtas.precision import amp_dtype, autocast
+from growtas.base.checks import few_images, warn
+from growtas.base.precision import amp_dtype, autocast
 from growtas.search import distributed
 from growtas.search.candidate import Score
 from growtas.search.population import OneGraph, SharedPrefixes

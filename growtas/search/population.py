@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from growtas.precision import autocast
+from growtas.base.precision import autocast
 from growtas.space import Subnet
 from growtas.supernet import Supernet
 from growtas.supernet.graph import GraphedForward

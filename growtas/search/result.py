@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from growtas.atomic import write_atomically
-from growtas.config import content_of, read_text
+from growtas.base.atomic import write_atomically
+from growtas.base.config import content_of, read_text
 from growtas.search.candidate import Axis, Candidate, Score, pareto_front, rank_key
 from growtas.search.config import Limit, SearchConfig
 from growtas.space import SearchSpace, Subnet

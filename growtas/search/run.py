@@ -11,18 +11,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from growtas.atomic import write_atomically
-from growtas.config import ConfigError, content_of, differences, read_text
-from growtas.cost import CostFunction
-from growtas.progress import Progress
+from growtas.base.atomic import write_atomically
+from growtas.base.config import ConfigError, content_of, differences, read_text
+from growtas.base.progress import Progress
 from growtas.search import autoformer, breeding, distributed
 from growtas.search.candidate import Candidate, Scorer, json_number, rank_key
 from growtas.search.config import Limit, SearchConfig
 from growtas.search.result import LimitResult, SearchResult, config_to_dict, to_json
 from growtas.search.scoring import PART_SECONDS, Scoring
 from growtas.search.window import Window
-from growtas.size_table import SizeTable
 from growtas.space import SearchSpace, Subnet
+from growtas.space.cost import CostFunction
+from growtas.space.size_table import SizeTable
 
 STATE_FILE = "search_state.json"
 RESULT_FILE = "search.json"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from growtas.cost import Cost, CostFunction, format_count
 from growtas.search.config import Limit
 from growtas.search.operators import step
-from growtas.size_table import Selection, SizeTable
 from growtas.space import SearchSpace, Subnet
+from growtas.space.cost import Cost, CostFunction, format_count
+from growtas.space.size_table import Selection, SizeTable
 
 # Every loop is bounded by one of these.
 DRAWS = 200  # random subnets tried before something else is

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from growtas.config import arguments
+from growtas.base.config import arguments
+from growtas.base.tensor_files import TensorFile, save_tensors
 from growtas.space import SearchSpace
 from growtas.supernet.vit import Supernet
-from growtas.tensor_files import TensorFile, save_tensors
 
 _FORMAT = "growtas-supernet-1"
 

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from growtas.base.precision import autocast
 from growtas.kernels.extents import check_groups
-from growtas.precision import autocast
 from growtas.space import Subnet
 from growtas.supernet.vit import Supernet
 

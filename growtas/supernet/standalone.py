@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from growtas.checks import positive_int
+from growtas.base.checks import positive_int
 
 if TYPE_CHECKING:
-    from growtas.image_transform import ImageTransform
+    from growtas.base.image_transform import ImageTransform
 
 POOL = ("mean", "cls")
 _TIMM_POOL = {"avg": "mean", "token": "cls"}  # timm's names: ours

@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from growtas import cost
-from growtas.checks import positive_int
+from growtas.base.checks import positive_int
 from growtas.kernels import GradientAccumulator
 from growtas.kernels.arguments import check_floating
 from growtas.kernels.dispatch import select
 from growtas.kernels.extents import Extents, LinearExtents, check_groups, masked
-from growtas.space import SearchSpace, Subnet
+from growtas.space import SearchSpace, Subnet, cost
 from growtas.supernet.layers import (
     INIT_STD,
     Block,
@@ -381,7 +380,7 @@ class Supernet(nn.Module):
         return cost.num_params(self.space, subnet, **self._cost_arguments())
 
     def macs(self, subnet: Subnet) -> int:
-        """Multiply-adds of one image through the extracted subnet (see growtas.cost.macs)."""
+        """Multiply-adds of one image through the extracted subnet (see growtas.space.cost.macs)."""
         self.space.supernet.validate(subnet)
         return cost.macs(self.space, subnet, **self._cost_arguments())
 

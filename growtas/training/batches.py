@@ -13,8 +13,8 @@ import torch
 import torch.utils.data
 from torch import Tensor
 
-from growtas import stopping
-from growtas.optional import require
+from growtas.base import stopping
+from growtas.base.optional import require
 from growtas.training.distributed import Process
 from growtas.training.samples import ImageView, SampleError, UnreadableImage, some_names
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from growtas.optional import require
+from growtas.base.optional import require
 
 
 @dataclass(frozen=True)

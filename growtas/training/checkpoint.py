@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from growtas import torch_files
+from growtas.base import torch_files
 
 FORMAT = "growtas-checkpoint-1"
 

@@ -17,9 +17,9 @@ import torch
 import torch.utils.data
 from torch import Tensor
 
-from growtas.checks import few_images, warn
-from growtas.image_transform import ImageTransform
-from growtas.optional import require
+from growtas.base.checks import few_images, warn
+from growtas.base.image_transform import ImageTransform
+from growtas.base.optional import require
 from growtas.training import sources
 from growtas.training.batches import (
     Batches,

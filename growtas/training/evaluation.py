@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from growtas.precision import autocast
+from growtas.base.precision import autocast
 from growtas.space import Subnet
 from growtas.training.distributed import Process
 

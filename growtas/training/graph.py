@@ -13,9 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from growtas.base.precision import autocast
 from growtas.kernels import GradientAccumulator
 from growtas.kernels.extents import check_groups
-from growtas.precision import autocast
 from growtas.space import Subnet
 from growtas.supernet import Supernet
 from growtas.supernet.graph import Graph, check_batch, logits_buffer

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from growtas.optional import require
+from growtas.base.optional import require
 from growtas.schedule import Phase
 from growtas.training.config import OptimConfig
 

@@ -8,8 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from growtas.atomic import naming, write_atomically
-from growtas.optional import require
+from growtas.base.atomic import naming, write_atomically
+from growtas.base.optional import require
 
 FIELDS = (
     "epoch",  # epochs finished

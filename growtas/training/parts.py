@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from growtas.optional import require
+from growtas.base.optional import require
 from growtas.supernet import Supernet
 from growtas.training.config import OptimConfig, TrainConfig
 from growtas.training.data import DataBundle

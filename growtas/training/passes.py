@@ -10,7 +10,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
-from growtas.precision import autocast
+from growtas.base.precision import autocast
 from growtas.schedule import Pass, StepPlan
 from growtas.training.distributed import Process
 

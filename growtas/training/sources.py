@@ -10,8 +10,8 @@ from typing import Any
 
 import torch.utils.data
 
-from growtas.checks import warn
-from growtas.optional import require
+from growtas.base.checks import warn
+from growtas.base.optional import require
 from growtas.training.config import DataConfig
 from growtas.training.samples import UnreadableImage
 

@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from growtas.base.precision import amp_dtype
 from growtas.kernels import GradientAccumulator
-from growtas.precision import amp_dtype
 from growtas.schedule import StepPlan
 from growtas.supernet import Supernet
 from growtas.training.config import OptimConfig, TrainConfig

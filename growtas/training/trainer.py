@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from growtas import stopping
-from growtas.config import differences, to_plain
-from growtas.progress import Progress
+from growtas.base import stopping
+from growtas.base.config import differences, to_plain
+from growtas.base.progress import Progress
 from growtas.schedule import Phase, StepContext, Strategy, total_epochs
 from growtas.supernet import Supernet, save_supernet
 from growtas.training import distributed
@@ -156,7 +156,7 @@ class Trainer:
             ValueError: the checkpoint belongs to a run with other settings or other images, or a
                 plan asks for something this trainer does not have.
             UnreadableImage, SampleError, WorkerDied: the images cannot be read.
-            Stopped: the command got a signal (`growtas.stopping`); the checkpoint is of the latest
+            Stopped: the command got a signal (`stopping.py`); the checkpoint is of the latest
                 step.
         """
         begun = time.perf_counter()

@@ -15,7 +15,7 @@ from growtas.analysis.extend_vs_crop import ExtendCropRow
 from growtas.analysis.limits import LimitRow
 from growtas.analysis.similarity import SimilarityRow
 from growtas.cli import main
-from growtas.run_folder import Run
+from growtas.run.folder import Run
 from growtas.search import SearchResult
 from growtas.space import Subnet
 

@@ -15,8 +15,8 @@ from benchmarks.runner import Effort, Rows
 from benchmarks.studies import growth, operator_profile
 from benchmarks.studies.page import fill, table
 from benchmarks.variants import missing
-from growtas.cost import macs
 from growtas.space import SearchSpace, SupernetSize
+from growtas.space.cost import macs
 
 SIZE = SupernetSize(64, 2, 4.0, 2)
 SPACE = SearchSpace(
@@ -110,7 +110,7 @@ def test_profile_accounts_for_the_whole_step() -> None:
 
 
 def test_floor_counts_the_products_of_the_model() -> None:
-    """Against growtas.cost without relative position, for the forward pass and the classifier
+    """Against growtas.space.cost without relative position, for the forward pass and the classifier
     aside."""
     case = replace(CASE, batch=1)
     work = operator_profile.flops(case)

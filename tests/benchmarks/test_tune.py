@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from benchmarks import tune
-from growtas.kernels import configs
-from growtas.kernels.configs import Config
+from growtas.kernels.triton import configs
+from growtas.kernels.triton.configs import Config
 
 KEY = ("some_kernel", 16, (64,))
 PRESENT = Config((32, 64), 4, 2)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import growtas
 from growtas import export
-from growtas.image_transform import ImageTransform
+from growtas.base.image_transform import ImageTransform
 
 SPACE = growtas.SearchSpace((16,), (2,), (1, 2), (2.0,), head_dim=8, name="small")
 TRANSFORM = ImageTransform((8, 16), 1, (0.3,), (0.4,), "bilinear", 0.9)

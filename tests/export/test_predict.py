@@ -7,7 +7,7 @@ import torch
 
 import growtas
 from growtas import export
-from growtas.image_transform import ImageTransform
+from growtas.base.image_transform import ImageTransform
 from growtas.training import AugmentConfig, DataConfig, build_data
 
 pytest.importorskip("timm")

@@ -5,8 +5,8 @@ import warnings
 
 import pytest
 
-from growtas.checks import Doubt
-from growtas.config import build, load_yaml, to_plain
+from growtas.base.checks import Doubt
+from growtas.base.config import build, load_yaml, to_plain
 from growtas.search import Limit, SearchConfig, format_count, parse_count
 
 
@@ -198,7 +198,7 @@ class TestNames:
             Limit(name=name)
 
     def test_names_of_other_things_in_a_run(self):
-        from growtas import run_files
+        from growtas.run import files as run_files
 
         files = [
             value

@@ -7,7 +7,7 @@ import tiny_recipe
 from search.synthetic import KnownOptimum, cost_of
 
 from growtas import SearchSpace
-from growtas.run_folder import Run
+from growtas.run.folder import Run
 from growtas.search import SearchConfig, breeding, search
 
 pytest.importorskip("timm")

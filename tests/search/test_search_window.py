@@ -10,7 +10,7 @@ from search.synthetic import cost_of
 from growtas import SearchSpace, Subnet
 from growtas.search import Cost, Limit
 from growtas.search.window import Window
-from growtas.size_table import SizeTable
+from growtas.space.size_table import SizeTable
 
 
 def everything(space: SearchSpace) -> list[Subnet]:

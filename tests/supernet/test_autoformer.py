@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 import growtas
-from growtas.supernet.autoformer import from_autoformer, to_autoformer
-from growtas.supernet.autoformer_layout import Layout
+from growtas.compat.autoformer_files import from_autoformer, to_autoformer
+from growtas.compat.autoformer_layout import Layout
 
 KEYS = json.loads(
     (Path(__file__).parents[1] / "golden" / "autoformer_micro_2026.json").read_text()

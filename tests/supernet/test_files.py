@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import growtas
-from growtas.tensor_files import CHECKSUM
+from growtas.base.tensor_files import CHECKSUM
 
 from .conftest import SPACE, build
 

@@ -23,7 +23,7 @@ from training.training_setup import (  # noqa: E402
     train_config,
 )
 
-from growtas import stopping  # noqa: E402
+from growtas.base import stopping  # noqa: E402
 from growtas.schedule import GrowTAS, Plateau, Uniform  # noqa: E402
 from growtas.training import NonFiniteLossError, Trainer, distributed  # noqa: E402
 from growtas.training.epoch import EpochFigures  # noqa: E402

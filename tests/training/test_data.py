@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from training.training_setup import digits
 
-from growtas.recipe import Recipe
+from growtas.run.recipe import Recipe
 from growtas.training import AugmentConfig, DataConfig, build_data
 from growtas.training.samples import split_indices
 

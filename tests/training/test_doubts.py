@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from training.training_setup import RATE, SPACE, digits, supernet, train_config
 
-from growtas.checks import Doubt, few_images
+from growtas.base.checks import Doubt, few_images
 from growtas.schedule import Uniform
 from growtas.search import Evaluator
 from growtas.supernet import Supernet

@@ -6,9 +6,9 @@ import pytest
 import torch
 from training.training_setup import RATE, SPACE, digits, interrupted, supernet, train_config
 
-from growtas.config import ConfigError
+from growtas.base.config import ConfigError
 from growtas.schedule import Phase, build_strategy
-from growtas.subnet import Subnet
+from growtas.space.subnet import Subnet
 from growtas.supernet import Supernet
 from growtas.training import Trainer
 from growtas.training.growth import initialise_new_weights

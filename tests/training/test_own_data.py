@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from growtas.checks import Doubt
+from growtas.base.checks import Doubt
 from growtas.search import Evaluator
 from growtas.training import AugmentConfig, DataConfig, build_data
 from growtas.training.samples import SampleError, UnreadableImage, split_indices

@@ -20,7 +20,7 @@ from training.training_setup import (
     train_config,
 )
 
-from growtas import stopping
+from growtas.base import stopping
 from growtas.schedule import Pass, StepPlan, Uniform
 from growtas.supernet import load_supernet
 from growtas.training import AugmentConfig, NonFiniteLossError, Trainer

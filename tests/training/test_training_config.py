@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from growtas.config import build, to_plain
+from growtas.base.config import build, to_plain
 from growtas.training import AugmentConfig, DataConfig, OptimConfig, TrainConfig, distributed
 from growtas.training.config import check_pieces
 

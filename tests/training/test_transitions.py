@@ -18,10 +18,10 @@ from training.training_setup import (
     train_config,
 )
 
-from growtas.cost import model_cost
-from growtas.run_folder import Run
+from growtas.run.folder import Run
 from growtas.schedule import GrowTAS, Plateau, PlusPhase, Stratify, Uniform
 from growtas.space import Subnet
+from growtas.space.cost import model_cost
 from growtas.training import Trainer
 from growtas.training.metrics import read_metrics
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from growtas.kernels import triton_support
 from growtas.kernels.adamw import reference
 from growtas.kernels.adamw.gpu_kernels import (
     adamw_kernel,
@@ -17,8 +16,9 @@ from growtas.kernels.adamw.gpu_kernels import (
 )
 from growtas.kernels.adamw.gpu_table import Table, table_of
 from growtas.kernels.adamw.row import Clip, Row, packed
-from growtas.kernels.configs import Config, architecture, choose
-from growtas.kernels.triton_launch import launch
+from growtas.kernels.triton import support as triton_support
+from growtas.kernels.triton.configs import Config, architecture, choose
+from growtas.kernels.triton.launch import launch
 
 __all__ = ["gradient_norm", "step_", "unsupported"]
 

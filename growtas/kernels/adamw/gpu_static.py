@@ -11,8 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 from growtas.kernels.adamw.gpu_kernels import minus_power
-from growtas.kernels.configs import Config
-from growtas.kernels.triton_launch import launch
+from growtas.kernels.triton.configs import Config
+from growtas.kernels.triton.launch import launch
 
 if TYPE_CHECKING:
     from growtas.kernels.adamw.static import StaticTable

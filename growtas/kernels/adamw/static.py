@@ -17,10 +17,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from growtas.kernels import native_library, triton_support
+from growtas.kernels import native_library
 from growtas.kernels.adamw import static_launch, static_reference
 from growtas.kernels.dispatch import BackendUnavailable, requested_backend
 from growtas.kernels.extents import COLUMNS, copy_from_host
+from growtas.kernels.triton import support as triton_support
 
 INACTIVE = ("dense", "skip", "masked")
 SIDES = 4  # dimensions of a parameter, at most

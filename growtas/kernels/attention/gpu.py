@@ -14,9 +14,9 @@ from growtas.kernels.attention.gpu_backward import (
 )
 from growtas.kernels.attention.gpu_forward import attention_forward_kernel
 from growtas.kernels.attention.gpu_shape import Shape
-from growtas.kernels.configs import architecture
-from growtas.kernels.triton_launch import launch
-from growtas.kernels.triton_support import dot_precision, unsupported
+from growtas.kernels.triton.configs import architecture
+from growtas.kernels.triton.launch import launch
+from growtas.kernels.triton.support import dot_precision, unsupported
 
 __all__ = ["backward_", "forward", "unsupported"]
 

@@ -21,7 +21,7 @@ from growtas.kernels.attention.gpu_common import (
     program_place,
     terms_by_slot,
 )
-from growtas.kernels.triton_functions import aligned, dot
+from growtas.kernels.triton.functions import aligned, dot
 
 
 @triton.jit(do_not_specialize=SIZES)

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 
 from growtas.kernels.attention import gpu
-from growtas.kernels.triton_support import float32_products
+from growtas.kernels.triton.support import float32_products
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 HEADS = 2

@@ -16,7 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from growtas.kernels.triton_functions import dot
+from growtas.kernels.triton.functions import dot
 
 # Arguments that change from subnet to subnet, the address of an extent with the block: one
 # compilation serves all their values. What the compiler has to know of the strides, the head dim

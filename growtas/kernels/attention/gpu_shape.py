@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from growtas.kernels.configs import Config, choose
-from growtas.kernels.triton_support import power_of_two
+from growtas.kernels.triton.configs import Config, choose
+from growtas.kernels.triton.support import power_of_two
 
 MOST_SLOTS = 64  # of float32 terms that are taken by products
 # The largest rows of the configuration tables: head dim, rows and columns of the grid together, and

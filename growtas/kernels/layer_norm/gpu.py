@@ -10,12 +10,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from growtas.kernels.configs import architecture, choose
 from growtas.kernels.layout import as_rows
-from growtas.kernels.triton_counters import counters
-from growtas.kernels.triton_functions import aligned, extent, last_to_arrive, tile_of_rows
-from growtas.kernels.triton_launch import launch
-from growtas.kernels.triton_support import power_of_two, unsupported
+from growtas.kernels.triton.configs import architecture, choose
+from growtas.kernels.triton.counters import counters
+from growtas.kernels.triton.functions import aligned, extent, last_to_arrive, tile_of_rows
+from growtas.kernels.triton.launch import launch
+from growtas.kernels.triton.support import power_of_two, unsupported
 
 __all__ = ["backward_", "forward", "unsupported"]
 

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from growtas.kernels.configs import TABLES, architecture
 from growtas.kernels.extents import LinearSizes
 from growtas.kernels.layout import as_matrices, as_rows, as_vectors, result_dtype, shares
 from growtas.kernels.linear.gpu_plan import (
@@ -26,8 +25,9 @@ from growtas.kernels.linear.gpu_plan import (
     plan_input_gradient,
     plan_weight_gradient,
 )
-from growtas.kernels.triton_launch import Launch
-from growtas.kernels.triton_support import dot_precision, interpreted, unsupported
+from growtas.kernels.triton.configs import TABLES, architecture
+from growtas.kernels.triton.launch import Launch
+from growtas.kernels.triton.support import dot_precision, interpreted, unsupported
 
 __all__ = ["backward_", "forward", "unsupported"]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from growtas.kernels.triton_functions import (
+from growtas.kernels.triton.functions import (
     aligned,
     dot,
     extent,

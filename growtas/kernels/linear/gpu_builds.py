@@ -12,7 +12,7 @@ from torch import Tensor
 
 from growtas.kernels.extents import LinearSizes
 from growtas.kernels.linear import gpu
-from growtas.kernels.triton_support import float32_products
+from growtas.kernels.triton.support import float32_products
 
 # Width, hidden width, heads, batch: of a small subnet, its hidden width no multiple of 8, of
 # AutoFormer's largest, and one image.

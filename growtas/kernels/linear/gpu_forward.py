@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from growtas.kernels.triton_functions import aligned, dot, extent, gelu, tile_of_rows
+from growtas.kernels.triton.functions import aligned, dot, extent, gelu, tile_of_rows
 
 
 @triton.jit(

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from growtas.kernels.configs import Config, choose
 from growtas.kernels.extents import LinearSizes
 from growtas.kernels.linear.gpu_backward import (
     linear_fold_kernel,
@@ -18,7 +17,8 @@ from growtas.kernels.linear.gpu_backward import (
     linear_weight_gradient_kernel,
 )
 from growtas.kernels.linear.gpu_forward import linear_forward_kernel
-from growtas.kernels.triton_launch import Launch
+from growtas.kernels.triton.configs import Config, choose
+from growtas.kernels.triton.launch import Launch
 
 PROGRAMS = 264  # that the weight gradient is cut into: two for each of a large GPU's processors
 NO_FOLD = {"WEIGHT": False, "BIAS": False, "FOLD_M": 16, "FOLD_N": 16}

@@ -9,7 +9,8 @@ import torch
 from oracles import assert_within_budget, bits_equal
 
 from growtas import kernels
-from growtas.kernels import configs, triton_support
+from growtas.kernels.triton import configs
+from growtas.kernels.triton import support as triton_support
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from growtas.kernels import triton_counters
-from growtas.kernels.triton_counters import counters
+from growtas.kernels.triton import counters as triton_counters
+from growtas.kernels.triton.counters import counters
 
 CUDA = torch.device("cuda", 0)
 

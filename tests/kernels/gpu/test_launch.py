@@ -9,9 +9,11 @@ import pytest
 import stand_in_driver
 import torch
 
-from growtas.kernels import configs, precompile, triton_support
-from growtas.kernels.configs import Config
-from growtas.kernels.triton_launch import launch, recorded
+from growtas.kernels import precompile
+from growtas.kernels.triton import configs
+from growtas.kernels.triton import support as triton_support
+from growtas.kernels.triton.configs import Config
+from growtas.kernels.triton.launch import launch, recorded
 
 
 class Elsewhere:

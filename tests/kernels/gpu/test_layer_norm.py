@@ -11,7 +11,7 @@ import torch
 from oracles import assert_within_budget, bits_equal
 
 from growtas import kernels
-from growtas.kernels import triton_support
+from growtas.kernels.triton import support as triton_support
 
 
 @pytest.fixture

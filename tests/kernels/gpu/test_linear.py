@@ -9,9 +9,9 @@ import torch
 from oracles import DTYPES, assert_within_budget, bits_equal
 
 from growtas import kernels
-from growtas.kernels import configs
 from growtas.kernels.extents import LinearExtents, LinearSizes
 from growtas.kernels.linear import gpu, gpu_plan
+from growtas.kernels.triton import configs
 
 EVERYTHING = {"input_activation": "gelu", "activation": "gelu"}
 OPERANDS = ("x", "weight", "bias", "residual")

@@ -10,9 +10,10 @@ import sys
 import pytest
 import torch
 
-from growtas.kernels import configs, precompile
+from growtas.kernels import precompile
 from growtas.kernels.precompile import Resources, complaint, first_of_each_kernel
-from growtas.kernels.triton_launch import Launch
+from growtas.kernels.triton import configs
+from growtas.kernels.triton.launch import Launch
 
 
 def run(*arguments):

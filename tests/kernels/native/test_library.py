@@ -16,7 +16,8 @@ import torch
 from native_cases import attention_inputs, linear_inputs, run_attention
 from oracles import bits_equal, outputs_and_gradients
 
-from growtas import build_info, kernels
+from growtas import kernels
+from growtas.base import build_info
 from growtas.kernels import attention, layer_norm, linear, native_library
 
 HERE = Path(__file__).parent

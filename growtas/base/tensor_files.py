@@ -18,8 +18,8 @@ from typing import Any
 
 from torch import Tensor
 
-from growtas.atomic import replacing
-from growtas.checks import listed
+from growtas.base.atomic import replacing
+from growtas.base.checks import listed
 
 CHECKSUM = "blake2b"  # key of the metadata
 _METADATA = "__metadata__"  # of the format

@@ -8,10 +8,10 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from growtas.config import ConfigError
-from growtas.recipe import ModelConfig, Recipe
-from growtas.run_files import SUPERNET
-from growtas.run_folder import Run, Say
+from growtas.base.config import ConfigError
+from growtas.run.files import SUPERNET
+from growtas.run.folder import Run, Say
+from growtas.run.recipe import ModelConfig, Recipe
 from growtas.space import SearchSpace
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ def convert(
             file, which knows them.
         ValueError: what `source` holds cannot be converted.
     """
+    from growtas.compat.autoformer_files import load_autoformer, save_autoformer
     from growtas.supernet import load_supernet, save_supernet
-    from growtas.supernet.autoformer import load_autoformer, save_autoformer
 
     source, target = Path(source), Path(target)
     source = source / SUPERNET if source.is_dir() else source
@@ -103,8 +103,8 @@ def adopt(
             classes or other images than the checkpoint.
         ValueError: not a checkpoint of AutoFormer's, or of other sizes than the recipe's space.
     """
+    from growtas.compat.autoformer_files import load_autoformer
     from growtas.supernet import save_supernet
-    from growtas.supernet.autoformer import load_autoformer
 
     settings = {"pool": recipe.model.pool, "drop_path": recipe.model.drop_path, **options}
     model = load_autoformer(checkpoint, recipe.build_space(), verify=verify, **settings)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-from growtas.kernels.triton_support import interpreted
+from growtas.kernels.triton.support import interpreted
 
 
 class Config(NamedTuple):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
-from growtas.checks import as_tuple, mapping, positive_float, positive_int
+from growtas.base.checks import as_tuple, mapping, positive_float, positive_int
 
 AXES = ("embed_dim", "depth", "num_heads", "mlp_ratio")
 SUBNET_AXES = ("embed_dim", "depth")  # one value per subnet

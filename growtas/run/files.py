@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from growtas.atomic import write_atomically
-from growtas.config import ConfigError, differences
-from growtas.recipe import Recipe
+from growtas.base.atomic import write_atomically
+from growtas.base.config import ConfigError, differences
+from growtas.run.recipe import Recipe
 from growtas.training.identity import lasting
 
 if TYPE_CHECKING:

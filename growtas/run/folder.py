@@ -3,7 +3,7 @@
 ``config.yaml`` is the complete recipe; ``metrics.csv``, ``checkpoint.pt`` and
 ``supernet.safetensors`` come from training, ``search.json`` and ``random_subnets.json`` from the
 search, ``summary.json`` (the winners, tested), ``best/`` (the exported model) and the pictures
-``front.png`` and ``training.png`` from `growtas.pipeline`; ``analysis/`` holds what ``growtas
+``front.png`` and ``training.png`` from `growtas.run.pipeline`; ``analysis/`` holds what ``growtas
 analyze`` drew of the supernet.
 """
 
@@ -16,9 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from growtas.config import ConfigError, content_of, read_text
-from growtas.recipe import Recipe
-from growtas.run_files import (
+from growtas.base.config import ConfigError, content_of, read_text
+from growtas.run.files import (
     CONFIG,
     RANDOM,
     REPORTED,
@@ -29,9 +28,10 @@ from growtas.run_files import (
     TRAINED,
     RunFiles,
 )
+from growtas.run.recipe import Recipe
+from growtas.run.winners import Winner, best_limit, stored_winners, tested_winners
 from growtas.space import Subnet
-from growtas.subnet_files import read_subnet
-from growtas.winners import Winner, best_limit, stored_winners, tested_winners
+from growtas.space.subnet_files import read_subnet
 
 if TYPE_CHECKING:
     from growtas.search import Candidate, Evaluator, Score, SearchResult
@@ -195,7 +195,7 @@ class Run:
             return
         import torch
 
-        from growtas.cost import model_cost
+        from growtas.space.cost import model_cost
         from growtas.training.trainer import Trainer
 
         recipe, data = self.recipe, self.data
@@ -221,8 +221,8 @@ class Run:
         """
         import torch
 
-        from growtas.cost import model_cost
         from growtas.search.run import windows
+        from growtas.space.cost import model_cost
 
         with torch.device("meta"):  # sizes are all that is needed
             model = self._new_model()

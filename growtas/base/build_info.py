@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-_HERE = Path(__file__).resolve().parent
+_HERE = Path(__file__).resolve().parent.parent
 _RECORD = "_build.json"
 
 

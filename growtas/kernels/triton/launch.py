@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from growtas.kernels import configs
-from growtas.kernels.configs import Config
+from growtas.kernels.triton import configs
+from growtas.kernels.triton.configs import Config
 
 
 class Launch(NamedTuple):

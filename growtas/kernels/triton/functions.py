@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from growtas.kernels.triton_support import interpreted
+from growtas.kernels.triton.support import interpreted
 
 # The interpreter multiplies bfloat16 as if its bits were integers: there products are widened
 # first, which changes nothing, since a product of two bfloat16 numbers is exact in float32.

@@ -12,9 +12,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from growtas import folder_sizes, recipes
-from growtas.atomic import write_atomically
-from growtas.config import (
+from growtas.base.atomic import write_atomically
+from growtas.base.config import (
     ConfigError,
     Field,
     apply_override,
@@ -28,6 +27,7 @@ from growtas.config import (
     split_override,
     to_plain,
 )
+from growtas.run import folder_sizes, recipes
 from growtas.search.config import SearchConfig
 from growtas.training.config import (
     AugmentConfig,
@@ -38,9 +38,9 @@ from growtas.training.config import (
 )
 
 if TYPE_CHECKING:
-    from growtas.cost import CostFunction
     from growtas.schedule import Strategy
     from growtas.space import SearchSpace
+    from growtas.space.cost import CostFunction
     from growtas.supernet import Supernet
 
 
@@ -125,11 +125,11 @@ class Recipe:
         """Reads a recipe and applies overrides.
 
         Args:
-            source: name of a package recipe (`growtas.recipes.available`), or path of a YAML file.
+            source: name of a package recipe (`recipes.available`), or path of a YAML file.
             overrides: ``section.field=value`` each, values in YAML, ``[0]`` for a position in a
                 list; later ones win.
             resume: what the recipe leaves to the images of a folder (``auto``, see
-                `growtas.folder_sizes`) is taken from the run in its output folder, if there is one.
+                `folder_sizes`) is taken from the run in its output folder, if there is one.
             say: receives the lines about what was chosen for ``auto``.
 
         Raises:
@@ -199,7 +199,7 @@ class Recipe:
 
     def build_strategy(self, space: SearchSpace, cost: CostFunction | None = None) -> Strategy:
         """The training strategy, for a space that `build_space` built. One that stratifies can only
-        be trained with the `cost` of its model (`growtas.cost.model_cost`)."""
+        be trained with the `cost` of its model (`growtas.space.cost.model_cost`)."""
         from growtas.schedule import build_strategy
 
         try:

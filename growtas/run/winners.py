@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from growtas.config import content_of, read_text
+from growtas.base.config import content_of, read_text
 from growtas.space import Subnet
 
 if TYPE_CHECKING:

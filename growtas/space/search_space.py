@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from growtas.checks import as_tuple, listed, mapping, positive_int
-from growtas.config import load_yaml, nearest, read_text
-from growtas.subnet import AXES, SUBNET_AXES, Subnet, SupernetSize, axis_number, axis_values
+from growtas.base.checks import as_tuple, listed, mapping, positive_int
+from growtas.base.config import load_yaml, nearest, read_text
+from growtas.space.subnet import AXES, SUBNET_AXES, Subnet, SupernetSize, axis_number, axis_values
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from growtas.config import ConfigError, apply_override, build, to_plain
-from growtas.cost import format_count, num_params
-from growtas.optional import require
+from growtas.base.config import ConfigError, apply_override, build, to_plain
+from growtas.base.optional import require
+from growtas.space.cost import format_count, num_params
 from growtas.training.config import AugmentConfig, DataConfig, OptimConfig, TrainConfig
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ class _Sizes:
 
     def complete(self) -> None:
         """Checks what is written out and adds the defaults, in the sections that are read here."""
-        from growtas.recipe import ModelConfig
+        from growtas.run.recipe import ModelConfig
 
         for section, cls in (
             ("data", DataConfig),
@@ -290,7 +290,7 @@ class _Sizes:
         self.fill(why, train__epochs=epochs, optim__warmup_epochs=warmup)
 
     def _space(self, training: int) -> None:
-        from growtas.recipe import read_space
+        from growtas.run.recipe import read_space
 
         most, sizes = next(entry for entry in _SPACES if training <= entry[0])
         meant = f"for up to {most:,}" if most < math.inf else f"for more than {_SPACES[-2][0]:,}"
@@ -313,7 +313,7 @@ class _Sizes:
             self.fill(why, search__limits=limits)
 
     def _threads(self) -> None:
-        from growtas.recipe import read_space
+        from growtas.run.recipe import read_space
 
         data, model = self.values["data"], self.values["model"]
         grid = data["image_size"] // model["patch_size"]

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from growtas.atomic import replacing
-from growtas.cost import format_count
+from growtas.base.atomic import replacing
+from growtas.run.winners import Winner
 from growtas.search.candidate import Axis, Candidate, Score
 from growtas.search.result import SearchResult
-from growtas.winners import Winner
+from growtas.space.cost import format_count
 
 _AXIS_LABEL = {"params": "parameters", "macs": "multiply-adds per image"}
 _PROPOSED, _RANDOM, _BEST, _TEST = "#bcd4ee", "#c4c7cc", "#1f6fb4", "#c8324b"

@@ -7,11 +7,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from growtas.recipe import Recipe
-from growtas.run_files import BEST, FRONT, LOG, SUMMARY, TRAINING
-from growtas.run_folder import Run, Say
+from growtas.run.files import BEST, FRONT, LOG, SUMMARY, TRAINING
+from growtas.run.folder import Run, Say
+from growtas.run.recipe import Recipe
+from growtas.run.winners import Winner, best_limit
 from growtas.training.builtin import BUILT_IN
-from growtas.winners import Winner, best_limit
 
 
 def run(
@@ -42,7 +42,7 @@ def run(
         ConfigError, OSError, ValueError: see `Run.plan` and `Run.check_limits`.
         ExportMismatch: the exported model is not the searched one.
     """
-    from growtas.report import plot_front, plot_training, winners_table
+    from growtas.run.report import plot_front, plot_training, winners_table
     from growtas.training.metrics import read_metrics
 
     _require_packages(recipe)

@@ -1,6 +1,6 @@
 """What is installed and built, and which backend runs each operator here, and why not another.
 
-``growtas info`` or ``python -m growtas.info``; with ``--json`` for machines and bug reports.
+``growtas info`` or ``python -m growtas.run.info``; with ``--json`` for machines and bug reports.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def collect() -> dict[str, Any]:
     from growtas.kernels import dispatch
 
     return {
-        "location": str(Path(__file__).resolve().parent),
+        "location": str(Path(__file__).resolve().parent.parent),
         "versions": _versions(),
         "tested": {name: list(versions) for name, versions in TESTED.items()},
         "platform": platform.platform(),
@@ -102,7 +102,7 @@ def _compiled_module() -> Any:
 
 
 def _native() -> dict[str, Any]:
-    from growtas.build_info import build_info
+    from growtas.base.build_info import build_info
 
     facts = {name: value for name, value in build_info().items() if value not in (None, "", [])}
     core = _compiled_module()
@@ -179,8 +179,8 @@ def _plain(value: Any) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """``python -m growtas.info``."""
-    parser = argparse.ArgumentParser(prog="python -m growtas.info", description=__doc__)
+    """``python -m growtas.run.info``."""
+    parser = argparse.ArgumentParser(prog="python -m growtas.run.info", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
     facts = collect()

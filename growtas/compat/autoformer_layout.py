@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from growtas.checks import positive_int
+from growtas.base.checks import positive_int
 from growtas.supernet.vit import Supernet
 
 HEAD_DIM = 64  # fixed in AutoFormer's code, whatever the embedding dim

@@ -15,8 +15,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
-from growtas.cost import Cost, CostFunction
-from growtas.space import SearchSpace, SpaceDifference, Subnet
+from growtas.space.cost import Cost, CostFunction
+from growtas.space.search_space import SearchSpace, SpaceDifference, Subnet
 
 MAX_PAIRS = 500_000  # a table of this size takes about a second
 _CHECKS = 16

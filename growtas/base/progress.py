@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from growtas.optional import require
+from growtas.base.optional import require
 
 # Lines come at most so often, so that a log of a long run can be read.
 _SECONDS = 30.0

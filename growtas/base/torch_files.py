@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from growtas.atomic import replacing
-from growtas.checks import listed
+from growtas.base.atomic import replacing
+from growtas.base.checks import listed
 
 _ZIP = b"PK\x03\x04"
 _FOLDER = 0x10  # attribute of a zip record

@@ -13,11 +13,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from growtas import cost
-from growtas.checks import as_tuple, listed, mapping
-from growtas.config import ConfigError, load_yaml
-from growtas.space import SearchSpace
-from growtas.subnet import Subnet
+from growtas.base.checks import as_tuple, listed, mapping
+from growtas.base.config import ConfigError, load_yaml
+from growtas.space import cost
+from growtas.space.search_space import SearchSpace
+from growtas.space.subnet import Subnet
 
 # A file with subnets, and the name of one of them if it has several.
 SUBNET_FILE = re.compile(r"(.+\.(?:json|ya?ml|pth(?:\.tar)?))(?::(.+))?")
@@ -149,7 +149,7 @@ def _one(subnets: Mapping[str, Subnet], name: str | None, source: str) -> Subnet
 def _parse(path: Path, verify: bool) -> Any:
     content = path.read_bytes()
     if content.startswith(_PICKLED):
-        from growtas import torch_files
+        from growtas.base import torch_files
 
         return _best_of_evolution(torch_files.load(path, verify=verify), str(path))
     try:

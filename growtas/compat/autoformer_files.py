@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, stack
 
-from growtas import torch_files
+from growtas.base import torch_files
+from growtas.compat.autoformer_layout import HEAD_DIM, TABLES, Layout, shortened
 from growtas.space import SearchSpace, SupernetSize
-from growtas.supernet.autoformer_layout import HEAD_DIM, TABLES, Layout, shortened
 from growtas.supernet.vit import QKV_BIAS, Supernet
 
 _EPS = 1e-5  # of its layer norms

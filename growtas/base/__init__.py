@@ -1,0 +1,1 @@
+"""What every layer uses: settings, checks, files, progress, signals."""
