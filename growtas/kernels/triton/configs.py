@@ -36,7 +36,7 @@ TABLES: dict[int, dict[Key, Config]] = {
         ("layer_norm_kernel", 32, (256,)): Config((16,), 4, 1),
         ("layer_norm_kernel", 32, (512,)): Config((8,), 4, 1),
         ("layer_norm_kernel", 32, (1024,)): Config((4,), 8, 1),
-        ("layer_norm_kernel", 32, (2048,)): Config((2,), 4, 1),
+        ("layer_norm_kernel", 32, (2048,)): Config((2,), 2, 1),
         ("layer_norm_kernel", 32, (16384,)): Config((1,), 16, 1),
         ("attention_forward_kernel", 16, (64, 64, 64)): Config((64, 32, 32), 4, 2),
         ("attention_forward_kernel", 16, (128, 64, 64)): Config((32, 32, 32), 4, 2),
