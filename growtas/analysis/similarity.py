@@ -18,11 +18,11 @@ from torch.nn import functional as F
 from growtas.analysis.figures import COLOURS, STYLES, legend_below, new_figure
 from growtas.analysis.sampling import Relation
 from growtas.analysis.subject import subnet_text, with_bar
+from growtas.base.distributed import Process
 from growtas.base.precision import autocast
 from growtas.space import Subnet
 from growtas.supernet import Supernet
 from growtas.training.data import DataBundle, ImageView, Split
-from growtas.training.distributed import Process
 
 Tokens = Literal["all", "patches", "class"]
 

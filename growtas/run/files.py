@@ -13,7 +13,7 @@ from growtas.run.recipe import Recipe
 from growtas.training.identity import lasting
 
 if TYPE_CHECKING:
-    from growtas.training.distributed import Process
+    from growtas.base.distributed import Process
 
 CONFIG = "config.yaml"
 METRICS = "metrics.csv"

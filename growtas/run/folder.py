@@ -66,7 +66,7 @@ class Run:
     def __init__(
         self, recipe: Recipe, folder: str | Path, say: Say = print, *, verify: bool = True
     ) -> None:
-        from growtas.training import distributed
+        from growtas.base import distributed
 
         self.recipe = recipe
         self.verify = verify

@@ -82,16 +82,14 @@ class StepPlan:
     Args:
         passes: at least one; a "kd:TAG" pass comes after the pass with that tag.
         lr_scale: factor on the scheduled learning rate of this step.
-        momentum_key: which set of first moments the optimizer uses, 0 for the ordinary one.
 
     Raises:
-        ValueError: no pass, a tag used twice, a teacher that does not come before its student, or a
-            number out of range.
+        ValueError: no pass, a tag used twice, a teacher that does not come before its student, or
+            an lr_scale out of range.
     """
 
     passes: tuple[Pass, ...]
     lr_scale: float = 1.0
-    momentum_key: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "passes", tuple(self.passes))
@@ -110,8 +108,6 @@ class StepPlan:
                 tags.append(step.tag)
         if not (math.isfinite(self.lr_scale) and self.lr_scale > 0):
             raise ValueError(f"lr_scale must be positive and finite, got {self.lr_scale}")
-        if self.momentum_key < 0:
-            raise ValueError(f"momentum_key must be at least 0, got {self.momentum_key}")
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ import torch.utils.data
 from torch import Tensor
 
 from growtas.base import stopping
+from growtas.base.distributed import Process
 from growtas.base.optional import require
-from growtas.training.distributed import Process
+from growtas.training.config import AugmentConfig
 from growtas.training.samples import ImageView, SampleError, UnreadableImage, some_names
 
 # What becomes of an image that cannot be read: an error, a batch without it, or another image.
@@ -295,6 +296,30 @@ class EvalLoader:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return iter(self._batches)
+
+
+def build_mix(augment: AugmentConfig, share: int, num_classes: int) -> Any:
+    """timm's Mixup (mixup and cutmix), for batches of `share` images; None if both are off.
+
+    Raises:
+        ValueError: `share` is odd.
+    """
+    if not augment.mixes:
+        return None
+    if share % 2:
+        raise ValueError(
+            f"a process's share of data.batch_size is {share}; allowed: even numbers, as mixup and "
+            "cutmix mix pairs"
+        )
+    return require("timm.data", "train").Mixup(
+        mixup_alpha=augment.mixup,
+        cutmix_alpha=augment.cutmix,
+        prob=augment.mixup_prob,
+        switch_prob=augment.mixup_switch_prob,
+        mode=augment.mixup_mode,
+        label_smoothing=augment.smoothing,
+        num_classes=num_classes,
+    )
 
 
 def left_out(split: str, loader: EvalLoader, process: Process | None = None) -> str | None:

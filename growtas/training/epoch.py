@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from growtas.training.distributed import Process
+from growtas.base.distributed import Process
 
 
 class EpochFigures:

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from growtas.base.distributed import Process
 from growtas.schedule import Phase, StepPlan
-from growtas.training.distributed import Process
 
 _NEVER = 2**62  # step number that stands for none
 

@@ -18,7 +18,7 @@ from growtas.analysis.similarity import (
     spread_batches,
 )
 from growtas.analysis.subject import subnet_text
-from growtas.training.distributed import Process
+from growtas.base.distributed import Process
 
 PROCESS = Process(0, 1, torch.device("cpu"))
 REFERENCE = Subnet(16, (1, 2), (2, 1))
