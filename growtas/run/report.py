@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from growtas.base.atomic import replacing
+from growtas.base.optional import require
 from growtas.run.winners import Winner
 from growtas.search.candidate import Axis, Candidate, Score
 from growtas.search.result import SearchResult
@@ -206,11 +207,7 @@ def _reach(scores: Sequence[Score]) -> list[list[float]]:
 
 def _axes() -> tuple[Any, Any]:
     """An empty figure and its axes."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError("a picture needs matplotlib: pip install matplotlib") from None
-    figure = Figure(figsize=(7.0, 4.5), layout="constrained")
+    figure = require("matplotlib.figure", "train").Figure(figsize=(7.0, 4.5), layout="constrained")
     axes = figure.add_subplot()
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

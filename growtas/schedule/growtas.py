@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from growtas.base.checks import listed, mapping
+from growtas.base.checks import at_least, listed, mapping
 from growtas.schedule.plan import GrowthInit, Phase
 from growtas.schedule.stratify import Stratify
 from growtas.schedule.transition import Plateau, PlateauWatch
@@ -64,8 +64,7 @@ class PlusPhase:
     warmup_epochs: int = 0
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise ValueError(f"epochs must be at least 1, got {self.epochs}")
+        at_least("epochs", self.epochs, 1)
         if not 0 <= self.min_lr <= self.lr:
             raise ValueError(f"min_lr must be in 0..lr, got min_lr {self.min_lr}, lr {self.lr}")
         if not 0 <= self.warmup_epochs <= self.epochs:
@@ -130,8 +129,7 @@ class GrowTAS(Uniform):
                 stage starts within an epoch, or the rule cannot apply before the second stage
                 starts.
         """
-        if epochs < 1:
-            raise ValueError(f"epochs must be at least 1, got {epochs}")
+        at_least("epochs", epochs, 1)
         phases: list[Phase] = []
         for number, stage in enumerate(self.stages, start=1):
             phase = Phase(
