@@ -17,6 +17,7 @@ from growtas.analysis import limits as limits_of
 from growtas.analysis import similarity as similarity_of
 from growtas.analysis.figures import Output, write_csv, write_png
 from growtas.analysis.sampling import Relation, derived_subnets, parse_window
+from growtas.analysis.similarity import Comparison
 from growtas.analysis.subject import named_folders, open_runs, subject_of
 from growtas.base.config import ConfigError, content_of, read_text
 from growtas.base.precision import amp_dtype
@@ -103,21 +104,11 @@ def _subnet(option: str, text: str, space: SearchSpace) -> Subnet:
     return subnet
 
 
-class _Comparison(NamedTuple):
-    """Subnets of one supernet to compare with a reference."""
-
-    name: str
-    run: Run
-    relation: Relation
-    reference: Subnet
-    subnets: Sequence[Subnet]
-
-
 def similarity(options: argparse.Namespace, say: Say) -> None:
     """Fig. 4 for trained runs, or for what extend-vs-crop trained."""
     folders = named_folders(options.runs)
     output = _output(options, "similarity")
-    comparisons: list[_Comparison] = []
+    comparisons: list[tuple[Run, Comparison]] = []
     if options.source == DERIVED:
         for name, folder in folders.items():
             comparisons += _derived(name, folder, options.overrides, say, verify=options.verify)
@@ -126,15 +117,11 @@ def similarity(options: argparse.Namespace, say: Say) -> None:
         for name, run in runs.items():
             comparisons += _ends(name, run, options.count, options.seed)
     rows: list[similarity_of.SimilarityRow] = []
-    for name, run, relation, reference, subnets in comparisons:
+    for run, comparison in comparisons:
         rows += similarity_of.compare_tokens(
-            run.model,
-            reference,
-            subnets,
+            comparison,
             similarity_of.spread_batches(run.data, options.split, options.images, run.process),
             run.process,
-            relation=relation,
-            name=name,
             tokens=options.tokens,
             split=options.split,
             dtype=amp_dtype(run.recipe.train.amp, run.process.device),
@@ -143,28 +130,23 @@ def similarity(options: argparse.Namespace, say: Say) -> None:
     _write(output, rows, similarity_of.plot(rows), run)
 
 
-def _ends(name: str, run: Run, count: int, seed: int) -> list[_Comparison]:
+def _ends(name: str, run: Run, count: int, seed: int) -> list[tuple[Run, Comparison]]:
     """The smallest subnet with larger ones, the largest with smaller ones."""
     space = run.model.space
     ends: list[tuple[Subnet, Relation]] = [
         (space.smallest(), "larger"),
         (space.largest(), "smaller"),
     ]
-    return [
-        _Comparison(
-            name,
-            run,
-            relation,
-            reference,
-            derived_subnets(space, reference, relation, count=count, seed=seed),
-        )
-        for reference, relation in ends
-    ]
+    found = []
+    for reference, relation in ends:
+        subnets = derived_subnets(space, reference, relation, count=count, seed=seed)
+        found.append((run, Comparison(name, run.model, relation, reference, subnets)))
+    return found
 
 
 def _derived(
     name: str, folder: Path, overrides: Sequence[str], say: Say, *, verify: bool
-) -> list[_Comparison]:
+) -> list[tuple[Run, Comparison]]:
     """The trained subnet of each panel of extend-vs-crop with what was derived from it.
 
     Args:
@@ -188,7 +170,8 @@ def _derived(
         reference, *subnets = of_panel
         trained = Run.open(found / panel.part, overrides, say, verify=verify)
         label = f"{name}, subnets trained alone"
-        comparisons.append(_Comparison(label, trained, panel.relation, reference, subnets))
+        comparison = Comparison(label, trained.model, panel.relation, reference, subnets)
+        comparisons.append((trained, comparison))
     return comparisons
 
 
