@@ -35,14 +35,7 @@ def random_subnets(
             f"space {space.name!r} has too many sizes for uniform draws inside {limit.name!r}; "
             "leave the window out"
         )
-    rng, window = random.Random(seed), Window(space, limit, cost, table)
-    drawn: dict[Subnet, None] = {}
-    while len(drawn) < count:
-        subnet = window.draw(rng, lambda subnet: subnet not in drawn)
-        if subnet is None:
-            break
-        drawn[subnet] = None
-    return list(drawn)
+    return Window(space, limit, cost, table).draw_many(random.Random(seed), count)
 
 
 def derived_subnets(

@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from growtas.base.atomic import write_atomically
 from growtas.base.config import ConfigError, differences
+from growtas.base.distributed import Process
 from growtas.run.recipe import Recipe
 from growtas.training.identity import lasting
-
-if TYPE_CHECKING:
-    from growtas.base.distributed import Process
 
 CONFIG = "config.yaml"
 METRICS = "metrics.csv"

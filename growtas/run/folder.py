@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from growtas.base import distributed
 from growtas.base.config import ConfigError, content_of, read_text
 from growtas.run.files import (
     CONFIG,
@@ -66,8 +67,6 @@ class Run:
     def __init__(
         self, recipe: Recipe, folder: str | Path, say: Say = print, *, verify: bool = True
     ) -> None:
-        from growtas.base import distributed
-
         self.recipe = recipe
         self.verify = verify
         self.folder = Path(folder)
@@ -76,17 +75,9 @@ class Run:
         self.say = say if self.process.is_main else lambda line: None
 
     @classmethod
-    def start(
-        cls,
-        recipe: Recipe,
-        *,
-        resume: bool = False,
-        overwrite: bool = False,
-        say: Say = print,
-        verify: bool = True,
-    ) -> Run:
+    def start(cls, recipe: Recipe, *, resume: bool = False, **options: Any) -> Run:
         """`plan` and `begin`: the folder is this run's from now on."""
-        run = cls.plan(recipe, resume=resume, overwrite=overwrite, say=say, verify=verify)
+        run = cls.plan(recipe, resume=resume, **options)
         run.begin(resume=resume)
         return run
 

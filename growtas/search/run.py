@@ -313,14 +313,8 @@ def score_random(
         seed: of the draws.
         known: candidates whose score is taken over instead of computed again.
     """
-    rng, window = random.Random(seed), Window(space, Limit(), cost)
+    drawn = Window(space, Limit(), cost).draw_many(random.Random(seed), count)
     scored = {candidate.subnet: candidate for candidate in known}
-    drawn: dict[Subnet, None] = {}
-    while len(drawn) < count:
-        subnet = window.draw(rng, lambda subnet: subnet not in drawn)
-        if subnet is None:
-            break
-        drawn[subnet] = None
     new = [subnet for subnet in drawn if subnet not in scored]
     for subnet, score in zip(new, Scoring(evaluator)(new), strict=True):
         scored[subnet] = Candidate(subnet, *cost(subnet), score)
