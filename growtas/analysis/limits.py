@@ -112,7 +112,7 @@ def plot(rows: Sequence[LimitRow]) -> Any:
     axes = figure.axes[0]
     for index, name in enumerate(names):
         mine = [row for row in rows if row.supernet == name]
-        # side by side, or the bars of one supernet would hide those of another
+        # Bars stand side by side, or those of one supernet would hide those of another.
         shift = 0.06 * (index - (len(names) - 1) / 2)
         axes.errorbar(
             [order.index(row.limit) + shift for row in mine],

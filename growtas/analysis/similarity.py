@@ -105,7 +105,7 @@ def compare_tokens(
     name, model, relation, reference, subnets = comparison
     first = _token_slice(model, tokens)
     depths = [min(subnet.depth, reference.depth) for subnet in subnets]
-    # for each subnet and block: token pairs, sum of cosines, sum of their squares
+    # Of each subnet and block: token pairs, the sum of their cosines, the sum of the squares.
     sums = torch.zeros(len(subnets), reference.depth, 3, dtype=torch.float64, device=process.device)
     with evaluating(model):
         for images, _ in with_bar(batches, f"{name}, {relation}", progress, unit="batch"):

@@ -26,7 +26,7 @@ FRONT = "front.png"
 TRAINING = "training.png"
 ANALYSIS = "analysis"
 
-# By the stage that makes them, in the order of the stages.
+# The files that each stage makes, in the order of the stages.
 TRAINED = (METRICS, LOG, "checkpoint.pt", "tensorboard", SUPERNET, ANALYSIS)
 SEARCHED = (SEARCH, SEARCH_STATE, RANDOM)
 REPORTED = (SUMMARY, BEST, FRONT, TRAINING)

@@ -54,7 +54,7 @@ _STEPS = 4000  # optimizer steps in all, enough for the recipe digits
 # and 1,536. Threads that wait for each other after every small operator cost the most where another
 # program has their core, and gain the least where there is little to share.
 _ONE_THREAD = 10_000
-# By the number of training images that they are meant for, at most.
+# Spaces, each with the largest number of training images that it is meant for.
 _SPACES = (
     (1_000, {"embed_dim": [32, 48, 64], "num_heads": [2, 3, 4], "head_dim": 16}),
     (20_000, {"embed_dim": [64, 96, 128], "num_heads": [2, 3, 4], "head_dim": 32}),

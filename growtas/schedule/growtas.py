@@ -45,7 +45,7 @@ class Stage:
 
     def start_epoch(self, epochs: int) -> float:
         """Start in epochs of a run of `epochs`."""
-        # rounded, or 0.7 of 10 epochs would begin just after epoch 7 does
+        # Unrounded, 0.7 of 10 epochs would begin just after epoch 7 does.
         return round(self.start * epochs, 6) if self.start < 1 else float(self.start)
 
 

@@ -171,7 +171,7 @@ class SearchConfig:
         )
 
     def _check_compat(self) -> None:
-        """What AutoFormer's search cannot do has no draws of its to repeat."""
+        """Refuse what AutoFormer's search cannot do: there are no draws of it to repeat."""
         if self.compat not in (None, "autoformer"):
             raise ValueError(f"compat must be autoformer or null, got {self.compat!r}")
         if self.compat is None:
@@ -187,7 +187,8 @@ class SearchConfig:
         if self.windows[0].window("macs") != (0, math.inf):
             raise ValueError(f"{needs} a limit on parameters only, got {self.windows[0].name!r}")
         if self.parents == 50:
-            # It keeps its best 50 for display: in the same list then, which gets all of them twice.
+            # AutoFormer keeps its best 50 for display, then in the list of the parents, which so
+            # gets all of them twice.
             raise ValueError(f"{needs} parents other than 50, with which AutoFormer counts twice")
 
     @property

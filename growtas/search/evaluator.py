@@ -209,7 +209,7 @@ class Evaluator:
     def _scores(
         self, logits_of: Callable[[Tensor], Iterable[Logits]], count: int, batch: int
     ) -> list[Score]:
-        """Of `count` subnets, over the images of all ranks, `batch` of them at a time."""
+        """The scores of `count` subnets; each rank takes `batch` of its images at a time."""
 
         def checked(images: Tensor) -> Iterator[Logits]:
             for which, logits in logits_of(images):

@@ -213,7 +213,7 @@ class Search:
             write_atomically(self.folder / STATE_FILE, to_json(self._state()))
 
     def _identity(self) -> dict[str, Any]:
-        """What makes this search this one, in JSON's types."""
+        """What tells this search from another one, in JSON's types."""
         config = {k: v for k, v in _plain(self.config).items() if k not in _MAY_CHANGE}
         fingerprint = getattr(self.evaluator, "fingerprint", None)
         return {

@@ -38,7 +38,7 @@ from growtas.training.samples import ImageView, UnreadableImage, split_indices
 Split = Literal["train", "search", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
-# What of the augmentation works on PIL images.
+# The settings of AugmentConfig that work on PIL images only.
 _OF_PICTURES = ("auto_augment", "color_jitter", "hflip", "scale", "ratio", "reprob")
 _OFF = AugmentConfig.off()
 
@@ -77,7 +77,8 @@ class DataBundle:
             self.config = replace(self.config, num_classes=self._count_classes())
         elif built_in := BUILT_IN.get(config.dataset):
             self._check_classes(built_in.num_classes)
-        # Of others the classes are counted when they are opened: a large folder takes minutes.
+        # Other data sets have their classes counted when they are opened: a large folder takes
+        # minutes.
 
     @property
     def num_classes(self) -> int:
@@ -397,10 +398,10 @@ def build_data(
         augment: how training samples are augmented; None: `AugmentConfig.digits()` for the built-in
             sets of digits, else the defaults.
         train: with ``config.dataset`` "own", the data set that training and search images come
-            from: (image, label) by index, the image a PIL image (augmented as `augment` says) or a
-            floating point tensor [channels, side, side] that is taken as it is; all of them the
-            same.
-        test: the like for the test; None: cut out of `train` by ``config.test_fraction``.
+            from: (image, label) by index. All images are PIL images (augmented as `augment` says),
+            or all are floating point tensors [channels, side, side], which are taken as they are.
+        test: such a data set for the test; None: it is cut out of `train` by
+            ``config.test_fraction``.
 
     Raises:
         ValueError: the settings do not fit the data set.

@@ -23,9 +23,9 @@ class FiniteLosses:
     """Remembers the first step whose loss is not finite; the device is waited for only in `check`.
 
     Args:
-        process: of the run; every process calls the same methods.
-        checkpoint: file of the run, for the message.
-        between: at most so many steps lie between two checks.
+        process: every process of the run calls the same methods.
+        checkpoint: the run's file, for the message.
+        between: largest number of steps between two checks.
     """
 
     def __init__(self, process: Process, checkpoint: Path, between: int) -> None:
