@@ -15,7 +15,7 @@ from growtas.analysis import distribution as distribution_of
 from growtas.analysis import extend_vs_crop as derivation
 from growtas.analysis import limits as limits_of
 from growtas.analysis import similarity as similarity_of
-from growtas.analysis.figures import Output, write_csv, write_png
+from growtas.analysis.figures import Output, write_csv
 from growtas.analysis.sampling import Relation, derived_subnets, parse_window
 from growtas.analysis.similarity import Comparison
 from growtas.analysis.subject import named_folders, open_runs, subject_of
@@ -24,6 +24,7 @@ from growtas.base.precision import amp_dtype
 from growtas.run.files import ANALYSIS, CONFIG, SEARCH, SUPERNET
 from growtas.run.folder import Run, Say
 from growtas.run.recipe import Recipe
+from growtas.run.report import save_figure
 from growtas.search import Limit, SearchResult
 from growtas.space import SearchSpace, Subnet
 from growtas.space.subnet_files import read_subnet
@@ -248,6 +249,6 @@ def _output(options: argparse.Namespace, stem: str) -> Output:
 def _write(output: Output, rows: Sequence[Any], figure: Any, run: Run) -> None:
     if run.process.is_main:
         write_csv(rows, output.csv)
-        write_png(figure, output.png)
+        save_figure(figure, output.png)
     run.say(f"{output.csv}: {len(rows):,} rows")
     run.say(f"{output.png}")
