@@ -28,8 +28,7 @@ from benchmarks.variants import build, weights_for
 from growtas.kernels import use_backend
 from growtas.space import SearchSpace
 from growtas.training.graph import GraphedStep
-from growtas.training.optimizer import AdamW
-from growtas.training.update import update
+from growtas.training.optimizer import AdamW, update
 
 STEPS = 6
 RATE = 1e-4

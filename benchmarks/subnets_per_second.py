@@ -48,7 +48,6 @@ from benchmarks.runner import (
 )
 from benchmarks.variants import ExtractedGraph, Variant, build, missing, weights_for
 from growtas.search import Evaluator, Score, crossover, mutate
-from growtas.search.evaluator import Precision
 from growtas.search.population import turns
 from growtas.space import SearchSpace, Subnet
 
@@ -254,7 +253,7 @@ def run_population(case: Case, book: rows.Book, plan: Plan, backend: str) -> lis
     images, labels = make_batch(replace(case, batch=plan.images), device)
     model = growtas.Supernet(case.space, **case.model_sizes).to(device)
     model.load_state_dict(naive_to_growtas(weights_for(case), case.space))
-    amp: Precision = "bf16" if case.dtype == "bfloat16" else "off"
+    amp = "bf16" if case.dtype == "bfloat16" else "off"
     evaluator = Evaluator(model, images, labels, batch_size=case.batch, amp=amp)
     subnets = bred(case.space, plan.population)
     found: dict[str, list[Score]] = {}

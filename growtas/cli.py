@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from growtas.analysis.commands import add_commands as add_analyses
 from growtas.analysis.commands import add_verify
@@ -139,13 +139,13 @@ def _run(options: argparse.Namespace) -> None:
     if options.print_recipe:
         _say(recipe.to_yaml().rstrip())
         return
-    pipeline.run(
-        recipe,
-        resume=options.resume,
-        overwrite=options.overwrite,
-        say=_say,
-        verify=options.verify,
-    )
+    pipeline.run(recipe, **_how(options))
+
+
+def _how(options: argparse.Namespace) -> dict[str, Any]:
+    """How a run is to begin, of the commands that begin one."""
+    given = {name: getattr(options, name) for name in ("resume", "overwrite", "verify")}
+    return {**given, "say": _say}
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -154,13 +154,7 @@ def _train(options: argparse.Namespace) -> None:
     from growtas.run.recipe import Recipe
 
     recipe = Recipe.load(options.recipe, options.overrides, resume=options.resume, say=_say)
-    run = Run.plan(
-        recipe,
-        resume=options.resume,
-        overwrite=options.overwrite,
-        say=_say,
-        verify=options.verify,
-    )
+    run = Run.plan(recipe, **_how(options))
     run.train(resume=options.resume)
     _say(f"supernet: {run.folder / SUPERNET}")
 

@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 
 from growtas.base.config import ConfigError
-from growtas.run.recipe import ModelConfig, OutputConfig, Recipe
+from growtas.run.model import ModelConfig
+from growtas.run.recipe import OutputConfig, Recipe
 from growtas.run.recipes import available, read
 from growtas.schedule import growtas_preset
 from growtas.space import SearchSpace

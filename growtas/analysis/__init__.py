@@ -11,6 +11,7 @@ import importlib
 from typing import Any
 
 _MODULES = {
+    "Comparison": "similarity",
     "DistributionRow": "distribution",
     "ExtendCropRow": "extend_vs_crop",
     "LimitRow": "limits",

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from growtas.analysis.figures import COLOURS, STYLES, legend_below, new_figure
 from growtas.analysis.sampling import random_subnets
-from growtas.analysis.subject import Subject, subnet_text
+from growtas.analysis.subject import Subject, cells
 from growtas.search import Limit
 
 Kind = Literal["histogram", "box", "violin"]
@@ -48,15 +48,7 @@ def score_window(
     subnets = random_subnets(subject.space, window, subject.cost, count=count, seed=seed)
     return [
         DistributionRow(
-            subject.name,
-            window.name,
-            subnet_text(candidate.subnet),
-            candidate.params,
-            candidate.macs,
-            100 * candidate.score.accuracy,
-            candidate.score.loss,
-            candidate.score.count,
-            subject.split,
+            supernet=subject.name, window=window.name, split=subject.split, **cells(candidate)
         )
         for candidate in subject.score(subnets)
     ]

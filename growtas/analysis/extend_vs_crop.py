@@ -15,11 +15,10 @@ from typing import Any, NamedTuple
 import torch
 
 from growtas.analysis.figures import COLOURS, count_axis, new_figure
-from growtas.analysis.subject import Subject, subnet_text
+from growtas.analysis.subject import Subject, cells
 from growtas.run.recipe import Recipe
 from growtas.schedule import Pass, Phase, StepContext, StepPlan
 from growtas.schedule.plan import Stateless
-from growtas.search import Candidate
 from growtas.space import SearchSpace, Subnet
 from growtas.supernet import Supernet
 from growtas.training.data import DataBundle
@@ -131,24 +130,9 @@ def score_derived(
     roles = ["trained"] + ["derived"] * len(derived)
     candidates = subject.score([trained, *derived])
     return [
-        _row(panel, role, candidate, subject.split)
+        ExtendCropRow(panel=panel, role=role, split=subject.split, **cells(candidate))
         for role, candidate in zip(roles, candidates, strict=True)
     ]
-
-
-def _row(panel: str, role: str, candidate: Candidate, split: str) -> ExtendCropRow:
-    score = candidate.score
-    return ExtendCropRow(
-        panel,
-        role,
-        subnet_text(candidate.subnet),
-        candidate.params,
-        candidate.macs,
-        100 * score.accuracy,
-        score.loss,
-        score.count,
-        split,
-    )
 
 
 def plot(rows: Sequence[ExtendCropRow]) -> Any:

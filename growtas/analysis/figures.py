@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from growtas.base.atomic import replacing, write_atomically
+from growtas.base.atomic import write_atomically
 from growtas.base.config import ConfigError
 from growtas.base.optional import require
-from growtas.search import format_count
+from growtas.run.report import count_ticks
 
 # Okabe and Ito's colours, distinguishable with every common colour blindness; the yellow, too pale
 # for lines on white, is left out. Markers and line styles repeat what colour says.
@@ -85,15 +85,6 @@ def legend_below(figure: Any, columns: int) -> None:
 
 def count_axis(axes: Any, label: str) -> None:
     """Labels an x axis of parameters or multiply-adds, its ticks with a unit of 1000."""
-    ticker = require("matplotlib.ticker", "train")
     axes.set_xlabel(label)
-    axes.xaxis.set_major_locator(ticker.MaxNLocator(6))
-    axes.xaxis.set_major_formatter(
-        ticker.FuncFormatter(lambda value, _: format_count(round(value)))
-    )
-
-
-def write_png(figure: Any, path: str | Path) -> None:
-    """Writes the figure in one piece: a reader sees the old file or the new one."""
-    with replacing(path) as file:
-        figure.savefig(file, format="png", dpi=150)
+    axes.xaxis.set_major_locator(require("matplotlib.ticker", "train").MaxNLocator(6))
+    count_ticks(axes)

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from growtas.analysis.figures import COLOURS, MARKERS, legend_below, new_figure
 from growtas.analysis.sampling import random_subnets
-from growtas.analysis.subject import Subject, subnet_text
+from growtas.analysis.subject import Subject, cells
 from growtas.search import Candidate, Limit, SearchResult, rank_key
 
 
@@ -84,17 +84,12 @@ def score_choices(subject: Subject, choices: Sequence[Choice]) -> list[LimitRow]
         error = (score.accuracy * (1 - score.accuracy) / score.count) ** 0.5
         rows.append(
             LimitRow(
-                subject.name,
-                choice.limit.name,
-                choice.chosen_by,
-                subnet_text(candidate.subnet),
-                candidate.params,
-                candidate.macs,
-                100 * score.accuracy,
-                100 * error,
-                score.loss,
-                score.count,
-                subject.split,
+                supernet=subject.name,
+                limit=choice.limit.name,
+                chosen_by=choice.chosen_by,
+                standard_error_percent=100 * error,
+                split=subject.split,
+                **cells(candidate),
             )
         )
     return rows
@@ -117,7 +112,7 @@ def plot(rows: Sequence[LimitRow]) -> Any:
     axes = figure.axes[0]
     for index, name in enumerate(names):
         mine = [row for row in rows if row.supernet == name]
-        # side by side, or the bars of one supernet would hide those of another
+        # Bars stand side by side, or those of one supernet would hide those of another.
         shift = 0.06 * (index - (len(names) - 1) / 2)
         axes.errorbar(
             [order.index(row.limit) + shift for row in mine],

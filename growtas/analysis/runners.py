@@ -15,14 +15,16 @@ from growtas.analysis import distribution as distribution_of
 from growtas.analysis import extend_vs_crop as derivation
 from growtas.analysis import limits as limits_of
 from growtas.analysis import similarity as similarity_of
-from growtas.analysis.figures import Output, write_csv, write_png
+from growtas.analysis.figures import Output, write_csv
 from growtas.analysis.sampling import Relation, derived_subnets, parse_window
+from growtas.analysis.similarity import Comparison
 from growtas.analysis.subject import named_folders, open_runs, subject_of
 from growtas.base.config import ConfigError, content_of, read_text
 from growtas.base.precision import amp_dtype
 from growtas.run.files import ANALYSIS, CONFIG, SEARCH, SUPERNET
 from growtas.run.folder import Run, Say
 from growtas.run.recipe import Recipe
+from growtas.run.report import save_figure
 from growtas.search import Limit, SearchResult
 from growtas.space import SearchSpace, Subnet
 from growtas.space.subnet_files import read_subnet
@@ -103,21 +105,11 @@ def _subnet(option: str, text: str, space: SearchSpace) -> Subnet:
     return subnet
 
 
-class _Comparison(NamedTuple):
-    """Subnets of one supernet to compare with a reference."""
-
-    name: str
-    run: Run
-    relation: Relation
-    reference: Subnet
-    subnets: Sequence[Subnet]
-
-
 def similarity(options: argparse.Namespace, say: Say) -> None:
     """Fig. 4 for trained runs, or for what extend-vs-crop trained."""
     folders = named_folders(options.runs)
     output = _output(options, "similarity")
-    comparisons: list[_Comparison] = []
+    comparisons: list[tuple[Run, Comparison]] = []
     if options.source == DERIVED:
         for name, folder in folders.items():
             comparisons += _derived(name, folder, options.overrides, say, verify=options.verify)
@@ -126,15 +118,11 @@ def similarity(options: argparse.Namespace, say: Say) -> None:
         for name, run in runs.items():
             comparisons += _ends(name, run, options.count, options.seed)
     rows: list[similarity_of.SimilarityRow] = []
-    for name, run, relation, reference, subnets in comparisons:
+    for run, comparison in comparisons:
         rows += similarity_of.compare_tokens(
-            run.model,
-            reference,
-            subnets,
+            comparison,
             similarity_of.spread_batches(run.data, options.split, options.images, run.process),
             run.process,
-            relation=relation,
-            name=name,
             tokens=options.tokens,
             split=options.split,
             dtype=amp_dtype(run.recipe.train.amp, run.process.device),
@@ -143,28 +131,23 @@ def similarity(options: argparse.Namespace, say: Say) -> None:
     _write(output, rows, similarity_of.plot(rows), run)
 
 
-def _ends(name: str, run: Run, count: int, seed: int) -> list[_Comparison]:
+def _ends(name: str, run: Run, count: int, seed: int) -> list[tuple[Run, Comparison]]:
     """The smallest subnet with larger ones, the largest with smaller ones."""
     space = run.model.space
     ends: list[tuple[Subnet, Relation]] = [
         (space.smallest(), "larger"),
         (space.largest(), "smaller"),
     ]
-    return [
-        _Comparison(
-            name,
-            run,
-            relation,
-            reference,
-            derived_subnets(space, reference, relation, count=count, seed=seed),
-        )
-        for reference, relation in ends
-    ]
+    found = []
+    for reference, relation in ends:
+        subnets = derived_subnets(space, reference, relation, count=count, seed=seed)
+        found.append((run, Comparison(name, run.model, relation, reference, subnets)))
+    return found
 
 
 def _derived(
     name: str, folder: Path, overrides: Sequence[str], say: Say, *, verify: bool
-) -> list[_Comparison]:
+) -> list[tuple[Run, Comparison]]:
     """The trained subnet of each panel of extend-vs-crop with what was derived from it.
 
     Args:
@@ -188,7 +171,8 @@ def _derived(
         reference, *subnets = of_panel
         trained = Run.open(found / panel.part, overrides, say, verify=verify)
         label = f"{name}, subnets trained alone"
-        comparisons.append(_Comparison(label, trained, panel.relation, reference, subnets))
+        comparison = Comparison(label, trained.model, panel.relation, reference, subnets)
+        comparisons.append((trained, comparison))
     return comparisons
 
 
@@ -265,6 +249,6 @@ def _output(options: argparse.Namespace, stem: str) -> Output:
 def _write(output: Output, rows: Sequence[Any], figure: Any, run: Run) -> None:
     if run.process.is_main:
         write_csv(rows, output.csv)
-        write_png(figure, output.png)
+        save_figure(figure, output.png)
     run.say(f"{output.csv}: {len(rows):,} rows")
     run.say(f"{output.png}")

@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from growtas.base.checks import positive_int
 from growtas.search import CostFunction, Limit
 from growtas.search.config import parse_count
 from growtas.search.window import Window
@@ -27,21 +28,14 @@ def random_subnets(
         ValueError: `count` below 1, no subnet inside (the message states the reachable sizes), or a
             bounded window of a space that is too large for the table.
     """
-    _check_count(count)
+    positive_int("count", count)
     table = SizeTable.build(space, cost) if limit.is_bounded else None
     if table is None and limit.is_bounded:
         raise ValueError(
             f"space {space.name!r} has too many sizes for uniform draws inside {limit.name!r}; "
             "leave the window out"
         )
-    rng, window = random.Random(seed), Window(space, limit, cost, table)
-    drawn: dict[Subnet, None] = {}
-    while len(drawn) < count:
-        subnet = window.draw(rng, lambda subnet: subnet not in drawn)
-        if subnet is None:
-            break
-        drawn[subnet] = None
-    return list(drawn)
+    return Window(space, limit, cost, table).draw_many(random.Random(seed), count)
 
 
 def derived_subnets(
@@ -59,7 +53,7 @@ def derived_subnets(
     Raises:
         ValueError: `count` below 1, `reference` is not in `space`, or it has no such subnet.
     """
-    _check_count(count)
+    positive_int("count", count)
     space.validate(reference)
     total = _relatives(space, reference, relation)
     if total == 0:
@@ -87,11 +81,6 @@ def parse_window(text: str, axis: Literal["params", "macs"] = "params") -> Limit
         return Limit(**bounds)
     except ValueError as error:
         raise ValueError(f"a window is written 5.5M-6.5M or 6M, got {text!r}: {error}") from None
-
-
-def _check_count(count: int) -> None:
-    if count < 1:
-        raise ValueError(f"count must be at least 1, got {count}")
 
 
 def _allowed(choices: Sequence[Any], bound: float, relation: Relation) -> list[Any]:

@@ -18,11 +18,13 @@ from torch.nn import functional as F
 from growtas.analysis.figures import COLOURS, STYLES, legend_below, new_figure
 from growtas.analysis.sampling import Relation
 from growtas.analysis.subject import subnet_text, with_bar
+from growtas.base.checks import positive_int
+from growtas.base.distributed import Process
 from growtas.base.precision import autocast
 from growtas.space import Subnet
 from growtas.supernet import Supernet
 from growtas.training.data import DataBundle, ImageView, Split
-from growtas.training.distributed import Process
+from growtas.training.evaluation import evaluating
 
 Tokens = Literal["all", "patches", "class"]
 
@@ -63,33 +65,35 @@ def block_outputs(model: Supernet, images: Tensor, subnet: Subnet) -> list[Tenso
     return outputs
 
 
+class Comparison(NamedTuple):
+    """Subnets of one supernet, and another one of its subnets that they are compared to."""
+
+    name: str  # of the supernet
+    model: Supernet
+    relation: Relation  # of the subnets to the reference
+    reference: Subnet
+    subnets: Sequence[Subnet]
+
+
 def compare_tokens(
-    model: Supernet,
-    reference: Subnet,
-    subnets: Sequence[Subnet],
+    comparison: Comparison,
     batches: Iterable[tuple[Tensor, Tensor]],
     process: Process,
     *,
-    relation: Relation,
-    name: str = "supernet",
     tokens: Tokens = "all",
     split: str = "search",
     dtype: torch.dtype | None = None,
     progress: bool = False,
 ) -> list[SimilarityRow]:
-    """Cosine similarity of the tokens of `subnets` to those of `reference`, block by block.
+    """Cosine similarity of the subnets' tokens to those of their reference, block by block.
 
     Blocks that only one of the two has are left out. The model runs in evaluation mode; cosines
     are computed in float32 and summed in float64.
 
     Args:
-        model: holds all the subnets.
-        reference: what they are compared to.
-        subnets: each gives one row for each block that the reference has too.
+        comparison: each of its subnets gives one row for each block that the reference has too.
         batches: (images [B, C, H, W], labels) of this process; read once.
         process: whose device to use; sums are over the batches of all processes.
-        relation: label of the rows.
-        name: label of the rows.
         tokens: "all", only the "patches", or only the "class" token.
         split: label of the rows.
         dtype: of autocast, None for float32.
@@ -98,13 +102,12 @@ def compare_tokens(
     Raises:
         ValueError: an unknown kind of tokens, the class token of a model without one, or no images.
     """
+    name, model, relation, reference, subnets = comparison
     first = _token_slice(model, tokens)
     depths = [min(subnet.depth, reference.depth) for subnet in subnets]
-    # for each subnet and block: token pairs, sum of cosines, sum of their squares
+    # Of each subnet and block: token pairs, the sum of their cosines, the sum of the squares.
     sums = torch.zeros(len(subnets), reference.depth, 3, dtype=torch.float64, device=process.device)
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for images, _ in with_bar(batches, f"{name}, {relation}", progress, unit="batch"):
             images = images.to(process.device, non_blocking=True)
             with autocast(dtype, process.device):
@@ -113,8 +116,6 @@ def compare_tokens(
                     outputs = block_outputs(model, images, subnet)
                     for block, pair in enumerate(zip(expected, outputs, strict=False)):
                         sums[index, block] += _cosine_sums(*(side[:, first] for side in pair))
-    finally:
-        model.train(training)
     sums = process.sum(sums)
     if not sums[:, 0, 0].all():
         raise ValueError("there are no images to compare on")
@@ -168,8 +169,8 @@ def spread_batches(
     Raises:
         ValueError: `max_images` below 1.
     """
-    if max_images is not None and max_images < 1:
-        raise ValueError(f"images must be at least 1, got {max_images}")
+    if max_images is not None:
+        positive_int("images", max_images)
     view: ImageView = data.search if split == "search" else data.test
     total = len(view)
     wanted = min(max_images or total, total)

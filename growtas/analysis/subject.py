@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from growtas.base.config import ConfigError, differences
 from growtas.base.optional import require
@@ -67,6 +67,19 @@ def with_bar(items: Iterable[T], label: str, show: bool, unit: str = "subnet") -
     if not show:
         return items
     return require("tqdm", "train").tqdm(items, desc=label, unit=unit, disable=None)
+
+
+def cells(candidate: Candidate) -> dict[str, Any]:
+    """What the rows of every analysis say about a subnet that was scored."""
+    score = candidate.score
+    return {
+        "subnet": subnet_text(candidate.subnet),
+        "params": candidate.params,
+        "macs_per_image": candidate.macs,
+        "accuracy_percent": 100 * score.accuracy,
+        "loss_nats": score.loss,
+        "images": score.count,
+    }
 
 
 def subnet_text(subnet: Subnet) -> str:

@@ -39,17 +39,22 @@ def few_images(what: str, count: int) -> str | None:
     )
 
 
-def positive_int(label: str, value: Any) -> int:
-    """`value` as an int of at least 1; TypeError for anything that is not an integer."""
+def at_least(label: str, value: Any, least: int | None) -> int:
+    """`value` as an int of at least `least` (None: any); TypeError for what is no integer."""
     try:
         number = operator.index(value)
     except TypeError:
         raise TypeError(f"{label} must be an integer, got {value!r}") from None
     if isinstance(value, bool):
         raise TypeError(f"{label} must be an integer, got {value!r}")
-    if number < 1:
-        raise ValueError(f"{label} must be at least 1, got {number}")
+    if least is not None and number < least:
+        raise ValueError(f"{label} must be at least {least}, got {number}")
     return number
+
+
+def positive_int(label: str, value: Any) -> int:
+    """`value` as an int of at least 1; TypeError for anything that is not an integer."""
+    return at_least(label, value, 1)
 
 
 def positive_float(label: str, value: Any) -> float:
@@ -60,6 +65,41 @@ def positive_float(label: str, value: Any) -> float:
     if not (math.isfinite(number) and number > 0):
         raise ValueError(f"{label} must be positive and finite, got {value}")
     return number
+
+
+def check(ok: bool, label: str, value: Any, allowed: str) -> None:
+    """ValueError with the value and what is allowed, unless `ok`."""
+    if not ok:
+        raise ValueError(f"{label} is {value!r}; allowed: {allowed}")
+
+
+def check_number(
+    label: str, value: Any, low: float, high: float = math.inf, *, open_low: bool = False
+) -> None:
+    """Refuse what is no finite number from `low` (exclusive if `open_low`) to `high`."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{label} is {value!r}; a number is needed")
+    bounds = f"{'above' if open_low else 'at least'} {low:g}"
+    if high < math.inf:
+        bounds += f", at most {high:g}"
+    above = value > low if open_low else value >= low
+    ok = math.isfinite(value) and above and value <= high
+    check(ok, label, value, f"a finite number {bounds}")
+
+
+def check_integer(label: str, value: Any, low: int, high: int | None = None) -> None:
+    """Refuse what is no integer from `low` to `high`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{label} is {value!r}; an integer is needed")
+    bounds = f"at least {low}" if high is None else f"{low} to {high}"
+    ok = low <= value and (high is None or value <= high)
+    check(ok, label, value, f"an integer of {bounds}")
+
+
+def check_choice(label: str, value: Any, allowed: Iterable[str]) -> None:
+    """Refuse what is none of the words `allowed`."""
+    names = list(allowed)
+    check(value in names, label, value, ", ".join(map(repr, names)))
 
 
 def is_plain_name(value: str) -> bool:

@@ -9,6 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
+from growtas.base.checks import check, check_choice
+from growtas.base.optional import require
+
 
 @dataclass(frozen=True)
 class ImageTransform:
@@ -27,22 +30,13 @@ class ImageTransform:
     crop_pct: float  # side of the crop over the side of the resized image
 
     def __post_init__(self) -> None:
-        if self.in_chans not in (1, 3):
-            raise ValueError(f"in_chans is {self.in_chans}; allowed: 1 (grey), 3 (RGB)")
+        check(self.in_chans in (1, 3), "in_chans", self.in_chans, "1 (grey), 3 (RGB)")
         for name in ("mean", "std"):
-            if len(getattr(self, name)) != self.in_chans:
-                raise ValueError(
-                    f"{name} is {list(getattr(self, name))}; allowed: {self.in_chans} numbers, one "
-                    "per channel"
-                )
-        if not min(self.std) > 0:
-            raise ValueError(f"std is {list(self.std)}; allowed: numbers above 0")
-        if self.interpolation not in ("bicubic", "bilinear"):
-            raise ValueError(
-                f"interpolation is {self.interpolation!r}; allowed: 'bicubic', 'bilinear'"
-            )
-        if not 0 < self.crop_pct <= 1:
-            raise ValueError(f"crop_pct is {self.crop_pct}; allowed: above 0, at most 1")
+            values, allowed = getattr(self, name), f"{self.in_chans} numbers, one per channel"
+            check(len(values) == self.in_chans, name, list(values), allowed)
+        check(min(self.std) > 0, "std", list(self.std), "numbers above 0")
+        check_choice("interpolation", self.interpolation, ("bicubic", "bilinear"))
+        check(0 < self.crop_pct <= 1, "crop_pct", self.crop_pct, "above 0, at most 1")
 
     @property
     def mode(self) -> str:
@@ -63,13 +57,7 @@ class ImageTransform:
         Raises:
             ImportError: timm is not installed.
         """
-        try:
-            from timm.data import create_transform
-        except ImportError as error:
-            raise ImportError(
-                f"preparing images needs timm: pip install 'growtas[train]' ({error})", name="timm"
-            ) from error
-        return create_transform(
+        return require("timm.data", "train").create_transform(
             (self.in_chans, *self.image_size),
             is_training=False,
             use_prefetcher=use_prefetcher,

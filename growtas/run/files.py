@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from growtas.base.atomic import write_atomically
 from growtas.base.config import ConfigError, differences
+from growtas.base.distributed import Process
 from growtas.run.recipe import Recipe
 from growtas.training.identity import lasting
-
-if TYPE_CHECKING:
-    from growtas.training.distributed import Process
 
 CONFIG = "config.yaml"
 METRICS = "metrics.csv"
@@ -28,7 +26,7 @@ FRONT = "front.png"
 TRAINING = "training.png"
 ANALYSIS = "analysis"
 
-# By the stage that makes them, in the order of the stages.
+# The files that each stage makes, in the order of the stages.
 TRAINED = (METRICS, LOG, "checkpoint.pt", "tensorboard", SUPERNET, ANALYSIS)
 SEARCHED = (SEARCH, SEARCH_STATE, RANDOM)
 REPORTED = (SUMMARY, BEST, FRONT, TRAINING)

@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from growtas.base import distributed
 from growtas.base.config import ConfigError, content_of, read_text
 from growtas.run.files import (
     CONFIG,
@@ -66,8 +67,6 @@ class Run:
     def __init__(
         self, recipe: Recipe, folder: str | Path, say: Say = print, *, verify: bool = True
     ) -> None:
-        from growtas.training import distributed
-
         self.recipe = recipe
         self.verify = verify
         self.folder = Path(folder)
@@ -76,17 +75,9 @@ class Run:
         self.say = say if self.process.is_main else lambda line: None
 
     @classmethod
-    def start(
-        cls,
-        recipe: Recipe,
-        *,
-        resume: bool = False,
-        overwrite: bool = False,
-        say: Say = print,
-        verify: bool = True,
-    ) -> Run:
+    def start(cls, recipe: Recipe, *, resume: bool = False, **options: Any) -> Run:
         """`plan` and `begin`: the folder is this run's from now on."""
-        run = cls.plan(recipe, resume=resume, overwrite=overwrite, say=say, verify=verify)
+        run = cls.plan(recipe, resume=resume, **options)
         run.begin(resume=resume)
         return run
 
@@ -262,7 +253,7 @@ class Run:
                 return done
         current = Search(
             self.model.space,
-            self._evaluator("search"),
+            self.evaluator("search"),
             self.recipe.search,
             model_cost(self.model),
             self.folder,
@@ -286,7 +277,7 @@ class Run:
                 return stored
         candidates = score_random(
             self.model.space,
-            self._evaluator("search"),
+            self.evaluator("search"),
             model_cost(self.model),
             count=count,
             seed=self.recipe.search.seed,
@@ -314,7 +305,7 @@ class Run:
         if resume and (winners := stored_winners(path, result)) is not None:
             self.say(f"test: done before, using {path}")
             return winners
-        return tested_winners(result, self._evaluator("test"))
+        return tested_winners(result, self.evaluator("test"))
 
     def evaluate(self, subnet: Subnet, split: Split) -> Score:
         """Accuracy and loss of one subnet on a split; nothing is written.
@@ -332,10 +323,31 @@ class Run:
         Raises:
             ConfigError: the supernet was trained with another recipe.
         """
-        self.files.check_trained_alike(
-            self.recipe
-        )  # other settings would move images between the splits
-        return self._evaluator(split)
+        from growtas.search import Evaluator
+        from growtas.training.batches import left_out, naming_dead_workers
+
+        # Other settings would move images between the splits.
+        self.files.check_trained_alike(self.recipe)
+        settings = self.recipe.search
+        max_images = settings.max_images if split == "search" else None
+        # A choice of images is made over the whole split, so then every rank has to read it.
+        whole = max_images is not None
+        rank, ranks = (0, 1) if whole else (self.process.rank, self.process.world_size)
+        loader = self.data.eval_loader(split, rank=rank, world_size=ranks)
+        with naming_dead_workers():
+            evaluator = Evaluator.from_loader(
+                self.model,
+                loader,
+                max_images=max_images,
+                sharded=not whole,
+                mean=self.data.config.mean,
+                std=self.data.config.std,
+                batch_size=settings.batch_size,
+                amp=self.recipe.train.amp,
+            )
+        if line := left_out(split, loader, None if whole else self.process):
+            self.say(line)
+        return evaluator
 
     def extract(
         self, subnet: Subnet, folder: str | Path, info: dict[str, Any] | None = None
@@ -362,9 +374,8 @@ class Run:
         from growtas import export
         from growtas.supernet import load_supernet
 
-        self.files.check_trained_alike(
-            self.recipe
-        )  # other settings would prepare images in another way
+        # Other settings would prepare images in another way.
+        self.files.check_trained_alike(self.recipe)
         self.model.space.supernet.validate(subnet)
         supernet = load_supernet(self.folder / SUPERNET, verify=self.verify)
         if self.process.is_main:
@@ -416,28 +427,3 @@ class Run:
             f"no subnet {text!r}: use {known}, a JSON file or JSON with embed_dim, num_heads and "
             f"mlp_ratio{searched}"
         )
-
-    def _evaluator(self, split: Split) -> Evaluator:
-        from growtas.search import Evaluator
-        from growtas.training.batches import left_out, naming_dead_workers
-
-        settings = self.recipe.search
-        max_images = settings.max_images if split == "search" else None
-        # A choice of images is made over the whole split, so then every rank has to read it.
-        whole = max_images is not None
-        rank, ranks = (0, 1) if whole else (self.process.rank, self.process.world_size)
-        loader = self.data.eval_loader(split, rank=rank, world_size=ranks)
-        with naming_dead_workers():
-            evaluator = Evaluator.from_loader(
-                self.model,
-                loader,
-                max_images=max_images,
-                sharded=not whole,
-                mean=self.data.config.mean,
-                std=self.data.config.std,
-                batch_size=settings.batch_size,
-                amp=self.recipe.train.amp,
-            )
-        if line := left_out(split, loader, None if whole else self.process):
-            self.say(line)
-        return evaluator

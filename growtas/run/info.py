@@ -1,16 +1,14 @@
 """What is installed and built, and which backend runs each operator here, and why not another.
 
-``growtas info`` or ``python -m growtas.run.info``; with ``--json`` for machines and bug reports.
+What ``growtas info`` prints, with ``--json`` for machines and bug reports.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import importlib.util
 import json
 import platform
-import sys
 import textwrap
 from collections.abc import Sequence
 from importlib import metadata
@@ -176,17 +174,3 @@ def _plain(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "unknown" if value is None else str(value)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """``python -m growtas.run.info``."""
-    parser = argparse.ArgumentParser(prog="python -m growtas.run.info", description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    options = parser.parse_args(arguments)
-    facts = collect()
-    print(json.dumps(facts, indent=1) if options.json else describe(facts))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

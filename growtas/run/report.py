@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from growtas.base.atomic import replacing
+from growtas.base.optional import require
 from growtas.run.winners import Winner
 from growtas.search.candidate import Axis, Candidate, Score
 from growtas.search.result import SearchResult
@@ -96,9 +97,9 @@ def plot_front(
     axes.set_xlabel(_AXIS_LABEL[axis])
     axes.set_ylabel("mean loss" if by_loss else "top-1 accuracy [%]")
     axes.margins(x=0.09)  # room for the text beside the last winner
-    _count_ticks(axes)
+    count_ticks(axes)
     axes.legend(loc="upper right" if by_loss else "lower right", fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_training(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
@@ -127,7 +128,7 @@ def plot_training(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     axes.set_xlabel("epoch")
     axes.set_ylabel("top-1 accuracy [%] on the search images")
     axes.legend(loc="lower right", fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def winners_table(result: SearchResult, winners: Sequence[Winner] = ()) -> str:
@@ -206,27 +207,23 @@ def _reach(scores: Sequence[Score]) -> list[list[float]]:
 
 def _axes() -> tuple[Any, Any]:
     """An empty figure and its axes."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError("a picture needs matplotlib: pip install matplotlib") from None
-    figure = Figure(figsize=(7.0, 4.5), layout="constrained")
+    figure = require("matplotlib.figure", "train").Figure(figsize=(7.0, 4.5), layout="constrained")
     axes = figure.add_subplot()
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
 
-def _count_ticks(axes: Any) -> None:
+def count_ticks(axes: Any) -> None:
     """Ticks of the sizes as 20K or 1.5M, on a logarithmic axis those between the powers too."""
-    from matplotlib.ticker import FuncFormatter
-
-    label = FuncFormatter(lambda value, _: format_count(round(value)))
+    formatter = require("matplotlib.ticker", "train").FuncFormatter
+    label = formatter(lambda value, _: format_count(round(value)))
     axes.xaxis.set_major_formatter(label)
     if axes.get_xscale() == "log":
         axes.xaxis.set_minor_formatter(label)
 
 
-def _save(figure: Any, path: str | Path) -> None:
+def save_figure(figure: Any, path: str | Path) -> None:
+    """Writes a figure in one piece: PNG, or what the ending of its name says."""
     with replacing(path) as file:
         figure.savefig(file, format=Path(path).suffix[1:] or "png", dpi=150)

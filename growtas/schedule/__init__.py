@@ -1,7 +1,7 @@
 """Training strategies: generators of step plans, data in and data out, without a tensor."""
 
 from growtas.schedule.candidates import Candidates
-from growtas.schedule.growtas import GrowTAS, PlusPhase, Stage
+from growtas.schedule.growtas import GrowTAS, PlusPhase, Stage, growtas_preset
 from growtas.schedule.plan import (
     Pass,
     Phase,
@@ -12,7 +12,7 @@ from growtas.schedule.plan import (
     phase_at,
     total_epochs,
 )
-from growtas.schedule.presets import build_strategy, growtas_preset
+from growtas.schedule.registry import build_strategy
 from growtas.schedule.stratify import Stratify
 from growtas.schedule.transition import Plateau
 from growtas.schedule.uniform import Uniform

@@ -7,13 +7,16 @@ part of this; `growtas.load_subnets` reads its candidate files.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from growtas.base.checks import listed
 from growtas.schedule.plan import Pass, Phase, Stateless, StepContext, StepPlan
 from growtas.schedule.sequence import EpochDraws
 from growtas.space import SearchSpace, Subnet
+from growtas.space.cost import CostFunction
 from growtas.space.subnet import SUBNET_AXES
+from growtas.space.subnet_files import load_subnets, subnets_in
 
 
 class Candidates(Stateless):
@@ -81,3 +84,29 @@ class Candidates(Stateless):
         """Refuse (ValueError) the state of other candidates: the run would not be continued."""
         if dict(state) != self._settings:
             raise ValueError("the candidates, their groups or their sequence were others before")
+
+
+@dataclass(frozen=True)
+class CandidatesConfig:
+    """Recipe values of `Candidates`; the subnets come from one of `subnets` and `file`."""
+
+    subnets: list[Any] = field(default_factory=list)  # embed_dim, num_heads, mlp_ratio of each
+    file: str | None = None  # a file that `load_subnets` reads, such as PreNAS's candidates
+    group_by: tuple[Literal["embed_dim", "depth"], ...] = ()  # draw a group first, then from it
+    sequence: Literal["prenas"] | None = None  # PreNAS's draws; null: our own, by train.seed
+
+    def __post_init__(self) -> None:
+        if bool(self.subnets) == (self.file is not None):
+            raise ValueError("candidates need either subnets or a file")
+
+    def build(self, space: SearchSpace, cost: CostFunction | None) -> Candidates:
+        """The strategy."""
+        try:
+            found = (
+                subnets_in(self.subnets, "subnets")
+                if self.file is None
+                else load_subnets(self.file)
+            )
+        except OSError as error:
+            raise ValueError(f"cannot read candidates: {error}") from None
+        return Candidates(list(found.values()), group_by=self.group_by, sequence=self.sequence)

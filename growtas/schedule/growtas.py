@@ -10,16 +10,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
-from growtas.base.checks import listed, mapping
+from growtas.base.checks import at_least, listed, mapping
+from growtas.base.config import nearest
 from growtas.schedule.plan import GrowthInit, Phase
+from growtas.schedule.sequence import SequenceName
 from growtas.schedule.stratify import Stratify
 from growtas.schedule.transition import Plateau, PlateauWatch
 from growtas.schedule.uniform import Uniform
 from growtas.space import SearchSpace
 from growtas.space.cost import CostFunction
 from growtas.space.subnet import AXES
+
+Variant = Literal["code", "paper", "committed"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Stage:
 
     def start_epoch(self, epochs: int) -> float:
         """Start in epochs of a run of `epochs`."""
-        # rounded, or 0.7 of 10 epochs would begin just after epoch 7 does
+        # Unrounded, 0.7 of 10 epochs would begin just after epoch 7 does.
         return round(self.start * epochs, 6) if self.start < 1 else float(self.start)
 
 
@@ -64,8 +68,7 @@ class PlusPhase:
     warmup_epochs: int = 0
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise ValueError(f"epochs must be at least 1, got {self.epochs}")
+        at_least("epochs", self.epochs, 1)
         if not 0 <= self.min_lr <= self.lr:
             raise ValueError(f"min_lr must be in 0..lr, got min_lr {self.min_lr}, lr {self.lr}")
         if not 0 <= self.warmup_epochs <= self.epochs:
@@ -130,8 +133,7 @@ class GrowTAS(Uniform):
                 stage starts within an epoch, or the rule cannot apply before the second stage
                 starts.
         """
-        if epochs < 1:
-            raise ValueError(f"epochs must be at least 1, got {epochs}")
+        at_least("epochs", epochs, 1)
         phases: list[Phase] = []
         for number, stage in enumerate(self.stages, start=1):
             phase = Phase(
@@ -238,3 +240,109 @@ def _check_follows(before: Phase, phase: Phase, number: int) -> None:
         raise ValueError(
             f"stage {number} does not contain stage {number - 1}: each stage must only add choices"
         )
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    transition: float  # T_1 as a fraction of the epochs
+    plus_epochs: int
+    plus_lr: float  # at a batch of 512 images, like the run's lr
+    plus_min_lr: float
+
+
+# Section 4.1.2: T_1 = 250, 225, 200 of 500 epochs; fine-tuning from 5e-5, 5e-5, 2e-7 with the
+# paper's batch of 8 x 128 images, hence half of that at 512.
+_PAPER = {
+    "autoformer-tiny": _Numbers(0.5, 20, 2.5e-5, 1e-5),
+    "autoformer-small": _Numbers(0.45, 20, 2.5e-5, 1e-5),
+    "autoformer-base": _Numbers(0.4, 10, 1e-7, 1e-7),
+}
+# The authors' files as committed: T_1 = 400, 400, 200, and 1e-5 in S. Their number of fine-tuning
+# epochs varies (20 or 40), so the paper's stay.
+_COMMITTED = {
+    "autoformer-tiny": _Numbers(0.8, 20, 2.5e-5, 1e-5),
+    "autoformer-small": _Numbers(0.8, 20, 1e-5, 1e-5),
+    "autoformer-base": _Numbers(0.4, 10, 1e-7, 1e-7),
+}
+
+
+def growtas_preset(name: str, *, variant: Variant = "code", plus: bool = False) -> GrowTAS:
+    """GrowTAS with published settings for one of the AutoFormer spaces.
+
+    The paper's text and its authors' code differ, in A_1 and in numbers:
+
+    - "code": the code's sub-spaces with the paper's numbers (section 4.1.2). Stage 1 samples the
+      two smaller embedding dims with everything else free; the plus phase freezes what the smallest
+      embedding dim reads and samples the other two.
+    - "paper": one A_1 for both, the smallest embedding dim with the smallest MLP ratio, the two
+      axes of the paper's footnote 1; the paper's numbers.
+    - "committed": the sub-spaces of "code" with the numbers in the code's files: the transition at
+      epoch 400 of 500 in T and S (200 in B), fine-tuning of S from 1e-5 (at 512 images).
+
+    Args:
+        name: "autoformer-tiny", "autoformer-small" or "autoformer-base".
+        variant: which reading.
+        plus: whether to add the GrowTAS+ phase.
+
+    Raises:
+        ValueError: the name or the variant is unknown.
+    """
+    if name not in _PAPER:
+        raise ValueError(
+            f"no GrowTAS preset for space {name!r}{nearest(name, _PAPER)}; "
+            f"known: {listed(_PAPER)}. Other spaces need stages and, for plus, its values"
+        )
+    space, numbers = (
+        SearchSpace.preset(name),
+        (_COMMITTED if variant == "committed" else _PAPER)[name],
+    )
+    first: dict[str, tuple[float, ...]]
+    frozen: dict[str, tuple[float, ...]]
+    if variant in ("code", "committed"):
+        first, frozen = {"embed_dim": space.embed_dim[:-1]}, {"embed_dim": space.embed_dim[:1]}
+    elif variant == "paper":
+        first = frozen = {"embed_dim": space.embed_dim[:1], "mlp_ratio": space.mlp_ratio[:1]}
+    else:
+        raise ValueError(f"variant is {variant!r}; known: {listed(get_args(Variant))}")
+    fine_tuning = PlusPhase(
+        numbers.plus_epochs, numbers.plus_lr, numbers.plus_min_lr, freeze=frozen
+    )
+    return GrowTAS(
+        [Stage(0.0, first), Stage(numbers.transition)], plus=fine_tuning if plus else None
+    )
+
+
+@dataclass(frozen=True)
+class GrowTASConfig:
+    """Recipe values of `GrowTAS`; what is not given comes from `growtas_preset`."""
+
+    preset: str | None = None  # space whose published settings to use; default: the run's own space
+    variant: Variant = "code"  # which reading of them: code, paper or committed
+    stages: tuple[Stage, ...] = ()  # start and restrict of each; none: the preset's
+    plus: bool | PlusPhase = (
+        False  # true: the preset's GrowTAS+ phase; or epochs, lr, min_lr, freeze
+    )
+    growth_init: GrowthInit = "none"  # start of the weights that a stage adds: none, reinit, zero
+    reset_moments: bool = False  # let AdamW forget moments and step counts of these weights
+    # When a stage begins: at its start ("epoch"), or earlier, once the loss of the stage before has
+    # stopped falling ("plateau", or its min_delta, patience and min_epochs).
+    transition: Literal["epoch", "plateau"] | Plateau = "epoch"
+    sequence: SequenceName | None = None  # whose draws to repeat; null: our own, by train.seed
+    stratify: Stratify | None = None  # axis, min, max, bins: draw all sizes equally often
+
+    def build(self, space: SearchSpace, cost: CostFunction | None) -> GrowTAS:
+        """The strategy for `space`."""
+        rule = Plateau() if self.transition == "plateau" else self.transition
+        options: dict[str, Any] = {
+            "growth_init": self.growth_init,
+            "reset_moments": self.reset_moments,
+            "transition": rule if isinstance(rule, Plateau) else None,
+            "sequence": self.sequence,
+            "stratify": self.stratify,
+            "cost": cost,
+        }
+        if self.stages and self.plus is not True:
+            return GrowTAS(self.stages, plus=self.plus or None, **options)
+        preset = growtas_preset(self.preset or space.name, variant=self.variant, plus=True)
+        plus = preset.plus if self.plus is True else self.plus or None
+        return GrowTAS(self.stages or preset.stages, plus=plus, **options)

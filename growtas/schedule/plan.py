@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal, Protocol, get_args
 
+from growtas.base.checks import at_least, check, listed, positive_float
 from growtas.space import SearchSpace, SpaceDifference, Subnet
 
 SPLITS = ("train", "search")
@@ -54,15 +55,13 @@ class Pass:
     def __post_init__(self) -> None:
         if not isinstance(self.subnet, Subnet):
             raise TypeError(f"a pass needs a Subnet, got {self.subnet!r}")
-        if self.split not in SPLITS:
-            raise ValueError(f"split is {self.split!r}; allowed: {', '.join(SPLITS)}")
+        check(self.split in SPLITS, "split", self.split, listed(SPLITS))
         head, _, tag = self.loss.partition("kd:")
-        if not (self.loss in ("ce", "eval") or (head in ("", "ce+") and _TAG.fullmatch(tag))):
-            raise ValueError(f"loss is {self.loss!r}; allowed: ce, kd:TAG, ce+kd:TAG, eval")
+        known = self.loss in ("ce", "eval") or (head in ("", "ce+") and _TAG.fullmatch(tag))
+        check(bool(known), "loss", self.loss, "ce, kd:TAG, ce+kd:TAG, eval")
         if self.tag is not None and not _TAG.fullmatch(self.tag):
             raise ValueError(f"tag is {self.tag!r}; use letters, digits, '_', '.' and '-'")
-        if not (math.isfinite(self.scale) and self.scale > 0):
-            raise ValueError(f"scale must be positive and finite, got {self.scale}")
+        positive_float("scale", self.scale)
 
     @property
     def teacher(self) -> str | None:
@@ -82,16 +81,14 @@ class StepPlan:
     Args:
         passes: at least one; a "kd:TAG" pass comes after the pass with that tag.
         lr_scale: factor on the scheduled learning rate of this step.
-        momentum_key: which set of first moments the optimizer uses, 0 for the ordinary one.
 
     Raises:
-        ValueError: no pass, a tag used twice, a teacher that does not come before its student, or a
-            number out of range.
+        ValueError: no pass, a tag used twice, a teacher that does not come before its student, or
+            an lr_scale out of range.
     """
 
     passes: tuple[Pass, ...]
     lr_scale: float = 1.0
-    momentum_key: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "passes", tuple(self.passes))
@@ -108,10 +105,7 @@ class StepPlan:
                 raise ValueError(f"pass {index} uses the tag {step.tag!r} a second time")
             if step.tag is not None:
                 tags.append(step.tag)
-        if not (math.isfinite(self.lr_scale) and self.lr_scale > 0):
-            raise ValueError(f"lr_scale must be positive and finite, got {self.lr_scale}")
-        if self.momentum_key < 0:
-            raise ValueError(f"momentum_key must be at least 0, got {self.momentum_key}")
+        positive_float("lr_scale", self.lr_scale)
 
 
 @dataclass(frozen=True)
@@ -158,10 +152,8 @@ class Phase:
                 raise ValueError(
                     f"phase {self.name!r} overrides {key!r}; allowed: {', '.join(PHASE_RECIPE)}"
                 )
-        if self.growth_init not in GROWTH_INITS:
-            raise ValueError(
-                f"growth_init is {self.growth_init!r}; allowed: {', '.join(GROWTH_INITS)}"
-            )
+        known = self.growth_init in GROWTH_INITS
+        check(known, "growth_init", self.growth_init, listed(GROWTH_INITS))
         if self.freeze is not None and self.freeze.supernet != self.space.supernet:
             raise ValueError(
                 f"phase {self.name!r} freezes a space of {self.freeze.supernet}, "
@@ -261,9 +253,7 @@ class Stateless:
 
 def total_epochs(strategy: Strategy, epochs: int) -> int:
     """Length of the run: the ordinary epochs and those that the strategy adds (GrowTAS+)."""
-    if epochs < 1:
-        raise ValueError(f"epochs must be at least 1, got {epochs}")
-    return epochs + strategy.extra_epochs
+    return at_least("epochs", epochs, 1) + strategy.extra_epochs
 
 
 def phase_at(phases: Sequence[Phase], epoch: float) -> Phase:

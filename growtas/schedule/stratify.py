@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
+from growtas.base.checks import at_least, check, listed
 from growtas.schedule.plan import Phase, StepContext
 from growtas.schedule.sequence import Space
 from growtas.space import Subnet
@@ -38,8 +40,7 @@ class Stratify:
     bins: int = 8
 
     def __post_init__(self) -> None:
-        if self.axis not in ("params", "macs"):
-            raise ValueError(f"stratify axis is {self.axis!r}; allowed: params, macs")
+        check(self.axis in get_args(Axis), "stratify axis", self.axis, listed(get_args(Axis)))
         for end in ("min", "max"):
             value = getattr(self, end)
             if value is not None:
@@ -50,8 +51,7 @@ class Stratify:
                 f"stratify ends before it begins, got min {format_count(low)}, "
                 f"max {format_count(high)}"
             )
-        if self.bins < 1:
-            raise ValueError(f"stratify bins must be at least 1, got {self.bins}")
+        at_least("stratify bins", self.bins, 1)
 
     def window(self) -> tuple[float, float]:
         """Smallest and largest size, 0 and infinity where none is given."""

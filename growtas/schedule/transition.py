@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from growtas.base.checks import at_least
 from growtas.schedule.plan import Phase
 
 
@@ -39,8 +40,7 @@ class Plateau:
         if not 0 <= self.min_delta < 1:
             raise ValueError(f"min_delta must be in [0, 1), got {self.min_delta}")
         for name in ("patience", "min_epochs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            at_least(name, getattr(self, name), 1)
 
     @property
     def shortest(self) -> int:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from growtas.base.checks import listed
 from growtas.schedule.plan import Pass, Phase, Stateless, StepContext, StepPlan
-from growtas.schedule.sequence import SEQUENCES, EpochDraws
+from growtas.schedule.sequence import SEQUENCES, EpochDraws, SequenceName
 from growtas.schedule.stratify import StratifiedDraws, Stratify
 from growtas.space import SearchSpace, Subnet
 from growtas.space.cost import CostFunction
@@ -88,3 +88,15 @@ def _own_draw(context: StepContext) -> Subnet:
 
 def _no_cost(context: StepContext) -> Subnet:
     raise ValueError("stratify needs the size of a subnet: give the strategy a cost function")
+
+
+@dataclass(frozen=True)
+class UniformConfig:
+    """Recipe values of `Uniform`."""
+
+    sequence: SequenceName | None = None  # whose draws to repeat; null: our own, by train.seed
+    stratify: Stratify | None = None  # axis, min, max, bins: draw all sizes equally often
+
+    def build(self, space: SearchSpace, cost: CostFunction | None) -> Uniform:
+        """The strategy."""
+        return Uniform(sequence=self.sequence, stratify=self.stratify, cost=cost)

@@ -22,10 +22,9 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
-from growtas.search.breeding import PROPOSALS
+from growtas.search.breeding import PROPOSALS, mutant
 from growtas.search.candidate import Candidate
 from growtas.search.config import SearchConfig
-from growtas.search.operators import mutate
 from growtas.search.window import Window
 from growtas.space import SearchSpace, Subnet
 
@@ -69,19 +68,9 @@ def next_generation(
                 return True
         return False
 
-    def mutant() -> Subnet:
-        return mutate(
-            rng.choice(parents),
-            space,
-            rng,
-            mutation_prob=config.mutation_prob,
-            depth_prob=config.depth_prob,
-            embed_prob=config.embed_prob,
-        )
-
     if parents:
         wanted = config.num_mutations
-        take(_in_batches(mutant), wanted, PROPOSALS * wanted)
+        take(_in_batches(lambda: mutant(config, space, parents, rng)), wanted, PROPOSALS * wanted)
         wanted = config.num_crossovers
         take(_in_batches(lambda: _child(parents, space, rng)), wanted, PROPOSALS * wanted)
     at_random = _in_batches(lambda: space.sample(rng))

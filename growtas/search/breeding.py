@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from growtas.search.config import SearchConfig
 from growtas.search.operators import crossover, mutate
 from growtas.search.window import Window
-from growtas.space import Subnet
+from growtas.space import SearchSpace, Subnet
 
 PROPOSALS = 10  # per wanted child; AutoFormer's bound
 FAILURES = 5  # moves into the window that may fail, before random subnets take the places left
@@ -44,17 +44,8 @@ def next_generation(
         return subnet not in taken and not evaluated(subnet)
 
     if config.method == "evolution" and parents:
-        mutants = (
-            mutate(
-                rng.choice(parents),
-                window.space,
-                rng,
-                mutation_prob=config.mutation_prob,
-                depth_prob=config.depth_prob,
-                embed_prob=config.embed_prob,
-            )
-            for _ in range(PROPOSALS * config.num_mutations)
-        )
+        tries = range(PROPOSALS * config.num_mutations)
+        mutants = (mutant(config, window.space, parents, rng) for _ in tries)
         _accept(mutants, config.num_mutations, taken, window, is_new, rng)
         if len(parents) > 1:
             children = (_child(parents, rng) for _ in range(PROPOSALS * config.num_crossovers))
@@ -65,6 +56,20 @@ def next_generation(
             break
         taken[subnet] = None
     return list(taken)
+
+
+def mutant(
+    config: SearchConfig, space: SearchSpace, parents: Sequence[Subnet], rng: random.Random
+) -> Subnet:
+    """A mutant of a random parent."""
+    return mutate(
+        rng.choice(parents),
+        space,
+        rng,
+        mutation_prob=config.mutation_prob,
+        depth_prob=config.depth_prob,
+        embed_prob=config.embed_prob,
+    )
 
 
 def _child(parents: Sequence[Subnet], rng: random.Random) -> Subnet:

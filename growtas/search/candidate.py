@@ -37,7 +37,8 @@ class Score(NamedTuple):
             self.accuracy * (1 - self.accuracy) / self.count + share**2 / z**2 / 4
         )
         low, high = (middle - reach) / (1 + share), (middle + reach) / (1 + share)
-        # It holds the accuracy, an end of it where that is 0 or 1; rounding must not change that.
+        # The interval holds the accuracy, as an end where that is 0 or 1; rounding must not change
+        # that.
         return max(0.0, min(low, self.accuracy)), min(1.0, max(high, self.accuracy))
 
 

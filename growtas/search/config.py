@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from growtas.base.checks import listed, plain_name, warn
+from growtas.base.checks import at_least, listed, plain_name, warn
+from growtas.base.config import nearest
 from growtas.space.cost import Count, format_count, parse_count
 
 # What names a subnet without a search, and folders of a run.
@@ -137,10 +137,10 @@ class SearchConfig:
                     f"{name} must be {' or '.join(choices)}, got {getattr(self, name)!r}"
                 )
         for name in ("population", "generations", "parents", "batch_size"):
-            _whole(name, getattr(self, name), at_least=1)
+            at_least(name, getattr(self, name), 1)
         if self.max_images is not None:
-            _whole("max_images", self.max_images, at_least=1)
-        _whole("seed", self.seed, at_least=None)
+            at_least("max_images", self.max_images, 1)
+        at_least("seed", self.seed, None)
         for name in ("mutation_prob", "depth_prob", "embed_prob"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -149,7 +149,7 @@ class SearchConfig:
                 raise ValueError(f"{name} must be between 0 and 1, got {value}")
         for name in ("crossover_size", "mutation_size"):
             if getattr(self, name) is not None:
-                _whole(name, getattr(self, name), at_least=0)
+                at_least(name, getattr(self, name), 0)
         if self.num_mutations + self.num_crossovers > self.population:
             raise ValueError(
                 f"mutation_size + crossover_size is {self.num_mutations} + {self.num_crossovers}, "
@@ -171,7 +171,7 @@ class SearchConfig:
         )
 
     def _check_compat(self) -> None:
-        """What AutoFormer's search cannot do has no draws of its to repeat."""
+        """Refuse what AutoFormer's search cannot do: there are no draws of it to repeat."""
         if self.compat not in (None, "autoformer"):
             raise ValueError(f"compat must be autoformer or null, got {self.compat!r}")
         if self.compat is None:
@@ -187,7 +187,8 @@ class SearchConfig:
         if self.windows[0].window("macs") != (0, math.inf):
             raise ValueError(f"{needs} a limit on parameters only, got {self.windows[0].name!r}")
         if self.parents == 50:
-            # It keeps its best 50 for display: in the same list then, which gets all of them twice.
+            # AutoFormer keeps its best 50 for display, then in the list of the parents, which so
+            # gets all of them twice.
             raise ValueError(f"{needs} parents other than 50, with which AutoFormer counts twice")
 
     @property
@@ -215,13 +216,6 @@ def _check_name(name: str) -> None:
         )
 
 
-def _whole(name: str, value: Any, *, at_least: int | None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    if at_least is not None and value < at_least:
-        raise ValueError(f"{name} must be at least {at_least}, got {value}")
-
-
 def _as_limits(values: Any) -> tuple[Limit, ...]:
     if isinstance(values, (str, Mapping, Limit)) or not isinstance(values, Iterable):
         raise TypeError(
@@ -243,9 +237,8 @@ def _as_limit(value: Any, where: str) -> Limit:
     known = [field.name for field in fields(Limit)]
     for key in value:
         if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
-            raise ValueError(f"unknown field {key!r} in {where}{hint}; known: {', '.join(known)}")
+            hint = nearest(str(key), known)
+            raise ValueError(f"unknown field {key!r} in {where}{hint}; known: {listed(known)}")
     try:
         return Limit(**value)
     except (TypeError, ValueError) as error:

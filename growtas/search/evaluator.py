@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from growtas.base.checks import few_images, warn
+from growtas.base import distributed
+from growtas.base.checks import few_images, listed, positive_int, warn
 from growtas.base.precision import amp_dtype, autocast
-from growtas.search import distributed
 from growtas.search.candidate import Score
 from growtas.search.population import OneGraph, SharedPrefixes
 from growtas.space import Subnet
 from growtas.supernet import Supernet
-
-Precision = Literal["auto", "bf16", "fp16", "off"]
+from growtas.training.evaluation import Logits, tally
 
 # Images stay on the accelerator if they need no more than this share of its free memory.
 _DEVICE_SHARE = 0.25
+
+
+class Options(TypedDict, total=False):
+    """What `Evaluator` and `Evaluator.from_loader` both take, see there."""
+
+    batch_size: int
+    amp: str
+    device: torch.device | str | None
+    groups: int
+
+
+_DEFAULTS: Options = {"batch_size": 256, "amp": "off", "device": None, "groups": 8}
 
 
 class Evaluator:
@@ -62,37 +71,42 @@ class Evaluator:
         images: torch.Tensor,
         labels: torch.Tensor,
         *,
-        batch_size: int = 256,
-        amp: Precision = "off",
-        device: torch.device | str | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         sharded: bool = False,
-        groups: int = 8,
+        **options: Unpack[Options],
     ) -> None:
-        for name, value in (("batch_size", batch_size), ("groups", groups)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        if unknown := options.keys() - _DEFAULTS.keys():
+            raise TypeError(f"an evaluator has no {listed(sorted(unknown))}")
+        chosen: Options = {**_DEFAULTS, **options}
+        for name in ("batch_size", "groups"):
+            positive_int(name, chosen[name])
         _check_data(images, labels)
+        device = chosen["device"] if chosen["device"] is not None else _device_of(model)
+        self.process = process = distributed.current(torch.device(device))
         if not sharded:
-            images = images[distributed.rank() :: distributed.world_size()].contiguous()
-            labels = labels[distributed.rank() :: distributed.world_size()]
+            images = images[process.rank :: process.world_size].contiguous()
+            labels = labels[process.rank :: process.world_size]
         self.model = model
-        self.batch_size = batch_size
-        self.groups = min(groups, batch_size)
-        self.device = torch.device(device) if device is not None else _device_of(model)
-        self._amp_dtype = amp_dtype(amp, self.device)
+        self.batch_size = chosen["batch_size"]
+        self.groups = min(chosen["groups"], self.batch_size)
+        self._amp_dtype = amp_dtype(chosen["amp"], self.device)
         self._normalize = _normalization(images.dtype, mean, std, self.device)
         self._graph: OneGraph | None = None
         self._images = _keep(images, self.device)
         self._largest_label = int(labels.max()) if len(labels) else 0
         self._labels = labels.to(self.device, torch.int64)
         count = torch.tensor([len(labels)], device=self.device)
-        self.count = int(distributed.all_reduce_sum(count))  # images over all ranks
+        self.count = int(process.sum(count))  # images over all ranks
         if self.count == 0:
             raise ValueError("there are no images to evaluate on")
         if few := few_images("the evaluation", self.count):
             warn(few)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.process.device
 
     @classmethod
     def from_loader(
@@ -104,7 +118,7 @@ class Evaluator:
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         sharded: bool = False,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> Evaluator:
         """Decodes what `loader` yields, once, and keeps it.
 
@@ -130,6 +144,7 @@ class Evaluator:
         """
         total = _length(loader) if max_images is not None else 0
         store = _Store(mean, std)
+        process = distributed.current()
         position = kept = 0
         for batch in loader:
             images, labels = _unpack(batch)
@@ -138,7 +153,7 @@ class Evaluator:
             for i in range(len(labels)):
                 if max_images is not None and not _is_picked(position + i, max_images, total):
                     continue
-                if sharded or kept % distributed.world_size() == distributed.rank():
+                if sharded or kept % process.world_size == process.rank:
                     mine.append(i)
                 kept += 1
             position += len(labels)
@@ -148,8 +163,6 @@ class Evaluator:
         images, labels = store.tensors()
         return cls(model, images, labels, mean=mean, std=std, sharded=True, **options)
 
-    # Not inference_mode: what a model caches while it is scored must be usable in training.
-    @torch.no_grad()
     def score(self, subnet: Subnet) -> Score:
         """Accuracy (0 to 1) and loss of `subnet` over all images of all ranks.
 
@@ -158,15 +171,14 @@ class Evaluator:
         Raises:
             ValueError: a label is not one of the model's classes; and what the model raises.
         """
-        sums = torch.zeros(1, 2, dtype=torch.float64, device=self.device)
-        with _evaluating(self.model):
-            for images, labels in self._batches(self.batch_size):
-                with autocast(self._amp_dtype, self.device):
-                    logits = self.model(images, subnet)
-                sums[0] += self._sums(logits, labels)
-        return self._scores(sums)[0]
 
-    @torch.no_grad()
+        def logits_of(images: Tensor) -> Iterator[Logits]:
+            with autocast(self._amp_dtype, self.device):
+                logits = self.model(images, subnet)
+            yield 0, logits
+
+        return self._scores(logits_of, 1, self.batch_size)[0]
+
     def score_many(self, subnets: Sequence[Subnet]) -> list[Score]:
         """The score of every subnet, in the order given.
 
@@ -180,49 +192,42 @@ class Evaluator:
             ValueError: as for `score`; and a subnet that extents on the device cannot hold
                 (`Supernet.new_extents`).
         """
-        if not isinstance(self.model, Supernet) or len(subnets) < 2:
+        model = self.model
+        if not isinstance(model, Supernet) or len(subnets) < 2:
             return [self.score(subnet) for subnet in subnets]
-        sums = torch.zeros(len(subnets), 2, dtype=torch.float64, device=self.device)
-        with _evaluating(self.model):
-            if self.model.reads_extents_on_device():
-                for images, labels in self._batches(self.batch_size // self.groups):
-                    if self._graph is None:
-                        self._graph = OneGraph(self.model, images, self.groups, self._amp_dtype)
-                    for some, logits in self._graph(images, subnets):
-                        sums[some] += self._sums(logits, labels)
-            else:
-                shared = SharedPrefixes(self.model, subnets, self._amp_dtype)
-                for images, labels in self._batches(self.batch_size):
-                    for index, logits in shared(images):
-                        sums[index] += self._sums(logits, labels)
-        return self._scores(sums)
+        if not model.reads_extents_on_device():
+            shared = SharedPrefixes(model, subnets, self._amp_dtype)
+            return self._scores(shared, len(subnets), self.batch_size)
+
+        def logits_of(images: Tensor) -> Iterator[Logits]:
+            if self._graph is None:
+                self._graph = OneGraph(model, images, self.groups, self._amp_dtype)
+            return self._graph(images, subnets)
+
+        return self._scores(logits_of, len(subnets), self.batch_size // self.groups)
+
+    def _scores(
+        self, logits_of: Callable[[Tensor], Iterable[Logits]], count: int, batch: int
+    ) -> list[Score]:
+        """The scores of `count` subnets; each rank takes `batch` of its images at a time."""
+
+        def checked(images: Tensor) -> Iterator[Logits]:
+            for which, logits in logits_of(images):
+                if self._largest_label >= logits.shape[-1]:
+                    raise ValueError(
+                        f"the model has {logits.shape[-1]} classes, "
+                        f"but there is a label {self._largest_label}"
+                    )
+                yield which, logits
+
+        found = tally(self.model, self._batches(batch), checked, count, self.process)
+        return [Score(one.accuracy, one.loss, one.count) for one in found]
 
     def _batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """This rank's images, as the model reads them, and labels; at most `size` at a time."""
         for start in range(0, len(self._labels), size):
             images = self._images[start : start + size].to(self.device, non_blocking=True)
             yield self._normalize(images), self._labels[start : start + size]
-
-    def _sums(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """[correct predictions, sum of the losses] ``[..., 2]`` of logits ``[..., B, classes]``."""
-        logits = logits.float()
-        if self._largest_label >= logits.shape[-1]:
-            raise ValueError(
-                f"the model has {logits.shape[-1]} classes, "
-                f"but there is a label {self._largest_label}"
-            )
-        right = (logits.argmax(-1) == labels) & logits.isfinite().all(-1)
-        labels = labels.expand(right.shape).flatten()
-        losses = F.cross_entropy(logits.flatten(0, -2), labels, reduction="none")
-        loss = losses.view(right.shape).sum(-1, dtype=torch.float64)
-        return torch.stack((right.sum(-1).double(), loss), -1)
-
-    def _scores(self, sums: Tensor) -> list[Score]:
-        """Of ``[subnets, 2]`` sums over this rank's images."""
-        for one in sums:  # apart: the order of a sum over ranks may depend on its neighbours
-            distributed.all_reduce_sum(one)
-        count = self.count
-        return [Score(right / count, loss / count, count) for right, loss in sums.tolist()]
 
     def fingerprint(self) -> str:
         """A hash of the model's weights and of the labels: equal if scores can be compared.
@@ -235,20 +240,8 @@ class Evaluator:
             value = state[name]
             digest.update(f"{name} {tuple(value.shape)} {_checksum(value)}".encode())
         labels = torch.tensor([_checksum(self._labels)], device=self.device)
-        digest.update(repr(int(distributed.all_reduce_sum(labels))).encode())
+        digest.update(repr(int(self.process.sum(labels))).encode())
         return digest.hexdigest()
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode; afterwards every module in its own."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _device_of(model: nn.Module) -> torch.device:

@@ -23,9 +23,9 @@ from growtas.supernet.graph import GraphedForward
 class Turn(NamedTuple):
     """What one subnet takes from those before it and leaves to those after it."""
 
-    which: int  # of the subnets given
-    shared: int  # it starts from the output of so many blocks; -1: from the images
-    keep: frozenset[int]  # after so many blocks the residual stream is wanted again
+    which: int  # index among the subnets given
+    shared: int  # number of blocks whose output it starts from; -1: it starts from the images
+    keep: frozenset[int]  # numbers of blocks after which the residual stream is wanted again
 
 
 class SharedPrefixes:
@@ -93,7 +93,7 @@ def turns(subnets: Sequence[Subnet]) -> list[Turn]:
 
 
 def _common(a: tuple, b: tuple) -> int:
-    """Equal leading entries."""
+    """How many leading entries are equal."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
 
 

@@ -11,10 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from growtas.base import distributed
 from growtas.base.atomic import write_atomically
 from growtas.base.config import ConfigError, content_of, differences, read_text
 from growtas.base.progress import Progress
-from growtas.search import autoformer, breeding, distributed
+from growtas.search import autoformer, breeding
 from growtas.search.candidate import Candidate, Scorer, json_number, rank_key
 from growtas.search.config import Limit, SearchConfig
 from growtas.search.result import LimitResult, SearchResult, config_to_dict, to_json
@@ -130,10 +131,11 @@ class Search:
         self.pending: list[Subnet] | None = None  # the generation of this turn, once it is bred
         self.identity = self._identity()
         self.saved_at = 0.0
+        self.process = distributed.current()
 
     def go(self, progress: bool) -> SearchResult:
         """Takes all remaining turns and saves the result."""
-        show = progress and distributed.rank() == 0
+        show = progress and self.process.is_main
         shown = Progress(self._budget(), len(self.archive), unit="subnet", show=show)
         try:
             while self.turn < self.config.generations * len(self.windows):
@@ -146,7 +148,7 @@ class Search:
             shown.close()
         self.save()
         result = self.result()
-        if self.folder is not None and distributed.rank() == 0:
+        if self.folder is not None and self.process.is_main:
             result.save(self.folder / RESULT_FILE)
         return result
 
@@ -207,11 +209,11 @@ class Search:
 
     def save(self) -> None:
         self.saved_at = time.monotonic()
-        if self.folder is not None and distributed.rank() == 0:
+        if self.folder is not None and self.process.is_main:
             write_atomically(self.folder / STATE_FILE, to_json(self._state()))
 
     def _identity(self) -> dict[str, Any]:
-        """What makes this search this one, in JSON's types."""
+        """What tells this search from another one, in JSON's types."""
         config = {k: v for k, v in _plain(self.config).items() if k not in _MAY_CHANGE}
         fingerprint = getattr(self.evaluator, "fingerprint", None)
         return {
@@ -240,8 +242,8 @@ class Search:
         if self.folder is None:
             return
         path = self.folder / STATE_FILE
-        text = read_text(path) if distributed.rank() == 0 and path.is_file() else None
-        text = distributed.broadcast_text(text)
+        text = read_text(path) if self.process.is_main and path.is_file() else None
+        text = self.process.broadcast_text(text)
         if text is None:
             return
         state = _parse_state(path, text)
@@ -311,14 +313,8 @@ def score_random(
         seed: of the draws.
         known: candidates whose score is taken over instead of computed again.
     """
-    rng, window = random.Random(seed), Window(space, Limit(), cost)
+    drawn = Window(space, Limit(), cost).draw_many(random.Random(seed), count)
     scored = {candidate.subnet: candidate for candidate in known}
-    drawn: dict[Subnet, None] = {}
-    while len(drawn) < count:
-        subnet = window.draw(rng, lambda subnet: subnet not in drawn)
-        if subnet is None:
-            break
-        drawn[subnet] = None
     new = [subnet for subnet in drawn if subnet not in scored]
     for subnet, score in zip(new, Scoring(evaluator)(new), strict=True):
         scored[subnet] = Candidate(subnet, *cost(subnet), score)

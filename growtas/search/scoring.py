@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 
-from growtas.search import distributed
+from growtas.base import distributed
 from growtas.search.candidate import Score, Scorer
 from growtas.space import Subnet
 
@@ -37,6 +37,6 @@ class Scoring:
             scores = score_many(some)
             pace = (time.monotonic() - start) / len(some)
             part = max(1, int(PART_SECONDS / max(pace, 1e-6)))
-            self._part = int(distributed.broadcast_text(str(part)) or part)
+            self._part = int(distributed.current().broadcast_text(str(part)) or part)
             done += len(some)
             yield from scores

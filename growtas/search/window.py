@@ -85,6 +85,17 @@ class Window:
                 return walked
         return None
 
+    def draw_many(self, rng: random.Random, count: int) -> list[Subnet]:
+        """`count` different random subnets inside the window; all that can be found where that is
+        fewer."""
+        drawn: dict[Subnet, None] = {}
+        while len(drawn) < count:
+            subnet = self.draw(rng, lambda subnet: subnet not in drawn)
+            if subnet is None:
+                break
+            drawn[subnet] = None
+        return list(drawn)
+
     def repair(
         self, subnet: Subnet, rng: random.Random, is_new: Callable[[Subnet], bool]
     ) -> Subnet | None:

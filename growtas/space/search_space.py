@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from growtas.base.atomic import write_atomically
 from growtas.base.checks import as_tuple, listed, mapping, positive_int
 from growtas.base.config import load_yaml, nearest, read_text
 from growtas.space.subnet import AXES, SUBNET_AXES, Subnet, SupernetSize, axis_number, axis_values
@@ -225,7 +226,7 @@ class SearchSpace:
         import yaml
 
         text = yaml.safe_dump(self.to_dict(), sort_keys=False, default_flow_style=None)
-        Path(path).write_text(text, encoding="utf-8")
+        write_atomically(path, text)
 
 
 @dataclass(frozen=True)

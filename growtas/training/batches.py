@@ -1,5 +1,5 @@
-"""Batches: read in worker processes or here, each with random numbers of its own, and with an
-account of the images that could not be read."""
+"""Batches: how they are read, in worker processes or in this one. Each has random numbers of its
+own and an account of the images that could not be read."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ import torch.utils.data
 from torch import Tensor
 
 from growtas.base import stopping
+from growtas.base.distributed import Process
 from growtas.base.optional import require
-from growtas.training.distributed import Process
+from growtas.training.config import AugmentConfig
 from growtas.training.samples import ImageView, SampleError, UnreadableImage, some_names
 
-# What becomes of an image that cannot be read: an error, a batch without it, or another image.
+# An image that cannot be read is an error, is left out of its batch, or is replaced by another one.
 OnUnreadable = Literal["raise", "skip", "replace"]
 Key = tuple[str, list[int]]  # name of the batch's random numbers ("" for none), positions in a view
 
-# Images in a row that cannot be read: from here on it is not an image but the place that is broken.
+# So many unreadable images in a row mean that not an image but the whole place is broken.
 _IN_A_ROW = 10
 
 
@@ -127,9 +128,9 @@ class EpochOrder(torch.utils.data.Sampler[Key]):
 
     Args:
         sampler: positions of this process in the order of the epoch; has ``set_epoch``.
-        batch: images of a batch.
-        seed: of the run.
-        rank: of the process; each has random numbers of its own.
+        batch: how many images a batch has.
+        seed: the run's.
+        rank: the process's; each process has random numbers of its own.
     """
 
     def __init__(self, sampler: Any, batch: int, seed: int, rank: int) -> None:
@@ -147,7 +148,7 @@ class EpochOrder(torch.utils.data.Sampler[Key]):
         self.sampler.set_epoch((self.seed << 20) + epoch)
 
     def name(self, number: int, what: str) -> str:
-        """Of the random numbers for batch `number`: they depend on nothing that came before."""
+        """Names the random numbers for batch `number`: they depend on nothing that came before."""
         return f"growtas:{self.seed}:{self.epoch}:{self.rank}:{number}:{what}"
 
     def __len__(self) -> int:
@@ -222,9 +223,9 @@ class TrainLoader:
     before. An image that cannot be read is replaced by the next one of the training split.
 
     Args:
-        batches: of `order`; maybe prefetched to the device.
-        source: the same before that.
-        order: of the epoch.
+        batches: what an epoch yields, prefetched where the device is a GPU.
+        source: the same batches before the prefetching.
+        order: which batches an epoch has.
         erase: random erasing on the device; None where the transform does it, or nobody.
         device: where the batches are.
     """
@@ -272,8 +273,8 @@ class EvalLoader:
     Iterating yields (images [batch, channels, side, side] float32, labels [batch] int64).
 
     Args:
-        batches: maybe prefetched to the device.
-        source: the same before that.
+        batches: what it yields, prefetched where the device is a GPU.
+        source: the same batches before the prefetching.
     """
 
     def __init__(self, batches: Iterable[Any], source: Batches) -> None:
@@ -297,14 +298,38 @@ class EvalLoader:
         return iter(self._batches)
 
 
+def build_mix(augment: AugmentConfig, share: int, num_classes: int) -> Any:
+    """timm's Mixup (mixup and cutmix), for batches of `share` images; None if both are off.
+
+    Raises:
+        ValueError: `share` is odd.
+    """
+    if not augment.mixes:
+        return None
+    if share % 2:
+        raise ValueError(
+            f"a process's share of data.batch_size is {share}; allowed: even numbers, as mixup and "
+            "cutmix mix pairs"
+        )
+    return require("timm.data", "train").Mixup(
+        mixup_alpha=augment.mixup,
+        cutmix_alpha=augment.cutmix,
+        prob=augment.mixup_prob,
+        switch_prob=augment.mixup_switch_prob,
+        mode=augment.mixup_mode,
+        label_smoothing=augment.smoothing,
+        num_classes=num_classes,
+    )
+
+
 def left_out(split: str, loader: EvalLoader, process: Process | None = None) -> str | None:
     """A line about the images that the latest pass over `loader` has left out; None if there are
     none.
 
     Args:
-        split: what to call them.
-        loader: of this process.
-        process: if each reads its share; all of them call this.
+        split: what the line calls the images.
+        loader: the one that this process has read.
+        process: given where each process reads a share; then all of them call this.
     """
     unread = sorted(loader.unreadable)
     count, total = len(unread), len(loader.dataset)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from growtas.base.checks import check, check_choice, check_integer, check_number
 from growtas.training.builtin import BUILT_IN
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -37,43 +38,11 @@ _POLICIES = (
 _LARGEST_SEED = 2**32 - 1
 
 
-def _require(ok: bool, field: str, value: Any, allowed: str) -> None:
-    if not ok:
-        raise ValueError(f"{field} is {value!r}; allowed: {allowed}")
-
-
-def _number(
-    field: str, value: Any, low: float, high: float = math.inf, *, open_low: bool = False
-) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{field} is {value!r}; a number is needed")
-    bounds = f"{'above' if open_low else 'at least'} {low:g}"
-    if high < math.inf:
-        bounds += f", at most {high:g}"
-    above = value > low if open_low else value >= low
-    ok = math.isfinite(value) and above and value <= high
-    _require(ok, field, value, f"a finite number {bounds}")
-
-
-def _integer(field: str, value: Any, low: int, high: int | None = None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{field} is {value!r}; an integer is needed")
-    bounds = f"at least {low}" if high is None else f"{low} to {high}"
-    _require(
-        low <= value and (high is None or value <= high), field, value, f"an integer of {bounds}"
-    )
-
-
-def _choice(field: str, value: Any, allowed: Iterable[str]) -> None:
-    names = list(allowed)
-    _require(value in names, field, value, ", ".join(map(repr, names)))
-
-
 def _pair(field: str, value: Any, low: float, high: float = math.inf) -> tuple[float, float]:
     if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
         raise TypeError(f"{field} is {value!r}; two numbers are needed")
     for number in value:
-        _number(field, number, low, high)
+        check_number(field, number, low, high)
     return float(value[0]), float(value[1])
 
 
@@ -121,22 +90,22 @@ class DataConfig:
             )
         for field, low in (("num_classes", 2), ("image_size", 1), ("in_chans", 1)):
             if getattr(self, field) is not None:
-                _integer(f"data.{field}", getattr(self, field), low)
-        _require(self.in_chans in (None, 1, 3), "data.in_chans", self.in_chans, "1 (grey), 3 (RGB)")
+                check_integer(f"data.{field}", getattr(self, field), low)
+        check(self.in_chans in (None, 1, 3), "data.in_chans", self.in_chans, "1 (grey), 3 (RGB)")
         for field in ("mean", "std"):
             value = getattr(self, field)
             if value is not None:
                 for number in value:
-                    _number(f"data.{field}", number, 0.0, open_low=field == "std")
+                    check_number(f"data.{field}", number, 0.0, open_low=field == "std")
                 object.__setattr__(self, field, tuple(float(number) for number in value))
-        _choice("data.interpolation", self.interpolation, ("bicubic", "bilinear", "random"))
+        check_choice("data.interpolation", self.interpolation, ("bicubic", "bilinear", "random"))
         if self.crop_pct is not None:
-            _number("data.crop_pct", self.crop_pct, 0.0, 1.0, open_low=True)
+            check_number("data.crop_pct", self.crop_pct, 0.0, 1.0, open_low=True)
         for field, low in (("batch_size", 1), ("eval_batch_size", 1), ("workers", 0)):
-            _integer(f"data.{field}", getattr(self, field), low)
-        _integer("data.split_seed", self.split_seed, 0)
-        _number("data.search_fraction", self.search_fraction, 0.0, 0.9, open_low=True)
-        _number("data.test_fraction", self.test_fraction, 0.0, 0.9)
+            check_integer(f"data.{field}", getattr(self, field), low)
+        check_integer("data.split_seed", self.split_seed, 0)
+        check_number("data.search_fraction", self.search_fraction, 0.0, 0.9, open_low=True)
+        check_number("data.test_fraction", self.test_fraction, 0.0, 0.9)
         if self.test_split == self.train_split and not self.cuts_test:
             raise ValueError(
                 f"data.test_split is {self.test_split!r}, the training split; allowed: another "
@@ -145,7 +114,7 @@ class DataConfig:
         if self.cuts_test:
             ok = self.test_fraction > 0 and self.search_fraction + self.test_fraction < 1
             allowed = "above 0, and below 1 together with data.search_fraction: no test split given"
-            _require(ok, "data.test_fraction", self.test_fraction, allowed)
+            check(ok, "data.test_fraction", self.test_fraction, allowed)
 
     @property
     def cuts_test(self) -> bool:
@@ -161,7 +130,7 @@ class DataConfig:
         """
         rootless = self.dataset in (*BUILT_IN, OWN) or self.dataset.lower().startswith("hfds/")
         place = f"the folder (or tar file) of data set {self.dataset!r}"
-        _require(rootless or bool(self.root), "data.root", self.root, place)
+        check(rootless or bool(self.root), "data.root", self.root, place)
         built_in = BUILT_IN.get(self.dataset)
         in_chans = self.in_chans or (1 if built_in else 3)
         if built_in:
@@ -181,7 +150,7 @@ class DataConfig:
         for field in ("mean", "std"):
             value = getattr(config, field)
             allowed = f"{in_chans} numbers, one per channel"
-            _require(len(value) == in_chans, f"data.{field}", value, allowed)
+            check(len(value) == in_chans, f"data.{field}", value, allowed)
         return config
 
 
@@ -210,21 +179,21 @@ class AugmentConfig:
         if policy is not None and not isinstance(policy, str):
             raise TypeError(f"augment.auto_augment is {policy!r}; a timm policy or None is needed")
         ok = policy is None or _POLICY.fullmatch(policy)
-        _require(bool(ok), "augment.auto_augment", policy, _POLICIES)
+        check(bool(ok), "augment.auto_augment", policy, _POLICIES)
         for field in ("hflip", "reprob", "mixup_prob", "mixup_switch_prob"):
-            _number(f"augment.{field}", getattr(self, field), 0.0, 1.0)
+            check_number(f"augment.{field}", getattr(self, field), 0.0, 1.0)
         for field in ("color_jitter", "mixup", "cutmix"):
-            _number(f"augment.{field}", getattr(self, field), 0.0)
+            check_number(f"augment.{field}", getattr(self, field), 0.0)
         for field, high in (("scale", 1.0), ("ratio", math.inf)):
             value = _pair(f"augment.{field}", getattr(self, field), 1e-6, high)
-            _require(value[0] <= value[1], f"augment.{field}", value, "ascending numbers")
+            check(value[0] <= value[1], f"augment.{field}", value, "ascending numbers")
             object.__setattr__(self, field, value)
-        _choice("augment.remode", self.remode, ("pixel", "rand", "const"))
-        _integer("augment.recount", self.recount, 1)
-        _choice("augment.mixup_mode", self.mixup_mode, ("batch", "pair", "elem"))
-        _number("augment.smoothing", self.smoothing, 0.0)
-        _require(self.smoothing < 1, "augment.smoothing", self.smoothing, "below 1")
-        _integer("augment.repeated_aug", self.repeated_aug, 1)
+        check_choice("augment.remode", self.remode, ("pixel", "rand", "const"))
+        check_integer("augment.recount", self.recount, 1)
+        check_choice("augment.mixup_mode", self.mixup_mode, ("batch", "pair", "elem"))
+        check_number("augment.smoothing", self.smoothing, 0.0)
+        check(self.smoothing < 1, "augment.smoothing", self.smoothing, "below 1")
+        check_integer("augment.repeated_aug", self.repeated_aug, 1)
 
     @property
     def mixes(self) -> bool:
@@ -276,20 +245,20 @@ class OptimConfig:
     inactive: str = "dense"
 
     def __post_init__(self) -> None:
-        _number("optim.lr", self.lr, 0.0, open_low=True)
-        _integer("optim.lr_base_batch", self.lr_base_batch, 0)
+        check_number("optim.lr", self.lr, 0.0, open_low=True)
+        check_integer("optim.lr_base_batch", self.lr_base_batch, 0)
         for field in ("min_lr", "warmup_lr", "warmup_epochs", "weight_decay"):
-            _number(f"optim.{field}", getattr(self, field), 0.0)
+            check_number(f"optim.{field}", getattr(self, field), 0.0)
         object.__setattr__(self, "betas", _pair("optim.betas", self.betas, 0.0))
-        _require(max(self.betas) < 1, "optim.betas", self.betas, "two numbers below 1")
-        _number("optim.eps", self.eps, 0.0, open_low=True)
+        check(max(self.betas) < 1, "optim.betas", self.betas, "two numbers below 1")
+        check_number("optim.eps", self.eps, 0.0, open_low=True)
         if self.clip_grad is not None:
-            _number("optim.clip_grad", self.clip_grad, 0.0, open_low=True)
-        _choice("optim.schedule", self.schedule, ("cosine", "autoformer"))
+            check_number("optim.clip_grad", self.clip_grad, 0.0, open_low=True)
+        check_choice("optim.schedule", self.schedule, ("cosine", "autoformer"))
         if self.schedule == "autoformer":
             once = "False, as schedule 'autoformer' keeps the rate within an epoch"
-            _require(not self.sched_on_updates, "optim.sched_on_updates", True, once)
-        _choice("optim.inactive", self.inactive, ("dense", "masked", "skip"))
+            check(not self.sched_on_updates, "optim.sched_on_updates", True, once)
+        check_choice("optim.inactive", self.inactive, ("dense", "masked", "skip"))
 
     def peak_lr(self, batch_size: int) -> float:
         """Peak learning rate for `batch_size` images per step over all processes."""
@@ -320,19 +289,19 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for field in ("epochs", "accumulate", "eval_every", "checkpoint_every", "log_every"):
-            _integer(f"train.{field}", getattr(self, field), 1)
-        _integer("train.seed", self.seed, 0, _LARGEST_SEED)
+            check_integer(f"train.{field}", getattr(self, field), 1)
+        check_integer("train.seed", self.seed, 0, _LARGEST_SEED)
         if self.threads is not None:
-            _integer("train.threads", self.threads, 1)
-        _choice("train.amp", self.amp, ("auto", "bf16", "fp16", "off"))
-        _choice("train.graph", self.graph, ("auto", "on", "off"))
-        _number("train.ema_decay", self.ema_decay, 0.0)
-        _require(self.ema_decay < 1, "train.ema_decay", self.ema_decay, "0 (off) to below 1")
+            check_integer("train.threads", self.threads, 1)
+        check_choice("train.amp", self.amp, ("auto", "bf16", "fp16", "off"))
+        check_choice("train.graph", self.graph, ("auto", "on", "off"))
+        check_number("train.ema_decay", self.ema_decay, 0.0)
+        check(self.ema_decay < 1, "train.ema_decay", self.ema_decay, "0 (off) to below 1")
         if not isinstance(self.device, str):
             raise TypeError(f"train.device is {self.device!r}; a name is needed")
         kind, colon, index = self.device.partition(":")
         ok = kind == "cuda" and index.isdigit() if colon else kind in ("auto", "cpu", "cuda")
-        _require(ok, "train.device", self.device, "'auto', 'cpu', 'cuda', 'cuda:<index>'")
+        check(ok, "train.device", self.device, "'auto', 'cpu', 'cuda', 'cuda:<index>'")
 
 
 def check_pieces(data: DataConfig, train: TrainConfig, processes: int = 1) -> None:
@@ -343,4 +312,4 @@ def check_pieces(data: DataConfig, train: TrainConfig, processes: int = 1) -> No
     """
     share = data.batch_size // processes
     allowed = f"at most {share}, the images of data.batch_size that a process has"
-    _require(train.accumulate <= share, "train.accumulate", train.accumulate, allowed)
+    check(train.accumulate <= share, "train.accumulate", train.accumulate, allowed)

@@ -8,6 +8,7 @@ only when somebody asks for it.
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -18,11 +19,13 @@ import torch.utils.data
 from torch import Tensor
 
 from growtas.base.checks import few_images, warn
+from growtas.base.distributed import Process
 from growtas.base.image_transform import ImageTransform
 from growtas.base.optional import require
 from growtas.training import sources
 from growtas.training.batches import (
     Batches,
+    BatchReader,
     EpochOrder,
     EvalLoader,
     OnUnreadable,
@@ -30,12 +33,12 @@ from growtas.training.batches import (
 )
 from growtas.training.builtin import BUILT_IN
 from growtas.training.config import OWN, AugmentConfig, DataConfig
-from growtas.training.samples import ImageView, split_indices
+from growtas.training.samples import ImageView, UnreadableImage, split_indices
 
 Split = Literal["train", "search", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
-# What of the augmentation works on PIL images.
+# The settings of AugmentConfig that work on PIL images only.
 _OF_PICTURES = ("auto_augment", "color_jitter", "hflip", "scale", "ratio", "reprob")
 _OFF = AugmentConfig.off()
 
@@ -74,7 +77,8 @@ class DataBundle:
             self.config = replace(self.config, num_classes=self._count_classes())
         elif built_in := BUILT_IN.get(config.dataset):
             self._check_classes(built_in.num_classes)
-        # Of others the classes are counted when they are opened: a large folder takes minutes.
+        # Other data sets have their classes counted when they are opened: a large folder takes
+        # minutes.
 
     @property
     def num_classes(self) -> int:
@@ -197,9 +201,27 @@ class DataBundle:
             ("", list(range(start, min(start + batch, len(part)))))
             for start in range(0, len(part), batch)
         ]
-        policy: OnUnreadable = "skip" if self.config.skip_unreadable else "raise"
-        source = self._batches(part, keys, device, policy)
+        source = self._batches(part, keys, device, self._on_unreadable)
         return EvalLoader(self._prefetch(source, device) if prefetch else source, source)
+
+    def search_batch(self, seed: int, step: int, process: Process) -> tuple[Tensor, Tensor]:
+        """Search images of a training step: one draw for all processes, each its share.
+
+        Returns:
+            Images [batch, channels, side, side] and labels [batch], on the process's device.
+        """
+        view = self.search
+        count = min(self.config.batch_size, len(view))
+        draw = random.Random(f"growtas:{seed}:{step}:search").sample(range(len(view)), count)
+        share = draw[process.rank :: process.world_size]
+        reader = BatchReader(view, torch.utils.data.default_collate, self._on_unreadable)
+        batch = reader["", share]
+        if isinstance(batch, Exception):
+            raise batch
+        images, labels, _ = batch
+        if images is None:
+            raise UnreadableImage(f"cannot read any of the {len(share)} search images of a step")
+        return images.to(process.device), labels.to(process.device)
 
     def warn_about(self, split: Split) -> None:
         """Warn of what makes a split a poor one: few images to measure on, classes without any.
@@ -227,6 +249,10 @@ class DataBundle:
                 + ", ".join(map(str, some))
                 + more
             )
+
+    @property
+    def _on_unreadable(self) -> OnUnreadable:
+        return "skip" if self.config.skip_unreadable else "raise"
 
     def _prefetches(self, device: torch.device) -> bool:
         return device.type == "cuda" and not self._ready
@@ -372,10 +398,10 @@ def build_data(
         augment: how training samples are augmented; None: `AugmentConfig.digits()` for the built-in
             sets of digits, else the defaults.
         train: with ``config.dataset`` "own", the data set that training and search images come
-            from: (image, label) by index, the image a PIL image (augmented as `augment` says) or a
-            floating point tensor [channels, side, side] that is taken as it is; all of them the
-            same.
-        test: the like for the test; None: cut out of `train` by ``config.test_fraction``.
+            from: (image, label) by index. All images are PIL images (augmented as `augment` says),
+            or all are floating point tensors [channels, side, side], which are taken as they are.
+        test: such a data set for the test; None: it is cut out of `train` by
+            ``config.test_fraction``.
 
     Raises:
         ValueError: the settings do not fit the data set.

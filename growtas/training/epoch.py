@@ -8,20 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from growtas.training.distributed import Process
+from growtas.base.distributed import Process
 
 
 class EpochFigures:
     """Sums over the steps of an epoch so far.
 
     Args:
-        process: of the run; every process calls the same methods.
-        images: of a batch, in each process.
-        before: `state` of the same epoch, interrupted; None at its beginning.
+        process: every process of the run calls the same methods.
+        images: how many each process has of a batch.
+        before: what `state` gave when this epoch was interrupted; None at its beginning.
 
     Attributes:
-        steps: of the epoch, done so far.
-        lr: of the latest step.
+        steps: how many are done.
+        lr: the learning rate of the latest step.
         unreadable: images by index that this process could not read.
     """
 

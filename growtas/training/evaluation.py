@@ -1,16 +1,21 @@
-"""Accuracy and loss of some subnets over one pass of a loader."""
+"""Accuracy and loss of subnets over images: the loop that training and search share."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from growtas.base.distributed import Process
 from growtas.base.precision import autocast
 from growtas.space import Subnet
-from growtas.training.distributed import Process
+
+# Which of the subnets, and their logits [..., B, classes] for a batch of images.
+Logits = tuple[int | slice, Tensor]
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,6 @@ class Evaluation:
     count: int
 
 
-@torch.inference_mode()
 def evaluate(
     model: nn.Module,
     subnets: Sequence[Subnet],
@@ -42,23 +46,70 @@ def evaluate(
     Raises:
         ValueError: the loaders of all processes together are empty.
     """
-    totals = torch.zeros(len(subnets), 3, dtype=torch.float64, device=process.device)
-    training = model.training
+
+    def logits_of(images: Tensor) -> Iterator[Logits]:
+        images = images.to(process.device, non_blocking=True)
+        for index, subnet in enumerate(subnets):
+            with autocast(dtype, process.device):
+                logits = model(images, subnet)
+            yield index, logits
+
+    found = tally(model, loader, logits_of, len(subnets), process)
+    if not found or not found[0].count:
+        raise ValueError("nothing to evaluate: no subnet, or no image in the loader")
+    return found
+
+
+@torch.no_grad()  # not inference_mode: what a model caches meanwhile must be usable in training
+def tally(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    logits_of: Callable[[Tensor], Iterable[Logits]],
+    count: int,
+    process: Process,
+) -> list[Evaluation]:
+    """Evaluate `count` subnets on the batches of all processes.
+
+    A prediction from logits that are not all finite counts as wrong.
+
+    Args:
+        model: put into evaluation mode and back.
+        batches: of this process, (images, labels [B]).
+        logits_of: the logits of all subnets for the images of a batch.
+        count: of the subnets.
+        process: on whose device the logits are.
+    """
+    sums = torch.zeros(count, 3, dtype=torch.float64, device=process.device)
+    with evaluating(model):
+        for images, labels in batches:
+            labels = labels.to(process.device, non_blocking=True)
+            for which, logits in logits_of(images):
+                sums[which] += _sums(logits.float(), labels)
+    for one in sums:  # apart: the order of a sum over processes may depend on its neighbours
+        process.sum(one)
+    return [
+        Evaluation(right / max(n, 1), loss / max(n, 1), int(n)) for right, loss, n in sums.tolist()
+    ]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode; afterwards every module in its own."""
+    training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        for images, labels in loader:
-            images = images.to(process.device, non_blocking=True)
-            labels = labels.to(process.device, non_blocking=True)
-            for row, subnet in enumerate(subnets):
-                with autocast(dtype, process.device):
-                    logits = model(images, subnet)
-                logits = logits.float()
-                totals[row, 0] += (logits.argmax(1) == labels).sum()
-                totals[row, 1] += nn.functional.cross_entropy(logits, labels, reduction="sum")
-                totals[row, 2] += len(labels)
+        yield
     finally:
-        model.train(training)
-    sums = process.sum(totals).tolist()
-    if not sums or not sums[0][2]:
-        raise ValueError("nothing to evaluate: no subnet, or no image in the loader")
-    return [Evaluation(right / n, loss / n, int(n)) for right, loss, n in sums]
+        for module in training:
+            module.training = True
+
+
+def _sums(logits: Tensor, labels: Tensor) -> Tensor:
+    """[correct predictions, sum of the losses, images] ``[..., 3]`` of logits
+    ``[..., B, classes]``."""
+    right = (logits.argmax(-1) == labels) & logits.isfinite().all(-1)
+    labels = labels.expand(right.shape)
+    losses = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none")
+    loss = losses.view(right.shape).sum(-1, dtype=torch.float64)
+    images = torch.full_like(loss, right.shape[-1])
+    return torch.stack((right.sum(-1).double(), loss, images), -1)

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from growtas.base.distributed import Process
 from growtas.schedule import Phase, StepPlan
-from growtas.training.distributed import Process
 
 _NEVER = 2**62  # step number that stands for none
 
@@ -23,9 +23,9 @@ class FiniteLosses:
     """Remembers the first step whose loss is not finite; the device is waited for only in `check`.
 
     Args:
-        process: of the run; every process calls the same methods.
-        checkpoint: file of the run, for the message.
-        between: at most so many steps lie between two checks.
+        process: every process of the run calls the same methods.
+        checkpoint: the run's file, for the message.
+        between: largest number of steps between two checks.
     """
 
     def __init__(self, process: Process, checkpoint: Path, between: int) -> None:

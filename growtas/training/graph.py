@@ -19,10 +19,9 @@ from growtas.kernels.extents import check_groups
 from growtas.space import Subnet
 from growtas.supernet import Supernet
 from growtas.supernet.graph import Graph, check_batch, logits_buffer
-from growtas.training.optimizer import AdamW
+from growtas.training.optimizer import AdamW, update
 from growtas.training.sides import sampled_sides
 from growtas.training.static_update import StaticUpdate
-from growtas.training.update import update
 
 
 class StepOutput(NamedTuple):

@@ -11,8 +11,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from growtas.base.optional import require
 from growtas.kernels import AdamWRow, adamw_, gradient_norm
+from growtas.space import Subnet
+from growtas.supernet import Supernet
 from growtas.training.boxes import Extents, boxes_outside, check_extents, within
+from growtas.training.config import OptimConfig
 
 INACTIVE = ("dense", "masked", "skip")
 
@@ -314,3 +318,52 @@ def _cut(shells: Shells, extents: tuple[int, ...]) -> Shells:
     if not within(extents, after[0][0]):
         raise ValueError(f"box {extents} is not nested with box {after[0][0]}, reset before")
     return [*before, (extents, after[0][1]), *after]
+
+
+def build_optimizer(model: Supernet, optim: OptimConfig, batch_size: int) -> AdamW:
+    """AdamW with timm's groups: no weight decay for biases, 1-D parameters and tokens."""
+    groups = require("timm.optim", "train").param_groups_weight_decay(
+        model, optim.weight_decay, no_weight_decay_list=model.no_weight_decay()
+    )
+    return AdamW(
+        groups,
+        lr=optim.peak_lr(batch_size),
+        betas=optim.betas,
+        eps=optim.eps,
+        weight_decay=optim.weight_decay,
+        inactive=optim.inactive,
+    )
+
+
+def trained_boxes(model: Supernet, subnet: Subnet) -> dict[Tensor, tuple[int, ...]]:
+    """The box that a subnet reads of each parameter that trains; others are absent."""
+    parameters = dict(model.named_parameters())
+    return {
+        parameters[name]: box
+        for name, box in model.extents(subnet).items()
+        if parameters[name].requires_grad
+    }
+
+
+def update(
+    model: Supernet,
+    optimizer: AdamW,
+    scaler: torch.amp.GradScaler,
+    subnets: Iterable[Subnet],
+    *,
+    lr_scale: float = 1.0,
+    clip_grad: float | None = None,
+) -> None:
+    """What follows the gradients of a step: unscale, clip, move the weights, adapt the scale.
+
+    Args:
+        model: whose gradients are there.
+        optimizer: over its parameters.
+        scaler: of the loss; it may be disabled.
+        subnets: what the step sampled.
+        lr_scale, clip_grad: as for :meth:`AdamW.step`.
+    """
+    active = [trained_boxes(model, subnet) for subnet in dict.fromkeys(subnets)]
+    scaler.unscale_(optimizer)
+    scaler.step(optimizer, active=active, lr_scale=lr_scale, clip_grad=clip_grad)
+    scaler.update()

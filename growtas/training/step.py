@@ -1,26 +1,49 @@
-"""One optimizer step of the training loop: a plan's gradients, the update, the average; from one
-captured graph where the plan and the device allow it."""
+"""One optimizer step: the passes of a plan, the update, the average.
+
+Where the plan and the device allow it, all of this comes from one captured graph
+(`growtas.training.graph`). docs/a-step.md follows a step from the plan to the kernels and back.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, overload
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from growtas.base.precision import amp_dtype
+from growtas.base.distributed import Process
+from growtas.base.optional import require
+from growtas.base.precision import amp_dtype, autocast
 from growtas.kernels import GradientAccumulator
-from growtas.schedule import StepPlan
+from growtas.schedule import Pass, StepPlan
 from growtas.supernet import Supernet
+from growtas.training.batches import build_mix
 from growtas.training.config import OptimConfig, TrainConfig
 from growtas.training.data import DataBundle
-from growtas.training.distributed import Process
 from growtas.training.graph import GraphedStep
-from growtas.training.optimizer import AdamW
-from growtas.training.parts import SearchBatches, build_average, build_mix, wrap
-from growtas.training.passes import PassRunner, StepResult, check_plan, trains
-from growtas.training.update import update
+from growtas.training.optimizer import AdamW, update
+
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step measured on this process.
+
+    Attributes:
+        losses: [passes] float32, mean loss of each pass, unscaled.
+        objective: [] float32, the sum of the scaled losses of the passes that train.
+        correct: [] int64, images that the first training pass classified as their main label.
+    """
+
+    losses: Tensor
+    objective: Tensor
+    correct: Tensor
 
 
 class TrainStep:
@@ -33,7 +56,9 @@ class TrainStep:
         process: device and world.
 
     Attributes:
+        dtype: of autocast; None for float32.
         scaler: of the loss; disabled unless float16 trains.
+        mix: timm's Mixup (in place on images, labels to soft targets); None if labels stay hard.
         average: timm's ModelEmaV3; None if averaging is off.
     """
 
@@ -48,15 +73,15 @@ class TrainStep:
     ) -> None:
         self.model = model
         self.optimizer = optimizer
+        self.data = data
         self.config = config
         self.optim = optim
         self.process = process
         self.dtype = amp_dtype(config.amp, process.device)
         self.scaler = torch.amp.GradScaler(process.device.type, enabled=self.dtype is torch.float16)
-        self.smoothing = data.augment.smoothing
-        self.mix = build_mix(data, process.world_size)
-        self._search_batch = SearchBatches(data, config.seed, process)
-        # Gradients go straight into the sampled slices where nothing needs them at full size.
+        share = data.config.batch_size // process.world_size
+        self.mix = build_mix(data.augment, share, data.num_classes)
+        # Gradients go straight into the sampled boxes where nothing needs them at full size.
         self._gradients = (
             GradientAccumulator(p for p in model.parameters() if p.requires_grad)
             if process.world_size == 1 and not config.compile
@@ -71,7 +96,7 @@ class TrainStep:
         if process.world_size > 1:  # before the average is copied from it
             for parameter in model.parameters():
                 dist.broadcast(parameter.detach(), 0)
-        self.average = build_average(model, config)
+        self.average = _build_average(model, config)
         if config.compile:
             for block in model.blocks:
                 block.compile(dynamic=True)
@@ -87,23 +112,60 @@ class TrainStep:
         Raises:
             ValueError: the plan asks for something this trainer does not have.
         """
+        check_plan(plan)
         if self._never is None:
             reason = not_graphed(plan)
             if reason is None:
                 return self._replay(plan, images, labels, step)
             self._tell(reason)
         self._zero_grad()
-        result = self.runner.run(plan, images, labels, step)
+        result = self.run_passes(plan, images, labels, step)
         self.update(plan)
         if self.average is not None:
             self.average.update(self.model, step + 1)
         return result
 
+    def run_passes(self, plan: StepPlan, images: Tensor, labels: Tensor, step: int) -> StepResult:
+        """Add the gradients of all passes of `plan` to the parameters.
+
+        A pass that distils sees the same images as its teacher did. Of the others, those with
+        `regularise` see mixed images (if mixing is on) and use drop path.
+        """
+        mixed = _mixing_passes(plan) if self.mix is not None else [False] * len(plan.passes)
+        plain: Batch = (images, labels)
+        soft = plain
+        if self.mix is not None and any(mixed):
+            soft = self.mix(images.clone() if not all(mixed) else images, labels)
+        pieces = min(self.config.accumulate, len(images))
+        training = [i for i, one in enumerate(plan.passes) if _trains(one)]
+        device = self.process.device
+        losses = torch.zeros(len(plan.passes), device=device)
+        objective = torch.zeros((), device=device)
+        correct = torch.zeros((), dtype=torch.int64, device=device)
+        for piece, (plain_part, soft_part) in enumerate(_cut(plain, soft, pieces)):
+            share = len(plain_part[0]) / len(images)
+            tags: dict[str, Tensor] = {}
+            for i, one in enumerate(plan.passes):
+                batch, part = soft_part if mixed[i] else plain_part, share
+                if one.split == "search":  # nothing to accumulate: once, in one piece
+                    if piece > 0:
+                        continue
+                    batch = self.data.search_batch(self.config.seed, step, self.process)
+                    part = 1.0
+                sync = i == training[-1] and piece == pieces - 1
+                logits, loss = self._pass(one, batch, tags, share, sync)
+                losses[i] += loss * part
+                if _trains(one):
+                    objective += loss * (share * one.scale)
+                if i == training[0]:
+                    correct += _correct(logits, batch[1])
+        return StepResult(losses, objective, correct)
+
     def update(self, plan: StepPlan) -> None:
         """Move the weights by the gradients that the plan's passes left."""
         update(
             self.model, self.optimizer, self.scaler,
-            [step_pass.subnet for step_pass in plan.passes if trains(step_pass)],
+            [one.subnet for one in plan.passes if _trains(one)],
             lr_scale=plan.lr_scale, clip_grad=self.optim.clip_grad,
         )  # fmt: skip
 
@@ -113,23 +175,67 @@ class TrainStep:
         return found
 
     @functools.cached_property
-    def runner(self) -> PassRunner:
-        """Runs the passes of plans that are not graphed."""
-        return PassRunner(
-            wrap(self.model, self.process),
+    def _wrapped(self) -> nn.Module:
+        """The model, in DistributedDataParallel if there are several processes."""
+        if self.process.world_size == 1:
+            return self.model
+        device = self.process.device
+        return nn.parallel.DistributedDataParallel(
             self.model,
-            self.process,
-            dtype=self.dtype,
-            smoothing=self.smoothing,
-            mix=self.mix,
-            scale_loss=self.scaler.scale,
-            search_batch=self._search_batch,
-            accumulate=self.config.accumulate,
-            **({} if self._gradients is None else {"gradients": self._gradients}),
+            device_ids=[device] if device.type == "cuda" else None,
+            find_unused_parameters=True,  # each step uses other blocks; DDP has to find out which
         )
 
+    def _pass(
+        self, one: Pass, batch: Batch, tags: dict[str, Tensor], share: float, sync: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Logits and loss of a pass; if it trains, its gradients are added."""
+        images, targets = batch
+        device = self.process.device
+        self.model.train(one.regularise and _trains(one))
+        try:
+            if not _trains(one):
+                with torch.no_grad(), autocast(self.dtype, device):
+                    logits = self.model(images, one.subnet).float()
+                loss = nn.functional.cross_entropy(logits, targets)
+            else:
+                with self._no_sync(sync):
+                    with autocast(self.dtype, device):
+                        logits = self._wrapped(images, one.subnet, gradients=self._gradients)
+                    logits = logits.float()
+                    loss = self._loss(one, logits, targets, tags)
+                    self.scaler.scale(loss * (share * one.scale)).backward()
+        finally:
+            self.model.train()
+        if one.tag is not None:
+            tags[one.tag] = logits.detach()
+        return logits.detach(), loss.detach()
+
+    def _loss(self, one: Pass, logits: Tensor, targets: Tensor, tags: dict[str, Tensor]) -> Tensor:
+        loss = logits.new_zeros(())
+        if one.uses_labels:
+            smoothing = 0.0 if targets.dim() == 2 else self.data.augment.smoothing
+            loss = nn.functional.cross_entropy(logits, targets, label_smoothing=smoothing)
+        if one.teacher is not None:
+            teacher = tags[one.teacher].softmax(1)
+            loss = loss + nn.functional.cross_entropy(logits, teacher)
+        return loss
+
+    def _no_sync(self, sync: bool) -> contextlib.AbstractContextManager[None]:
+        # Gradients of all passes meet in one exchange between processes, at the last backward.
+        if sync or not isinstance(self._wrapped, nn.parallel.DistributedDataParallel):
+            return contextlib.nullcontext()
+        return self._wrapped.no_sync()
+
+    def _zero_grad(self) -> None:
+        if self._graphed is not None:
+            self._graphed.zero_()
+        if self._gradients is not None:
+            self._gradients.zero_()
+        elif self._graphed is None:
+            self.optimizer.zero_grad(set_to_none=True)
+
     def _replay(self, plan: StepPlan, images: Tensor, labels: Tensor, step: int) -> StepResult:
-        check_plan(plan)
         targets = labels
         if self.mix is not None:
             images, targets = self.mix(images, labels)
@@ -138,7 +244,7 @@ class TrainStep:
                 self.model, self.optimizer, images, targets,
                 loss=functools.partial(
                     nn.functional.cross_entropy,
-                    label_smoothing=0.0 if self.mix is not None else self.smoothing,
+                    label_smoothing=0.0 if self.mix is not None else self.data.augment.smoothing,
                 ),
                 clip_grad=self.optim.clip_grad, dtype=self.dtype, scaler=self.scaler,
                 average=None if self.average is None else self.average.module,
@@ -149,23 +255,60 @@ class TrainStep:
         for reason in (self._graphed.reason, self._graphed.update_reason):
             if reason is not None:
                 self._tell(reason)
-        hard = targets.argmax(1) if targets.dim() == 2 else targets
-        correct = (logits.argmax(1) == hard).sum()
         loss = loss.clone()  # the next step overwrites it
-        return StepResult(loss.view(1), loss, correct)
-
-    def _zero_grad(self) -> None:
-        if self._graphed is not None:
-            self._graphed.zero_()
-        if self._gradients is not None:
-            self._gradients.zero_()
-        elif self._graphed is None:
-            self.optimizer.zero_grad(set_to_none=True)
+        return StepResult(loss.view(1), loss, _correct(logits, targets))
 
     def _tell(self, reason: str) -> None:
         if reason not in self._told:
             self._told.add(reason)
             self._notes.append(f"not in one CUDA graph: {reason}")
+
+
+class StepLosses(Sequence[float]):
+    """The losses of a step's passes, averaged over all processes when somebody looks.
+
+    Reading waits for the device, so a strategy that ignores its losses costs nothing.
+    """
+
+    def __init__(self, losses: Tensor, process: Process) -> None:
+        self._losses = losses
+        self._process = process
+        self._values: list[float] | None = None
+
+    def __len__(self) -> int:
+        return len(self._losses)
+
+    @overload
+    def __getitem__(self, index: int) -> float: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[float]: ...
+    def __getitem__(self, index: int | slice) -> float | Sequence[float]:
+        if self._values is None:
+            mean = self._process.sum(self._losses.clone()) / self._process.world_size
+            self._values = mean.tolist()
+        return self._values[index]
+
+
+def check_plan(plan: StepPlan) -> None:
+    """Refuse what this trainer cannot execute.
+
+    Raises:
+        ValueError: naming the value and what is allowed.
+    """
+    if not any(map(_trains, plan.passes)):
+        raise ValueError("every pass of the plan has loss 'eval': nothing would be trained")
+    splits = {one.tag: one.split for one in plan.passes}
+    for one in plan.passes:
+        if one.teacher is not None and splits.get(one.teacher) != one.split:
+            raise ValueError(
+                f"loss is {one.loss!r} on split {one.split!r}; the pass tagged {one.teacher!r} "
+                f"ran on {splits.get(one.teacher)!r}, so the images differ"
+            )
+        if one.split == "search" and _trains(one):
+            raise ValueError(
+                f"split is 'search' with loss {one.loss!r}; weights never train on the search "
+                "split, allowed there: 'eval'"
+            )
 
 
 def not_graphed(plan: StepPlan) -> str | None:
@@ -198,3 +341,40 @@ def _never_graphed(config: TrainConfig, model: Supernet) -> str | None:
     if reason is not None and config.graph == "on":
         raise ValueError(f"train.graph is 'on', but {reason}; allowed: 'auto', 'off'")
     return reason
+
+
+def _build_average(model: Supernet, config: TrainConfig) -> Any:
+    """timm's ModelEmaV3 over a copy of the model; None if averaging is off."""
+    if not config.ema_decay:
+        return None
+    average = require("timm.utils", "train").ModelEmaV3
+    return average(model, decay=config.ema_decay, use_warmup=config.ema_warmup)
+
+
+def _trains(one: Pass) -> bool:
+    """Whether the pass has a backward."""
+    return one.loss != "eval"
+
+
+def _correct(logits: Tensor, targets: Tensor) -> Tensor:
+    """Images classified as their label, or as the main one of soft targets."""
+    return (logits.argmax(1) == (targets.argmax(1) if targets.dim() == 2 else targets)).sum()
+
+
+def _mixing_passes(plan: StepPlan) -> list[bool]:
+    """Which passes see mixed images."""
+    by_tag: dict[str, bool] = {}
+    mixing = []
+    for one in plan.passes:
+        own = one.split == "train" and one.regularise and _trains(one)
+        mixed = by_tag[one.teacher] if one.teacher is not None else own
+        if one.tag is not None:
+            by_tag[one.tag] = mixed
+        mixing.append(mixed)
+    return mixing
+
+
+def _cut(plain: Batch, soft: Batch, pieces: int) -> Iterator[tuple[Batch, Batch]]:
+    parts = [tensor.tensor_split(pieces) for tensor in (*plain, *soft)]
+    for images, labels, soft_images, soft_labels in zip(*parts, strict=True):
+        yield (images, labels), (soft_images, soft_labels)

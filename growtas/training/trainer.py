@@ -12,12 +12,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from growtas.base import stopping
+from growtas.base import distributed, stopping
 from growtas.base.config import differences, to_plain
 from growtas.base.progress import Progress
 from growtas.schedule import Phase, StepContext, Strategy, total_epochs
 from growtas.supernet import Supernet, save_supernet
-from growtas.training import distributed
 from growtas.training.batches import left_out, naming_dead_workers, seed_all
 from growtas.training.checkpoint import load_checkpoint, save_checkpoint
 from growtas.training.config import OptimConfig, TrainConfig, check_pieces
@@ -29,10 +28,9 @@ from growtas.training.growth import initialise_new_weights
 from growtas.training.identity import lasting
 from growtas.training.learning_rate import LearningRate, has_own_rate, segment_of
 from growtas.training.metrics import MetricsLog, board_writer
-from growtas.training.parts import build_optimizer, check_fit
-from growtas.training.passes import StepLosses
+from growtas.training.optimizer import build_optimizer, trained_boxes
 from growtas.training.samples import some_names
-from growtas.training.step import TrainStep
+from growtas.training.step import StepLosses, TrainStep
 
 CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "supernet.safetensors"
@@ -101,7 +99,7 @@ class Trainer:
         self.say = say
         self.process = distributed.start(config.device, config.threads)
         check_pieces(data.config, config, self.process.world_size)
-        check_fit(model, data)
+        _check_fit(model, data)
         if config.tensorboard and self.process.is_main:
             board_writer()
         self.model = model.to(self.process.device)
@@ -116,7 +114,6 @@ class Trainer:
         self.steps_per_epoch = len(self.loader)
         data.warn_about("train")
         data.warn_about("search")
-        self._parameters = dict(self.model.named_parameters())
         self.optimizer = build_optimizer(model, self.optim, data.config.batch_size)
         # Fails now rather than at the start of a late phase.
         for index in range(len(self.phases)):
@@ -269,27 +266,20 @@ class Trainer:
         """Give the weights that only `phase` reads the start that it asks for."""
         if phase.growth_init == "none" and not phase.reset_moments:
             return
-        old, new = (self.model.extents(part.space.largest()) for part in (before, phase))
+        old, new = before.space.largest(), phase.space.largest()
         # The average of weights that nothing read so far says nothing: it starts anew with them.
         models = [self.model] if self.ema is None else [self.model, self.ema.module]
         seed = random.Random(f"growtas:{self.config.seed}:growth:{index}").getrandbits(32)
-        initialise_new_weights(models, old, new, phase.growth_init, seed)
+        known, read = self.model.extents(old), self.model.extents(new)
+        initialise_new_weights(models, known, read, phase.growth_init, seed)
         if phase.reset_moments:
-            self.optimizer.reset(self._boxes(old), self._boxes(new))
+            self.optimizer.reset(trained_boxes(self.model, old), trained_boxes(self.model, new))
 
     def _apply_phase(self, index: int) -> None:
         self._phase = index
         freeze = self.phases[index].freeze
-        boxes = {} if freeze is None else self._boxes(self.model.extents(freeze.largest()))
-        self.optimizer.freeze(boxes)
+        self.optimizer.freeze({} if freeze is None else trained_boxes(self.model, freeze.largest()))
         self._rate = self._learning_rate(index)
-
-    def _boxes(self, extents: Mapping[str, tuple[int, ...]]) -> dict[Tensor, tuple[int, ...]]:
-        return {
-            self._parameters[name]: extent
-            for name, extent in extents.items()
-            if self._parameters[name].requires_grad
-        }
 
     def _learning_rate(self, index: int) -> LearningRate:
         segment = segment_of(self.phases, index, self.epochs, self.optim)
@@ -427,3 +417,24 @@ class Trainer:
             if note not in self._notes:  # an epoch that goes on may be told it again
                 self._notes.append(note)
             progress.tell(note)
+
+
+def _check_fit(model: Supernet, data: DataBundle) -> None:
+    """Refuse a model that is no supernet, or not made for the images.
+
+    Raises:
+        TypeError, ValueError: naming what does not fit.
+    """
+    if not isinstance(model, Supernet):
+        raise TypeError(
+            f"the model is a {type(model).__name__}; allowed: a Supernet (for several processes "
+            "the trainer wraps it itself)"
+        )
+    height, width = model.config["image_size"]
+    for name, ours, theirs in (
+        ("image_size", [height, width], [data.image_size, data.image_size]),
+        ("in_chans", model.config["in_chans"], data.in_chans),
+        ("num_classes", model.config["num_classes"], data.num_classes),
+    ):
+        if ours != theirs:
+            raise ValueError(f"the model has {name} {ours}, the data {theirs}; they must agree")

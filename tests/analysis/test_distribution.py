@@ -9,7 +9,7 @@ import pytest
 
 from growtas import Subnet
 from growtas.analysis.distribution import BINS, _edges, plot, score_window
-from growtas.analysis.figures import write_png
+from growtas.run.report import save_figure
 from growtas.search import Limit
 
 
@@ -59,7 +59,7 @@ class TestPlot:
         assert "40 search images" in figure.get_suptitle()
         labels = (figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel())
         assert "top-1 accuracy [%]" in labels
-        write_png(figure, tmp_path / "figures" / "distribution.png")
+        save_figure(figure, tmp_path / "figures" / "distribution.png")
         assert min(png_size(tmp_path / "figures" / "distribution.png")) > 300
         assert [path.name for path in (tmp_path / "figures").iterdir()] == ["distribution.png"]
 

@@ -11,6 +11,7 @@ from analysis.models import build_model
 
 from growtas import Subnet, Supernet
 from growtas.analysis.similarity import (
+    Comparison,
     block_outputs,
     compare_tokens,
     plot,
@@ -18,7 +19,7 @@ from growtas.analysis.similarity import (
     spread_batches,
 )
 from growtas.analysis.subject import subnet_text
-from growtas.training.distributed import Process
+from growtas.base.distributed import Process
 
 PROCESS = Process(0, 1, torch.device("cpu"))
 REFERENCE = Subnet(16, (1, 2), (2, 1))
@@ -68,7 +69,7 @@ class TestBlockOutputs:
 class TestSimilarity:
     def test_equals_a_slow_loop(self, model, images):
         rows = compare_tokens(
-            model, REFERENCE, SUBNETS, batches(images), PROCESS, relation="larger", name="net"
+            Comparison("net", model, "larger", REFERENCE, SUBNETS), batches(images), PROCESS
         )
         found = {(row.subnet, row.block): row for row in rows}
         assert len(found) == len(rows) == 2 + 1 + 2  # blocks that both subnets have
@@ -83,39 +84,45 @@ class TestSimilarity:
 
     def test_a_subnet_is_like_itself(self, model, images):
         rows = compare_tokens(
-            model, REFERENCE, [REFERENCE], batches(images), PROCESS, relation="larger"
+            Comparison("net", model, "larger", REFERENCE, [REFERENCE]), batches(images), PROCESS
         )
         for row in rows:
             assert row.cosine_mean == pytest.approx(1, abs=1e-6)
             assert row.cosine_std == pytest.approx(0, abs=1e-3)
 
     def test_kinds_of_tokens(self, model, images):
-        options = {"relation": "smaller"}
-        arguments = (model, REFERENCE, SUBNETS[:1], batches(images), PROCESS)
+        comparison = Comparison("net", model, "smaller", REFERENCE, SUBNETS[:1])
+        arguments = (comparison, batches(images), PROCESS)
         if not model.config["class_token"]:
             with pytest.raises(ValueError, match="no class token"):
-                compare_tokens(*arguments, tokens="class", **options)
+                compare_tokens(*arguments, tokens="class")
             return
         for tokens, first, last in (("class", 0, 1), ("patches", 1, None)):
-            row = compare_tokens(*arguments, tokens=tokens, **options)[0]
+            row = compare_tokens(*arguments, tokens=tokens)[0]
             cosines = slow_cosines(model, images, SUBNETS[0], 0, first, last)
             assert row.token_pairs == len(cosines)
             assert row.cosine_mean == pytest.approx(statistics.fmean(cosines), abs=1e-5)
 
     def test_the_mode_of_the_model_is_given_back(self, model, images):
         model.train()
-        compare_tokens(model, REFERENCE, SUBNETS[:1], batches(images), PROCESS, relation="larger")
+        compare_tokens(
+            Comparison("net", model, "larger", REFERENCE, SUBNETS[:1]), batches(images), PROCESS
+        )
         assert model.training
 
     def test_what_cannot_be_done(self, model, images):
         with pytest.raises(ValueError, match="no images"):
-            compare_tokens(model, REFERENCE, SUBNETS, [], PROCESS, relation="larger")
+            compare_tokens(Comparison("net", model, "larger", REFERENCE, SUBNETS), [], PROCESS)
         with pytest.raises(ValueError, match="all, patches, class, got 'some'"):
-            compare_tokens(model, REFERENCE, SUBNETS, [], PROCESS, relation="larger", tokens="some")
+            compare_tokens(
+                Comparison("net", model, "larger", REFERENCE, SUBNETS), [], PROCESS, tokens="some"
+            )
 
 
 def test_pooled_is_over_all_token_pairs(model, images):
-    rows = compare_tokens(model, REFERENCE, SUBNETS, batches(images), PROCESS, relation="larger")
+    rows = compare_tokens(
+        Comparison("net", model, "larger", REFERENCE, SUBNETS), batches(images), PROCESS
+    )
     for block, (mean, std) in pooled(rows).items():
         cosines = [
             cosine
@@ -130,7 +137,7 @@ def test_pooled_is_over_all_token_pairs(model, images):
 def test_plot_shows_the_pooled_means(model, images):
     pytest.importorskip("matplotlib")
     rows = compare_tokens(
-        model, REFERENCE, SUBNETS, batches(images), PROCESS, relation="larger", name="net"
+        Comparison("net", model, "larger", REFERENCE, SUBNETS), batches(images), PROCESS
     )
     figure = plot(rows)
     lines = {line.get_label(): line for line in figure.axes[0].lines}

@@ -76,7 +76,6 @@ def test_teachers_come_before_their_students():
     [
         ({"passes": ()}, "at least one pass"),
         ({"lr_scale": -1.0}, "lr_scale must be positive and finite, got -1.0"),
-        ({"momentum_key": -1}, "momentum_key must be at least 0, got -1"),
     ],
 )
 def test_plans_refuse_values_out_of_range(changes, message):

@@ -195,7 +195,7 @@ def test_bad_data_is_refused(images, labels, error, message: str) -> None:
 def test_bad_options_and_loaders_are_refused() -> None:
     images, labels = torch.zeros(4, 3, 2, 2), torch.zeros(4).long()
     with pytest.raises(ValueError, match="amp must be auto, bf16, fp16 or off, got 'int8'"):
-        Evaluator(ChannelMeans(), images, labels, amp="int8")  # type: ignore[arg-type]
+        Evaluator(ChannelMeans(), images, labels, amp="int8")
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         Evaluator(ChannelMeans(), images, labels, batch_size=0)
     with pytest.raises(TypeError, match=r"must yield \(images, labels\), got dict"):

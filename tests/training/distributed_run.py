@@ -23,9 +23,9 @@ from training.training_setup import (  # noqa: E402
     train_config,
 )
 
-from growtas.base import stopping  # noqa: E402
+from growtas.base import distributed, stopping  # noqa: E402
 from growtas.schedule import GrowTAS, Plateau, Uniform  # noqa: E402
-from growtas.training import NonFiniteLossError, Trainer, distributed  # noqa: E402
+from growtas.training import NonFiniteLossError, Trainer  # noqa: E402
 from growtas.training.epoch import EpochFigures  # noqa: E402
 
 STEEP = replace(RATE, eps=1e-3)  # Adam is then smooth in the gradient: rounding stays rounding

@@ -10,8 +10,9 @@ import pytest
 import torch
 from training import distributed_run
 
+from growtas.base import distributed
 from growtas.schedule import Uniform
-from growtas.training import TrainConfig, Trainer, distributed
+from growtas.training import TrainConfig, Trainer
 from growtas.training.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.skipif(

@@ -8,24 +8,23 @@ from __future__ import annotations
 import contextlib
 import math
 import random
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from growtas.kernels import GradientAccumulator
+from growtas.base.distributed import Process
 from growtas.schedule import Pass, StepPlan
 from growtas.space import Subnet
 from growtas.supernet.graph import Graph, GraphedForward
 from growtas.training import graph, static_update
-from growtas.training.distributed import Process
 from growtas.training.graph import GraphedStep
-from growtas.training.optimizer import AdamW
-from growtas.training.passes import PassRunner
-from growtas.training.update import update
+from growtas.training.optimizer import AdamW, update
+from growtas.training.step import TrainStep
 
-from .training_setup import FREEZE, SPACE, supernet
+from .training_setup import FREEZE, RATE, SPACE, digits, supernet, train_config
 
 CPU = torch.device("cpu")
 
@@ -54,28 +53,18 @@ class Ordinary:
     """A step as `Trainer` makes it, from the trainer's own parts."""
 
     def __init__(self, model, optimizer, clip_grad=None, scaler=None, dtype=None, average=None):
-        self.model, self.optimizer, self.clip_grad = model, optimizer, clip_grad
+        self.model, self.optimizer = model, optimizer
         self.scaler = scaler if scaler is not None else torch.amp.GradScaler("cpu", enabled=False)
-        self.gradients = GradientAccumulator(model.parameters())
-        self.average = average
-        process = Process(0, 1, CPU)
-        self.runner = PassRunner(
-            model, model, process, dtype=dtype, scale_loss=self.scaler.scale,
-            gradients=self.gradients,
-        )  # fmt: skip
+        optim = replace(RATE, clip_grad=clip_grad)
+        settings = train_config(graph="off")
+        self.step = TrainStep(model, optimizer, digits(), settings, optim, Process(0, 1, CPU))
+        self.step.scaler, self.step.dtype, self.step.average = self.scaler, dtype, average
         self.steps = 0
 
     def __call__(self, images, labels, subnet, lr_scale=1.0):
-        self.gradients.zero_()
-        result = self.runner.run(StepPlan((Pass(subnet),)), images, labels, 0)
-        update(
-            self.model, self.optimizer, self.scaler, [subnet],
-            lr_scale=lr_scale, clip_grad=self.clip_grad,
-        )  # fmt: skip
+        plan = StepPlan((Pass(subnet),), lr_scale=lr_scale)
         self.steps += 1
-        if self.average is not None:
-            self.average.update(self.model, self.steps)
-        return result.objective
+        return self.step(plan, images, labels, self.steps - 1).objective
 
 
 def subnets(count):
@@ -202,10 +191,10 @@ def test_several_subnets_in_one_step(inactive):
     for i, ((images, labels), one) in enumerate(zip(batches(20), subnets(20), strict=True)):
         both = (one, other[i + 2])
         loss = graphed(images, labels, both).loss.clone()
-        ordinary.gradients.zero_()
+        ordinary.step._zero_grad()
         parts = zip(images.chunk(2), labels.chunk(2), both, strict=True)
         want = sum(
-            ordinary.runner.run(StepPlan((Pass(subnet, scale=0.5),)), *part, 0).objective
+            ordinary.step.run_passes(StepPlan((Pass(subnet, scale=0.5),)), *part, 0).objective
             for *part, subnet in parts
         )
         update(ordinary.model, ordinary.optimizer, ordinary.scaler, both, clip_grad=0.5)
@@ -230,7 +219,7 @@ def test_averages_follow_as_timms_do():
     for i, ((images, labels), subnet) in enumerate(zip(batches(12), subnets(12), strict=True)):
         graphed(images, labels, subnet, decay=average.get_decay(i + 1))
         ordinary(images, labels, subnet)
-        assert_same_weights(average.module, ordinary.average.module)
+        assert_same_weights(average.module, ordinary.step.average.module)
     moved = average.module.head.weight - model.head.weight
     assert moved.abs().max() > 1e-4
 

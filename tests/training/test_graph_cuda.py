@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
 
 from growtas import kernels
-from growtas.kernels import GradientAccumulator
+from growtas.base.distributed import Process
 from growtas.schedule import Pass, StepPlan
 from growtas.supernet.graph import WARM_UP, GraphedForward
-from growtas.training.distributed import Process
 from growtas.training.graph import GraphedStep
 from growtas.training.optimizer import AdamW
-from growtas.training.passes import PassRunner
-from growtas.training.update import update
+from growtas.training.step import TrainStep
 
 from .test_graph import batches, subnets
-from .training_setup import FREEZE, SPACE, supernet
+from .training_setup import FREEZE, RATE, SPACE, digits, supernet, train_config
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="a CUDA graph needs a CUDA device"
@@ -35,21 +34,18 @@ class Eager:
     """Ordinary steps of a copy of the model, in a dtype and on a device."""
 
     def __init__(self, device, dtype, autocast, scaler, inactive):
-        self.device, self.dtype, self.scaler = torch.device(device), dtype, scaler
+        self.device, self.dtype = torch.device(device), dtype
         self.model = supernet().to(device, dtype)
         self.optimizer = AdamW(self.model.parameters(), lr=LR, eps=1e-4, inactive=inactive)
-        self.gradients = GradientAccumulator(self.model.parameters())
-        self.runner = PassRunner(
-            self.model, self.model, Process(0, 1, self.device),
-            dtype=autocast, scale_loss=scaler.scale, gradients=self.gradients,
-        )  # fmt: skip
+        optim, process = replace(RATE, clip_grad=0.5), Process(0, 1, self.device)
+        settings = train_config(graph="off")
+        self.step = TrainStep(self.model, self.optimizer, digits(), settings, optim, process)
+        self.step.scaler, self.step.dtype = scaler, autocast
 
     def __call__(self, images, labels, subnet, lr_scale, step):
         images, labels = images.to(self.device, self.dtype), labels.to(self.device)
-        self.gradients.zero_()
-        loss = self.runner.run(StepPlan((Pass(subnet),)), images, labels, step).objective
-        update(self.model, self.optimizer, self.scaler, [subnet], lr_scale=lr_scale, clip_grad=0.5)
-        return float(loss)
+        plan = StepPlan((Pass(subnet),), lr_scale=lr_scale)
+        return float(self.step(plan, images, labels, step).objective)
 
 
 def errors(model, golden):

@@ -1,16 +1,29 @@
-"""Plans executed by PassRunner against gradients written out by hand."""
+"""The passes of plans against gradients written out by hand."""
+
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
-from training.training_setup import SPACE, supernet
+from training.training_setup import RATE, SPACE, digits, supernet, train_config
 
+from growtas.base.distributed import Process
 from growtas.schedule import Pass, StepPlan
-from growtas.training.distributed import Process
-from growtas.training.passes import PassRunner, StepLosses
+from growtas.training import AugmentConfig
+from growtas.training.optimizer import AdamW
+from growtas.training.step import StepLosses, TrainStep
 
 PROCESS = Process(0, 1, torch.device("cpu"))
 SMALL, LARGE = SPACE.smallest(), SPACE.largest()
+
+
+def step_of(model, smoothing=0.0, mix=None, **settings):
+    """A step on one process; its passes are what is tested here."""
+    data = digits(augment=replace(AugmentConfig.off(), smoothing=smoothing))
+    optimizer = AdamW(model.parameters())
+    step = TrainStep(model, optimizer, data, train_config(graph="off", **settings), RATE, PROCESS)
+    step.mix = mix
+    return step
 
 
 def batch(count=12):
@@ -50,7 +63,7 @@ def test_losses_tags_and_scales():
             Pass(SMALL, loss="kd:big", scale=0.25),
         )
     )
-    result = PassRunner(model, model, PROCESS, smoothing=0.1).run(plan, images, labels, 0)
+    result = step_of(model, smoothing=0.1).run_passes(plan, images, labels, 0)
     assert_same_gradients(model, expected)
     torch.testing.assert_close(result.losses, torch.stack([first, second, third]).detach())
     torch.testing.assert_close(result.objective, (first + second + 0.25 * third).detach())
@@ -63,10 +76,10 @@ def test_accumulation_gives_the_gradients_of_the_whole_batch(pieces):
     images, labels = batch()
     plan = StepPlan((Pass(LARGE, tag="big"), Pass(SMALL, loss="kd:big")))
     model = supernet()
-    whole = PassRunner(model, model, PROCESS).run(plan, images, labels, 0)
+    whole = step_of(model).run_passes(plan, images, labels, 0)
     expected = gradients(model)
     model.zero_grad()
-    cut = PassRunner(model, model, PROCESS, accumulate=pieces).run(plan, images, labels, 0)
+    cut = step_of(model, accumulate=pieces).run_passes(plan, images, labels, 0)
     assert_same_gradients(model, expected)
     torch.testing.assert_close(cut.losses, whole.losses)
     assert cut.correct == whole.correct
@@ -80,7 +93,7 @@ class Recorder(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.zeros(10))
         self.calls = []
 
-    def forward(self, images, subnet):
+    def forward(self, images, subnet, gradients=None):
         self.calls.append((images.clone(), self.training))
         return images.flatten(1)[:, :10] + self.weight
 
@@ -93,7 +106,7 @@ def test_regularise_switches_drop_path_and_mixing():
     images, labels = batch()
     model = Recorder()
     plan = StepPlan((Pass(LARGE), Pass(SMALL, regularise=False)))
-    result = PassRunner(model, model, PROCESS, mix=mix).run(plan, images, labels, 0)
+    result = step_of(model, mix=mix).run_passes(plan, images, labels, 0)
     (mixed, first_training), (plain, second_training) = model.calls
     assert torch.equal(mixed, plain + 100)
     assert torch.equal(plain, batch()[0])
@@ -105,7 +118,7 @@ def test_regularise_switches_drop_path_and_mixing():
 def test_a_student_sees_the_images_of_its_teacher():
     model = Recorder()
     plan = StepPlan((Pass(LARGE, tag="big"), Pass(SMALL, loss="kd:big", regularise=False)))
-    PassRunner(model, model, PROCESS, mix=mix).run(plan, *batch(), 0)
+    step_of(model, mix=mix).run_passes(plan, *batch(), 0)
     (teacher, _), (student, training) = model.calls
     assert torch.equal(teacher, student)
     assert not training
@@ -114,9 +127,10 @@ def test_a_student_sees_the_images_of_its_teacher():
 def test_eval_passes_train_nothing_and_may_use_search_images():
     model = supernet()
     search = batch(6)
-    runner = PassRunner(model, model, PROCESS, search_batch=lambda step: search)
+    step = step_of(model)
+    step.data.search_batch = lambda *_: search
     plan = StepPlan((Pass(SMALL, loss="eval", split="search"), Pass(LARGE)))
-    result = runner.run(plan, *batch(), 0)
+    result = step.run_passes(plan, *batch(), 0)
     found = gradients(model)
     with torch.no_grad():
         loss = cross_entropy(model(search[0], SMALL), search[1])
@@ -130,7 +144,6 @@ def test_eval_passes_train_nothing_and_may_use_search_images():
 @pytest.mark.parametrize(
     ("plan", "message"),
     [
-        (StepPlan((Pass(SMALL),), momentum_key=2), "momentum_key is 2"),
         (StepPlan((Pass(SMALL, split="search"),)), "split is 'search' with loss 'ce'"),
         (StepPlan((Pass(SMALL, loss="eval"),)), "nothing would be trained"),
         (
@@ -142,5 +155,5 @@ def test_eval_passes_train_nothing_and_may_use_search_images():
 def test_what_the_trainer_lacks_is_named(plan, message):
     model = Recorder()
     with pytest.raises(ValueError, match=message):
-        PassRunner(model, model, PROCESS).run(plan, *batch(), 0)
+        step_of(model)(plan, *batch(), 0)
     assert not model.calls

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from growtas.base import distributed
 from growtas.base.config import build, to_plain
-from growtas.training import AugmentConfig, DataConfig, OptimConfig, TrainConfig, distributed
+from growtas.training import AugmentConfig, DataConfig, OptimConfig, TrainConfig
 from growtas.training.config import check_pieces
 
 

@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from training.training_setup import RATE, SPACE, train_config
 
+from growtas.base import distributed
 from growtas.schedule import Uniform
 from growtas.supernet import Supernet
-from growtas.training import AugmentConfig, DataConfig, Trainer, build_data, distributed
+from growtas.training import AugmentConfig, DataConfig, Trainer, build_data
 from growtas.training.batches import WorkerDied, left_out
 from growtas.training.metrics import read_metrics
-from growtas.training.parts import SearchBatches
 from growtas.training.samples import UnreadableImage, split_indices
 
 SPLIT = split_indices(40, 0.2)
@@ -125,9 +125,9 @@ def test_search_batches_of_a_step_follow_the_same_rule(tmp_path):
     process = distributed.start("cpu")
     settings = {"batch_size": 40}  # all of them
     with pytest.raises(UnreadableImage, match=r"cannot read .*/train/cat/"):
-        SearchBatches(data_of(tmp_path, **settings), 0, process)(0)
+        data_of(tmp_path, **settings).search_batch(0, 0, process)
     data = data_of(tmp_path, skip_unreadable=True, **settings)
-    images, labels = SearchBatches(data, 0, process)(0)
+    images, labels = data.search_batch(0, 0, process)
     assert len(images) == len(labels) == len(SPLIT["search"]) - len(broken)
     assert set(labels.tolist()) == {1}
 
