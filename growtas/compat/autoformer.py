@@ -18,9 +18,11 @@ from growtas import kernels
 from growtas.base.checks import mapping, positive_int
 from growtas.compat.autoformer_files import from_autoformer
 from growtas.compat.autoformer_layout import HEAD_DIM
-from growtas.space import SearchSpace, Subnet, cost
-from growtas.supernet.layers import INIT_STD
-from growtas.supernet.vit import Supernet
+from growtas.compat.complexity import autoformer_complexity
+from growtas.space import SearchSpace, Subnet
+from growtas.supernet.vit.config import INIT_STD
+from growtas.supernet.vit.geometry import num_params
+from growtas.supernet.vit.model import Supernet
 
 _CONFIG = ("layer_num", "embed_dim", "mlp_ratio", "num_heads")
 
@@ -221,19 +223,19 @@ class Vision_TransformerSuper(nn.Module):
         self.set_sample_config(config)
         subnet = self._current()
         sizes = {**self._sizes(), "absolute_position": True}
-        count = cost.num_params(self._network[0].space, subnet, **sizes)
+        count = num_params(self._network[0].space, subnet, **sizes)
         return count if self._qkv_bias else count - 3 * HEAD_DIM * sum(subnet.num_heads)
 
     def get_complexity(self, sequence_length: int) -> float:
         """AutoFormer's count of multiply-adds for the chosen subnet and this many patches, known to
-        be off: :func:`growtas.space.cost.autoformer_complexity` says how.
+        be off: :func:`growtas.cost.autoformer_complexity` says how.
 
         Raises:
             RuntimeError: no subnet is chosen.
         """
         space, subnet = self._network[0].space, self._current()
         sizes = {**self._sizes(), "absolute_position": self.abs_pos}
-        return cost.autoformer_complexity(space, subnet, sequence_length=sequence_length, **sizes)
+        return autoformer_complexity(space, subnet, sequence_length=sequence_length, **sizes)
 
     def _sizes(self) -> dict[str, Any]:
         config = self._network[0].config

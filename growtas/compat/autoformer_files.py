@@ -20,7 +20,8 @@ from torch import Tensor, stack
 from growtas.base import torch_files
 from growtas.compat.autoformer_layout import HEAD_DIM, TABLES, Layout, shortened
 from growtas.space import SearchSpace, SupernetSize
-from growtas.supernet.vit import QKV_BIAS, Supernet
+from growtas.supernet.vit.config import check_qkv_bias
+from growtas.supernet.vit.model import Supernet
 
 _EPS = 1e-5  # of its layer norms
 
@@ -55,8 +56,7 @@ def from_autoformer(
         ValueError: an unknown reading of the bias, q, k and v of another size, or a block with some
             of its four tables only.
     """
-    if qkv_bias not in QKV_BIAS:
-        raise ValueError(f"qkv_bias is {qkv_bias!r}, allowed: {', '.join(QKV_BIAS)}")
+    check_qkv_bias(qkv_bias)
     ours: dict[str, Tensor] = {}
     tables: dict[str, dict[str, Tensor]] = {}
     for key, value in state.items():

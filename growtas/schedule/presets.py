@@ -17,7 +17,7 @@ from growtas.schedule.transition import Plateau
 from growtas.schedule.uniform import Uniform
 from growtas.space import SearchSpace
 from growtas.space.cost import CostFunction
-from growtas.space.subnet_files import load_subnets, subnets_in
+from growtas.supernet.vit.subnet_files import load_subnets, subnets_in
 
 Variant = Literal["code", "paper", "committed"]
 

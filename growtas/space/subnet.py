@@ -123,6 +123,12 @@ class SupernetSize:
         """Width of the MLP buffers: int(embed_dim * mlp_ratio)."""
         return int(self.embed_dim * self.mlp_ratio)
 
+    def largest(self) -> Subnet:
+        """The subnet that reads all of the buffers."""
+        return Subnet(
+            self.embed_dim, (self.num_heads,) * self.depth, (self.mlp_ratio,) * self.depth
+        )
+
     def validate(self, subnet: Subnet) -> None:
         """Raise ValueError unless the buffers hold `subnet`, be it in a search space or not."""
         for axis, label, value in axis_values(subnet):

@@ -15,7 +15,7 @@ from torch import Tensor
 from growtas.base.precision import autocast
 from growtas.kernels.extents import check_groups
 from growtas.space import Subnet
-from growtas.supernet.vit import Supernet
+from growtas.supernet.vit.model import Supernet
 
 WARM_UP = 3  # calls before the capture: kernels are compiled, tables and workspaces allocated
 

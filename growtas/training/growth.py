@@ -15,9 +15,6 @@ from growtas.schedule.plan import GROWTH_INITS
 from growtas.supernet import Supernet
 from growtas.training.boxes import Extents, boxes_outside
 
-_READ_STREAM = ("attn.qkv.weight", "mlp.fc1.weight", "head.weight")
-_READ_OWN_BLOCK = ("attn.proj.weight", "mlp.fc2.weight")
-
 
 @torch.no_grad()
 def initialise_new_weights(
@@ -57,22 +54,13 @@ def initialise_new_weights(
     with torch.device("cpu"), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fresh = dict(Supernet.from_config(models[0].config, models[0].space).named_parameters())
+    geometry = models[0].geometry
     targets = [dict(model.named_parameters()) for model in models]
     for name, outer in new.items():
         value = fresh[name]
-        known = _known_inputs(name, old)
+        known = geometry.known_inputs(name, old)
         if init == "zero" and known is not None:
             value[..., known:] = 0
         for box in boxes_outside([outer], [old[name]] if name in old else []):
             for parameters in targets:
                 parameters[name][box] = value[box].to(parameters[name])
-
-
-def _known_inputs(name: str, old: Mapping[str, Extents]) -> int | None:
-    """How many inputs of a weight matrix there were before; None where nothing grows on its input
-    side."""
-    if name.endswith(_READ_STREAM):
-        return old["norm.weight"][0]
-    if name.endswith(_READ_OWN_BLOCK):
-        return old[name][-1] if name in old else 0
-    return None

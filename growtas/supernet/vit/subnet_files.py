@@ -15,9 +15,8 @@ from typing import Any
 
 from growtas.base.checks import as_tuple, listed, mapping
 from growtas.base.config import ConfigError, load_yaml
-from growtas.space import cost
-from growtas.space.search_space import SearchSpace
-from growtas.space.subnet import Subnet
+from growtas.space import SearchSpace, Subnet
+from growtas.supernet.vit import geometry
 
 # A file with subnets, and the name of one of them if it has several.
 SUBNET_FILE = re.compile(r"(.+\.(?:json|ya?ml|pth(?:\.tar)?))(?::(.+))?")
@@ -261,7 +260,7 @@ def _is_group(values: Any) -> bool:
 def _num_params(subnet: Subnet, model: Mapping[str, Any]) -> int:
     heads, ratios = sorted(set(subnet.num_heads)), sorted(set(subnet.mlp_ratio))
     space = SearchSpace((subnet.embed_dim,), (subnet.depth,), tuple(heads), tuple(ratios))
-    return cost.num_params(space, subnet, **model)
+    return geometry.num_params(space, subnet, **model)
 
 
 def _agree(stated: Any, count: int) -> bool:
