@@ -16,8 +16,7 @@ from torch.func import functional_call
 
 from growtas import kernels
 from growtas.base.checks import mapping, positive_int
-from growtas.compat.autoformer_files import from_autoformer
-from growtas.compat.autoformer_layout import HEAD_DIM
+from growtas.compat.autoformer_layout import HEAD_DIM, from_autoformer
 from growtas.compat.complexity import autoformer_complexity
 from growtas.space import SearchSpace, Subnet
 from growtas.supernet.vit.config import INIT_STD

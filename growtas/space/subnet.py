@@ -5,13 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 from growtas.base.checks import as_tuple, mapping, positive_float, positive_int
 
-AXES = ("embed_dim", "depth", "num_heads", "mlp_ratio")
-SUBNET_AXES = ("embed_dim", "depth")  # one value per subnet
-BLOCK_AXES = ("num_heads", "mlp_ratio")  # one value per block
+
+class Axes(NamedTuple):
+    """What the subnets of a family choose, as fields of their class; the number of blocks, their
+    `depth`, is chosen too.
+
+    Attributes:
+        subnet: fields with one value.
+        block: fields with a value for each block.
+    """
+
+    subnet: tuple[str, ...]
+    block: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -27,6 +36,8 @@ class Subnet:
         TypeError: a value is not a number of the right kind.
         ValueError: a value is not positive, or the two per-block lists differ in length.
     """
+
+    axes: ClassVar = Axes(subnet=("embed_dim",), block=("num_heads", "mlp_ratio"))
 
     embed_dim: int
     num_heads: tuple[int, ...]
@@ -102,6 +113,11 @@ class Subnet:
     def __str__(self) -> str:
         heads, ratios = _run_lengths(self.num_heads), _run_lengths(self.mlp_ratio)
         return f"embed={self.embed_dim} depth={self.depth} heads={heads} ratio={ratios}"
+
+
+SUBNET_AXES = (*Subnet.axes.subnet, "depth")
+BLOCK_AXES = Subnet.axes.block
+AXES = SUBNET_AXES + BLOCK_AXES
 
 
 @dataclass(frozen=True)
