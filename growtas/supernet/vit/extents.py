@@ -124,6 +124,7 @@ class Extents:
             ("num_heads", num_heads, 1),
             ("hidden_dim", hidden_dim, hidden_multiple),
         )
+        self._known: dict[tuple[int, ...], tuple[int, ...]] = {}  # rows by the sizes of a block
         self.table = torch.zeros(groups, depth, len(COLUMNS), dtype=torch.int32, device=device)
         alignments = [math.gcd(self.embed_multiple, n) for n in (head_dim, hidden_multiple)]
         self.blocks = tuple(
@@ -163,18 +164,21 @@ class Extents:
             raise ValueError(
                 f"a subnet of {len(blocks)} blocks; the supernet has 1 to {self.depth} blocks"
             )
-        rows = []
-        for block in blocks:
-            embed, heads, hidden = sizes = outer + block
-            for size, (name, largest, multiple) in zip(sizes, self._limits, strict=True):
-                if not 1 <= size <= largest or size % multiple:
-                    raise ValueError(
-                        f"{name} is {size}; with extents on the device the supernet takes 1 to "
-                        f"{largest}" + (f", multiples of {multiple}" if multiple > 1 else "")
-                    )
-            rows.append((embed, heads, hidden, 1, heads * self.head_dim))
+        known = self._known
+        rows = [known.get(sizes := outer + block) or self._row(sizes) for block in blocks]
         inactive = (*outer, *[0] * (len(COLUMNS) - len(outer)))
         return rows + [inactive] * (self.depth - len(blocks))
+
+    def _row(self, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        for size, (name, largest, multiple) in zip(sizes, self._limits, strict=True):
+            if not 1 <= size <= largest or size % multiple:
+                raise ValueError(
+                    f"{name} is {size}; with extents on the device the supernet takes 1 to "
+                    f"{largest}" + (f", multiples of {multiple}" if multiple > 1 else "")
+                )
+        embed, heads, hidden = sizes
+        row = self._known[sizes] = (embed, heads, hidden, 1, heads * self.head_dim)
+        return row
 
 
 def _promised(
