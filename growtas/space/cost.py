@@ -29,8 +29,8 @@ CostFunction = Callable[[Subnet], Cost]
 
 
 def model_cost(model: Any) -> CostFunction:
-    """The cost function of a supernet: ``model.num_params(subnet)`` and ``model.macs(subnet)``."""
-    return lambda subnet: Cost(model.num_params(subnet), model.macs(subnet))
+    """The cost function of a supernet."""
+    return model.cost
 
 
 def parse_count(value: int | float | str, name: str = "count") -> int:

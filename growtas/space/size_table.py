@@ -95,9 +95,7 @@ class SizeTable:
         self._removed = removed
 
     @classmethod
-    def build(
-        cls, space: AnySpace | SpaceDifference, cost: CostFunction
-    ) -> SizeTable | None:
+    def build(cls, space: AnySpace | SpaceDifference, cost: CostFunction) -> SizeTable | None:
         """The table, or None if it would exceed `MAX_PAIRS` or `cost` is no sum over blocks."""
         base, removed = (
             (space.base, space.removed) if isinstance(space, SpaceDifference) else (space, None)
@@ -153,11 +151,12 @@ class SizeTable:
             growth = [part.cost.params for part in last]
             for first in itertools.product(*others):
                 params, macs = Family(group, first).size
-                for part in last[
-                    bisect_left(growth, low - params) : bisect_right(growth, high - params)
-                ]:
-                    if limit.admits(params + part.cost.params, macs + part.cost.macs):
-                        found.append(Family(group, (*first, part)))
+                begin, end = bisect_left(growth, low - params), bisect_right(growth, high - params)
+                found += [
+                    Family(group, (*first, part))
+                    for part in last[begin:end]
+                    if limit.admits(params + part.cost.params, macs + part.cost.macs)
+                ]
         return Selection(found if self._removed is None else filter(self._holds, found))
 
     def _holds(self, family: Family) -> bool:

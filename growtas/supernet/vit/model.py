@@ -14,23 +14,21 @@ from growtas.kernels import GradientAccumulator
 from growtas.kernels.arguments import check_floating
 from growtas.kernels.dispatch import select
 from growtas.kernels.extents import LinearExtents, check_groups, masked
-from growtas.kernels.gradients import leading_box
 from growtas.space import SearchSpace, Subnet
 from growtas.space.cost import Cost
+from growtas.supernet.family import slices
 from growtas.supernet.geometry import Box
-from growtas.supernet.vit.config import SupernetConfig, SupernetOptions
-from growtas.supernet.vit.extents import Extents
-from growtas.supernet.vit.geometry import vit_geometry
-from growtas.supernet.vit.layers import (
-    Block,
-    PatchEmbedding,
-    Run,
+from growtas.supernet.layers import (
     SlicedLayerNorm,
     SlicedLinear,
     leading,
     survival,
     within,
 )
+from growtas.supernet.vit.config import SupernetConfig, SupernetOptions
+from growtas.supernet.vit.extents import Extents
+from growtas.supernet.vit.geometry import vit_geometry
+from growtas.supernet.vit.layers import Block, PatchEmbedding, Run
 from growtas.supernet.vit.standalone import VisionTransformer
 
 
@@ -337,13 +335,12 @@ class Supernet(nn.Module):
         Raises:
             ValueError: the subnet does not fit the supernet.
         """
-        boxes = self.boxes(subnet)
+        own = slices(self, self.boxes(subnet))
         with torch.random.fork_rng(devices=[]):  # initial weights must not advance a run's draws
             module = VisionTransformer.of_subnet(subnet, self.space.head_dim, self.config)
         module.to(self.head.weight.device, self.head.weight.dtype)
-        state, shapes = self.state_dict(), {k: v.shape for k, v in module.state_dict().items()}
-        slices = {name: leading_box(state[name], box) for name, box in boxes.items()}
         convolution = "patch_embed.proj."
-        named = {k.replace("patch_embed.", convolution): value for k, value in slices.items()}
+        named = {name.replace("patch_embed.", convolution): value for name, value in own.items()}
+        shapes = {name: value.shape for name, value in module.state_dict().items()}
         module.load_state_dict({k: value.reshape(shapes[k]) for k, value in named.items()})
         return module.train(self.training)
