@@ -10,7 +10,7 @@ import functools
 import math
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -29,17 +29,23 @@ from growtas.supernet.vit.model import Supernet
 _EPS = 1e-5  # of its layer norms
 
 
+class UntoldOptions(TypedDict, total=False):
+    """Options of :class:`growtas.Supernet` that tensors do not tell."""
+
+    pool: str
+    drop_path: float
+    layer_norm_eps: float
+
+
 def load_autoformer(
     source: str | os.PathLike[str] | Mapping[str, Any],
     space: SearchSpace | None = None,
     *,
     qkv_bias: str = "autoformer",
     image_size: int | tuple[int, int] | None = None,
-    pool: str = "mean",
-    drop_path: float = 0.0,
     head_dim: int | None = None,
-    layer_norm_eps: float = _EPS,
     verify: bool = True,
+    **options: Unpack[UntoldOptions],
 ) -> Supernet:
     """A checkpoint of AutoFormer's or PreNAS's supernet as a :class:`growtas.Supernet`.
 
@@ -57,11 +63,11 @@ def load_autoformer(
             does not say which; the wrong one gives wrong logits.
         image_size: pixels, a side or ``(height, width)``; None for the square that the position
             embedding belongs to.
-        pool: ``"mean"`` (AutoFormer's ``--gp``, in all its published commands) or ``"cls"``.
-        drop_path: for further training; AutoFormer trains with 0.1.
         head_dim: None for the width of the relative position tables, or 64 without them.
-        layer_norm_eps: AutoFormer's 1e-5.
         verify: compare the file's records with their checksums.
+        options: ``pool``, ``"mean"`` (AutoFormer's ``--gp``, in all its published commands) or
+            ``"cls"``; ``drop_path`` for further training, 0 by default (AutoFormer trains with
+            0.1); ``layer_norm_eps``, AutoFormer's 1e-5.
 
     Returns:
         The supernet on the CPU, in evaluation mode.
@@ -95,10 +101,8 @@ def load_autoformer(
             space,
             _image_size(image_size, layout, label),
             **layout.options,
-            pool=pool,
-            drop_path=drop_path,
             qkv_bias=qkv_bias,
-            layer_norm_eps=layer_norm_eps,
+            **options,
         )
     dtype = functools.reduce(torch.promote_types, {value.dtype for value in state.values()})
     ours = from_autoformer(state, num_heads=size.num_heads, head_dim=head_dim, qkv_bias=qkv_bias)
