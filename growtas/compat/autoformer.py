@@ -221,8 +221,9 @@ class Vision_TransformerSuper(nn.Module):
         :meth:`set_sample_config`."""
         self.set_sample_config(config)
         subnet = self._current()
-        sizes = {**self._sizes(), "absolute_position": True}
-        count = num_params(self._network[0].space, subnet, **sizes)
+        network = self._network[0]
+        sizes = {**network.config, "num_classes": self.num_classes, "absolute_position": True}
+        count = num_params(network.space, subnet, **sizes)
         return count if self._qkv_bias else count - 3 * HEAD_DIM * sum(subnet.num_heads)
 
     def get_complexity(self, sequence_length: int) -> float:
@@ -232,16 +233,11 @@ class Vision_TransformerSuper(nn.Module):
         Raises:
             RuntimeError: no subnet is chosen.
         """
-        space, subnet = self._network[0].space, self._current()
-        sizes = {**self._sizes(), "absolute_position": self.abs_pos}
-        return autoformer_complexity(space, subnet, sequence_length=sequence_length, **sizes)
-
-    def _sizes(self) -> dict[str, Any]:
-        config = self._network[0].config
-        names = (
-            "image_size", "patch_size", "in_chans", "relative_position", "max_relative_position",
-        )  # fmt: skip
-        return {"num_classes": self.num_classes, **{name: config[name] for name in names}}
+        network, subnet = self._network[0], self._current()
+        sizes = {**network.config, "num_classes": self.num_classes}
+        return autoformer_complexity(
+            network.space, subnet, sequence_length=sequence_length, **sizes
+        )
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Pooled features ``[B, E]`` of images ``[B, in_chans, height, width]``; E is the sampled

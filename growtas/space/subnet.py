@@ -147,10 +147,12 @@ class SupernetSize:
 
     def validate(self, subnet: Subnet) -> None:
         """Raise ValueError unless the buffers hold `subnet`, be it in a search space or not."""
-        for axis, label, value in axis_values(subnet):
+        for axis, block, value in axis_values(subnet):
             limit = getattr(self, axis)
             if value > limit:
-                raise ValueError(f"{label} = {value} is larger than the supernet's {limit}")
+                raise ValueError(
+                    f"{axis}{block_label(block)} = {value} is larger than the supernet's {limit}"
+                )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers by field name."""
@@ -162,14 +164,21 @@ def axis_number(axis: str, label: str, value: Any) -> float:
     return (positive_float if axis == "mlp_ratio" else positive_int)(label, value)
 
 
-def axis_values(subnet: Subnet) -> list[tuple[str, str, float]]:
-    """(axis, label for messages, value) of every choice that a subnet makes."""
+def axis_values(subnet: Subnet) -> list[tuple[str, int | None, float]]:
+    """(axis, block if it is one of the blocks', value) of every choice that a subnet makes."""
     if not isinstance(subnet, Subnet):
         raise TypeError(f"expected a Subnet, got {subnet!r}")
-    values: list[tuple[str, str, float]] = [(a, a, getattr(subnet, a)) for a in SUBNET_AXES]
+    values: list[tuple[str, int | None, float]] = [
+        (axis, None, getattr(subnet, axis)) for axis in SUBNET_AXES
+    ]
     for axis in BLOCK_AXES:
-        values += [(axis, f"{axis}[{i}]", v) for i, v in enumerate(getattr(subnet, axis))]
+        values += [(axis, i, value) for i, value in enumerate(getattr(subnet, axis))]
     return values
+
+
+def block_label(block: int | None) -> str:
+    """What messages put behind the axis."""
+    return "" if block is None else f"[{block}]"
 
 
 def _run_lengths(values: Iterable[float]) -> str:

@@ -11,7 +11,8 @@ from growtas.base.lazy import lazy_names
 
 if TYPE_CHECKING:
     from growtas.supernet.files import load_supernet, save_supernet
-    from growtas.supernet.vit import Supernet, VisionTransformer
+    from growtas.supernet.vit.model import Supernet
+    from growtas.supernet.vit.standalone import VisionTransformer
 
 __all__ = ["Supernet", "VisionTransformer", "load_supernet", "save_supernet"]
 

@@ -11,6 +11,7 @@ import operator
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import repeat
 from typing import Any, NamedTuple
 
 _MOST_KEPT = 4096  # combinations of sizes whose boxes are remembered
@@ -38,20 +39,6 @@ class Axis:
 
 Dims = tuple[int | Axis, ...]  # an int is the same in all subnets
 Box = tuple[int, ...]
-
-
-class Parameter(NamedTuple):
-    """One parameter of a model of some depth.
-
-    Attributes:
-        name: as in ``named_parameters()``.
-        dims: what its dimensions follow.
-        block: index of the block that it is in; None outside of blocks.
-    """
-
-    name: str
-    dims: Dims
-    block: int | None
 
 
 class SizeReader:
@@ -92,45 +79,46 @@ class Geometry:
         self._sizes = SizeReader(axes)
         self._parameters = dict(parameters)
         self._matrices = dict(matrices)
-        inside = {name: dims for name, dims in self._parameters.items() if "{i}" in name}
-        outside = {name: dims for name, dims in self._parameters.items() if name not in inside}
-        self._outside = _Part(axes, outside, matrices)
-        self._inside = _Part(axes, inside, matrices, products)
-        self._before = next((n for n, name in enumerate(parameters) if "{i}" in name), len(outside))
+        names = list(parameters)
+        inside = [place for place, name in enumerate(names) if "{i}" in name] or [len(names)]
+        before, after = names[: inside[0]], names[inside[-1] + 1 :]
+
+        def part(names: list[str], products: Iterable[Dims] = ()) -> _Part:
+            return _Part(axes, {name: parameters[name] for name in names}, matrices, products)
+
+        self._before, self._after = part(before), part(after)
+        self._inside = part(names[inside[0] : inside[-1] + 1], products)
 
     def boxes(self, subnet: Any) -> dict[str, Box]:
         """For each parameter that a subnet reads, the leading box that it reads.
 
         Boxes nest: those of a subnet with the largest sizes hold all others.
         """
-        outer, blocks = self._sizes(subnet)
-        names, boxes, before = self._outside.names, self._outside(outer).boxes, self._before
-        found = dict(zip(names[:before], boxes[:before], strict=True))
-        for i, sizes in enumerate(blocks):
-            found.update(zip(self._inside.named(i), self._inside(outer + sizes).boxes, strict=True))
-        found.update(zip(names[before:], boxes[before:], strict=True))
+        found: dict[str, Box] = {}
+        for part, block, sizes in self._parts(subnet):
+            found.update(zip(part.named(block), part(sizes).boxes, strict=True))
         return found
 
     def num_params(self, subnet: Any) -> int:
         """Weights of the subnet on its own."""
-        outer, blocks = self._sizes(subnet)
-        inside = self._inside
-        return self._outside(outer).params + sum([inside(outer + sizes).params for sizes in blocks])
+        return sum([part(sizes).params for part, _, sizes in self._parts(subnet)])
 
     def macs(self, subnet: Any) -> int:
         """Multiply-adds of its matrix products for one image."""
-        outer, blocks = self._sizes(subnet)
-        inside = self._inside
-        return self._outside(outer).macs + sum([inside(outer + sizes).macs for sizes in blocks])
+        return sum([part(sizes).macs for part, _, sizes in self._parts(subnet)])
 
-    def parameters(self, depth: int) -> Iterator[Parameter]:
-        """Those of a model of so many blocks."""
-        outside = [Parameter(n, d, None) for n, d in self._parameters.items() if "{i}" not in n]
-        yield from outside[: self._before]
-        for i in range(depth):
-            for name in self._inside.names:
-                yield Parameter(name.replace("{i}", str(i)), self._parameters[name], i)
-        yield from outside[self._before :]
+    def parameters(self, depth: int) -> Iterator[tuple[str, Dims, int | None]]:
+        """Those of a model of so many blocks: name, dimensions, and index of the block if any."""
+        yield from self._before.declared(None)
+        for block in range(depth):
+            yield from self._inside.declared(block)
+        yield from self._after.declared(None)
+
+    def _parts(self, subnet: Any) -> list[tuple[_Part, int | None, tuple[int, ...]]]:
+        """What a subnet consists of: parameters, their block if any, and sizes."""
+        outer, blocks = self._sizes(subnet)
+        inside = [(self._inside, i, outer + sizes) for i, sizes in enumerate(blocks)]
+        return [(self._before, None, outer), *inside, (self._after, None, outer)]
 
     def known_inputs(self, name: str, old: Mapping[str, Sequence[int]]) -> int | None:
         """How many of its inputs a matrix, there or not, would have had within the boxes `old`: 0
@@ -147,8 +135,8 @@ class Geometry:
         """Of an axis that a subnet chooses once."""
         return next(
             boxes[name][place] // dim.factor * axis.factor
-            for name in self._outside.names
-            for place, dim in enumerate(self._parameters[name])
+            for name, dims, _ in self.parameters(0)
+            for place, dim in enumerate(dims)
             if isinstance(dim, Axis) and dim.field == axis.field
         )
 
@@ -160,7 +148,7 @@ class _Measured(NamedTuple):
 
 
 class _Part:
-    """The parameters outside of blocks, or those of any block."""
+    """The parameters before the blocks, in any of them, or after them."""
 
     def __init__(
         self,
@@ -175,18 +163,22 @@ class _Part:
             """Place among the sizes (-1 for none) and factor of each dimension."""
             return [(-1, d) if isinstance(d, int) else (places[d.field], d.factor) for d in dims]
 
-        self.names = list(parameters)
+        self._parameters = parameters
         self._dims = [located(dims) for dims in parameters.values()]
         self._vectors = [matrices.get(name, 0) for name in parameters]
         self._products = [located(dims) for dims in products]
-        self._named: dict[int, list[str]] = {}
+        self._named: dict[int | None, list[str]] = {}
         self._measured: dict[tuple[int, ...], _Measured] = {}
 
-    def named(self, block: int) -> list[str]:
-        """The names in one block."""
+    def named(self, block: int | None) -> list[str]:
+        """The names, in one block."""
         if block not in self._named:
-            self._named[block] = [name.replace("{i}", str(block)) for name in self.names]
+            self._named[block] = [name.replace("{i}", str(block)) for name in self._parameters]
         return self._named[block]
+
+    def declared(self, block: int | None) -> Iterator[tuple[str, Dims, int | None]]:
+        """Those names, dimensions and the block."""
+        return zip(self.named(block), self._parameters.values(), repeat(block), strict=False)
 
     def __call__(self, sizes: tuple[int, ...]) -> _Measured:
         """Boxes, parameters and multiply-adds at these sizes of the axes."""

@@ -30,14 +30,14 @@ def test_every_parameter_of_the_module_is_declared_with_its_shape(options):
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     assert model.geometry.boxes(SPACE.supernet.largest()) == shapes
     depth = SPACE.supernet.depth
-    assert {p.name: len(p.dims) for p in model.geometry.parameters(depth)} == {
+    assert {name: len(dims) for name, dims, _ in model.geometry.parameters(depth)} == {
         name: len(shape) for name, shape in shapes.items()
     }
 
 
 def test_parameters_and_boxes_have_one_order(model, subnets):
     for subnet in subnets:
-        names = [parameter.name for parameter in model.geometry.parameters(subnet.depth)]
+        names = [name for name, _, _ in model.geometry.parameters(subnet.depth)]
         assert names == list(model.boxes(subnet))
 
 
