@@ -146,7 +146,7 @@ class Extents:
         wait for it.
 
         Args:
-            subnets: in the order of their parts of the batch.
+            subnets: in the order of their shares of the batch.
 
         Raises:
             ValueError: more or fewer subnets than the table is for, a subnet that the supernet does

@@ -112,7 +112,7 @@ class Supernet(nn.Module):
         *,
         gradients: GradientAccumulator | None = None,
     ) -> Tensor:
-        """Class logits of one subnet, or of several, each on its part of the batch.
+        """Class logits of one subnet, or of several, each on its share of the batch.
 
         Several run in one launch of each kernel on the Triton backend (:meth:`forward_static`),
         and one after another elsewhere: on a CPU that is faster, because nothing is launched and
@@ -120,8 +120,8 @@ class Supernet(nn.Module):
 
         Args:
             images: ``[B, in_chans, height, width]``, normalised floats.
-            subnet: any subnet that fits the supernet's sizes; or G of them, where subnet g gets the
-                images ``g * B / G`` to ``(g + 1) * B / G``.
+            subnet: any subnet that fits the supernet's sizes; or S of them, where subnet s gets the
+                images ``s * B / S`` to ``(s + 1) * B / S``.
             gradients: None for ordinary dense gradients; an accumulator makes the operators add
                 into the slices of ``.grad`` instead.
 
@@ -131,7 +131,7 @@ class Supernet(nn.Module):
 
         Raises:
             TypeError: images that are no tensor of floats.
-            ValueError: images of another shape or device, or that G does not divide; a subnet
+            ValueError: images of another shape or device, or that S does not divide; a subnet
                 larger than the supernet; of several on Triton, one that :meth:`new_extents` does
                 not take.
         """
@@ -204,7 +204,7 @@ class Supernet(nn.Module):
 
         Args:
             images: ``[B, in_chans, height, width]``, normalised floats.
-            extents: of :meth:`new_extents`, on the images' device, for G subnets: the images are
+            extents: of :meth:`new_extents`, on the images' device, for S subnets: the images are
                 divided among them as in :meth:`forward`. Not to be written between forward and
                 backward.
             gradients: as for :meth:`forward`; all that is launched is taken for dirty.
@@ -216,7 +216,7 @@ class Supernet(nn.Module):
 
         Raises:
             TypeError: images that are no tensor of floats.
-            ValueError: images of another shape or device, or that G does not divide; or extents of
+            ValueError: images of another shape or device, or that S does not divide; or extents of
                 another supernet.
         """
         self._check_images(images)
@@ -230,12 +230,12 @@ class Supernet(nn.Module):
             images, self.space.supernet.embed_dim, gradients=gradients,
             extents=LinearExtents(width, None, multiple),
         )  # fmt: skip
-        x, by_group = x.unflatten(0, (extents.groups, -1)), width.view(-1, 1, 1, 1)
+        x, by_subnet = x.unflatten(0, (extents.groups, -1)), width.view(-1, 1, 1, 1)
         if self.cls_token is not None:
-            token = masked(self.cls_token, by_group).expand(-1, x.shape[1], -1, -1)
+            token = masked(self.cls_token, by_subnet).expand(-1, x.shape[1], -1, -1)
             x = torch.cat((token.to(x.dtype), x), 2)
         if self.pos_embed is not None:
-            x = x + masked(self.pos_embed, by_group)
+            x = x + masked(self.pos_embed, by_subnet)
         x = x.flatten(0, 1)
         survival = self._survival(images, generator)
         for i, (block, sizes) in enumerate(zip(self.blocks, extents.blocks, strict=True)):
