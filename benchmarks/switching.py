@@ -11,8 +11,8 @@ from benchmarks.cases import Case, make_batch
 from benchmarks.rows import Book, Row, quantile
 from benchmarks.runner import Rows, measure_once, no_gc, survived
 from benchmarks.variants import Variant
+from growtas.cost import macs
 from growtas.space import SearchSpace, Subnet
-from growtas.space.cost import macs
 
 
 def random_subnets(space: SearchSpace, count: int, seed: int = 0) -> list[Subnet]:

@@ -10,15 +10,16 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
+from growtas.base.lazy import lazy_names
 from growtas.version import __version__
 
 if TYPE_CHECKING:
     from growtas import export, kernels
     from growtas.compat.autoformer_files import load_autoformer, save_autoformer
     from growtas.space import SearchSpace, SpaceDifference, Subnet, SupernetSize
-    from growtas.space.cost import macs, num_params
-    from growtas.space.subnet_files import load_subnets
     from growtas.supernet import Supernet, VisionTransformer, load_supernet, save_supernet
+    from growtas.supernet.vit.geometry import macs, num_params
+    from growtas.supernet.vit.subnet_files import load_subnets
 
 __all__ = [
     "SearchSpace",
@@ -47,13 +48,14 @@ _HOME = {
     "Supernet": "growtas.supernet",
     "VisionTransformer": "growtas.supernet",
     "load_autoformer": "growtas.compat.autoformer_files",
-    "load_subnets": "growtas.space.subnet_files",
+    "load_subnets": "growtas.supernet.vit.subnet_files",
     "load_supernet": "growtas.supernet",
     "save_autoformer": "growtas.compat.autoformer_files",
     "save_supernet": "growtas.supernet",
-    "macs": "growtas.space.cost",
-    "num_params": "growtas.space.cost",
+    "macs": "growtas.supernet.vit.geometry",
+    "num_params": "growtas.supernet.vit.geometry",
 }
+_load = lazy_names(__name__, _HOME)
 
 if not os.path.exists(os.path.join(__path__[0], "_build.json")):
     from growtas.base.build_info import warn_if_install_is_hidden
@@ -64,9 +66,7 @@ if not os.path.exists(os.path.join(__path__[0], "_build.json")):
 def __getattr__(name: str) -> Any:
     if name in ("export", "kernels"):
         return importlib.import_module(f"growtas.{name}")
-    if name in _HOME:
-        return getattr(importlib.import_module(_HOME[name]), name)
-    raise AttributeError(f"module 'growtas' has no attribute {name!r}")
+    return _load(name)
 
 
 def __dir__() -> list[str]:

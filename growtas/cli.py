@@ -192,7 +192,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 def _extract(options: argparse.Namespace) -> None:
     from growtas.base.checks import is_plain_name
     from growtas.base.config import ConfigError
-    from growtas.space.subnet_files import SUBNET_FILE
+    from growtas.supernet.vit.subnet_files import SUBNET_FILE
 
     run = _open(options)
     subnet = run.find_subnet(options.subnet)

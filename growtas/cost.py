@@ -1,15 +1,8 @@
-"""Exact sizes and multiply-adds of subnets: the public names of `growtas.space.cost`."""
+"""Exact sizes and multiply-adds of subnets; pure Python, without torch."""
 
-from growtas.space.cost import (
-    Cost,
-    CostFunction,
-    autoformer_complexity,
-    format_count,
-    macs,
-    model_cost,
-    num_params,
-    parse_count,
-)
+from growtas.compat.complexity import autoformer_complexity
+from growtas.space.cost import Cost, CostFunction, format_count, model_cost, parse_count
+from growtas.supernet.vit.geometry import macs, num_params
 
 __all__ = [
     "Cost",

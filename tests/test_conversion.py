@@ -13,7 +13,7 @@ import torch
 import growtas
 from growtas.base.config import dump_yaml, load_yaml
 from growtas.cli import main
-from growtas.compat.autoformer_files import to_autoformer
+from growtas.compat.autoformer_layout import to_autoformer
 
 SPACE = growtas.SearchSpace((64, 128), (1, 2), (1, 2), (2.0, 4.0), name="small")
 

@@ -13,8 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from growtas import Supernet
+from growtas.cost import autoformer_complexity, macs, num_params
 from growtas.space import SearchSpace, Subnet
-from growtas.space.cost import autoformer_complexity, macs, num_params
 
 RETRAIN = {
     "tiny": Subnet(
@@ -209,8 +209,11 @@ def test_a_difference_of_spaces_has_costs():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"image_size": 30}, "image_size 30 is not a multiple of patch_size 16"),
-        ({"image_size": (32, 32, 3)}, "one side or .height, width."),
+        ({"image_size": 30}, "image_size 30 x 30 is not a multiple of patch_size 16"),
+        (
+            {"image_size": (32, 32, 3)},
+            r"image_size is \[32, 32, 3\]; a side is needed, or height and width",
+        ),
         ({"image_size": 0}, "image_size must be at least 1, got 0"),
         ({"patch_size": 0}, "patch_size must be at least 1, got 0"),
         ({"num_classes": 0}, "num_classes must be at least 1, got 0"),

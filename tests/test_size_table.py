@@ -7,9 +7,9 @@ from collections import Counter
 
 import pytest
 
+from growtas.cost import Cost, CostFunction, macs, num_params
 from growtas.search import Limit
 from growtas.space import SearchSpace
-from growtas.space.cost import Cost, CostFunction, macs, num_params
 from growtas.space.size_table import Selection, SizeTable
 
 TINY = SearchSpace.preset("autoformer-tiny")

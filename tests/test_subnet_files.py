@@ -12,7 +12,7 @@ import yaml
 
 from growtas import load_subnets, num_params
 from growtas.space import SearchSpace, Subnet, SupernetSize
-from growtas.space.subnet_files import read_subnet
+from growtas.supernet.vit.subnet_files import read_subnet
 
 PRENAS = json.loads((Path(__file__).parent / "golden" / "prenas_candidates.json").read_text())
 SIZES = ("tiny", "small", "base")
@@ -139,7 +139,7 @@ def test_counts_of_another_model(tmp_path):
     # 1969 E + 1000, blocks of 256 h E + 192 h + 6 E + (2 E + 1) f + 7680
     with pytest.raises(UserWarning, match=r"'one': 43338 but 125,768"):
         load_subnets(path)
-    with pytest.raises(ValueError, match="image_size 30 is not a multiple"):
+    with pytest.raises(ValueError, match="image_size 30 x 30 is not a multiple"):
         load_subnets(path, **model | {"image_size": 30})
     # by hand: patches 193 E, positions and token 18 E, head 10 (E + 1), norm 2 E; two blocks
     embed, inner, tables = 32, 128, 4 * 30 * 64

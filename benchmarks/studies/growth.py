@@ -35,8 +35,8 @@ from benchmarks.runner import Effort, Rows, measure_once, no_gc, run_case
 from benchmarks.studies.page import fill, table
 from benchmarks.switching import random_subnets
 from benchmarks.variants import build
+from growtas.cost import macs
 from growtas.space import SearchSpace, SupernetSize
-from growtas.space.cost import macs
 
 AXES = ("batch", "depth", "width", "tokens", "subnets")
 TASKS = ("train", "forward")

@@ -27,8 +27,8 @@ from growtas.run.recipe import Recipe
 from growtas.run.report import save_figure
 from growtas.search import Limit, SearchResult
 from growtas.space import SearchSpace, Subnet
-from growtas.space.subnet_files import read_subnet
 from growtas.supernet import save_supernet
+from growtas.supernet.vit.subnet_files import read_subnet
 
 DERIVED = "extend-vs-crop"  # folder inside a run's, with the trainings and the result
 

@@ -235,7 +235,8 @@ def arguments(cls: type, values: Any, *, where: str = "") -> dict[str, Any]:
     """Plain values as arguments of the class `cls`, checked against its annotations.
 
     Args:
-        cls: a class whose arguments have annotations and names; a dataclass, for example.
+        cls: a class whose arguments have annotations and names; a dataclass, for example. Those
+            of ``**options: Unpack[SomeTypedDict]`` count as optional arguments.
         values: a mapping.
         where: put in front of every message.
 
@@ -248,18 +249,24 @@ def arguments(cls: type, values: Any, *, where: str = "") -> dict[str, Any]:
         )
     prefix = f"{where}." if where else ""
     fields = inspect.signature(cls).parameters
-    for name in values:
-        if name not in fields:
-            known = ", ".join(fields)
-            hint = nearest(str(name), fields)
-            raise ConfigError(f"unknown field {prefix}{name}{hint}; known fields: {known}")
     hints = typing.get_type_hints(cls.__init__)  # type: ignore[misc]  # of this very class
-    given: dict[str, Any] = {}
+    allowed = {name: hints[name] for name in fields}
+    needed = {name for name, f in fields.items() if f.default is inspect.Parameter.empty}
     for name, field in fields.items():
+        if field.kind is inspect.Parameter.VAR_KEYWORD:
+            needed.remove(name)
+            allowed |= typing.get_type_hints(get_args(allowed.pop(name))[0])
+    for name in values:
+        if name not in allowed:
+            known = ", ".join(allowed)
+            hint = nearest(str(name), allowed)
+            raise ConfigError(f"unknown field {prefix}{name}{hint}; known fields: {known}")
+    given: dict[str, Any] = {}
+    for name, annotation in allowed.items():
         if name in values:
-            given[name] = convert(values[name], hints[name], where=prefix + name)
-        elif field.default is inspect.Parameter.empty:
-            raise ConfigError(f"{prefix}{name} is missing ({_type_name(hints[name])})")
+            given[name] = convert(values[name], annotation, where=prefix + name)
+        elif name in needed:
+            raise ConfigError(f"{prefix}{name} is missing ({_type_name(annotation)})")
     return given
 
 

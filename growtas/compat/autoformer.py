@@ -16,11 +16,12 @@ from torch.func import functional_call
 
 from growtas import kernels
 from growtas.base.checks import mapping, positive_int
-from growtas.compat.autoformer_files import from_autoformer
-from growtas.compat.autoformer_layout import HEAD_DIM
-from growtas.space import SearchSpace, Subnet, cost
-from growtas.supernet.layers import INIT_STD
-from growtas.supernet.vit import Supernet
+from growtas.compat.autoformer_layout import HEAD_DIM, from_autoformer
+from growtas.compat.complexity import autoformer_complexity
+from growtas.space import SearchSpace, Subnet
+from growtas.supernet.vit.config import INIT_STD
+from growtas.supernet.vit.geometry import num_params
+from growtas.supernet.vit.model import Supernet
 
 _CONFIG = ("layer_num", "embed_dim", "mlp_ratio", "num_heads")
 
@@ -220,27 +221,23 @@ class Vision_TransformerSuper(nn.Module):
         :meth:`set_sample_config`."""
         self.set_sample_config(config)
         subnet = self._current()
-        sizes = {**self._sizes(), "absolute_position": True}
-        count = cost.num_params(self._network[0].space, subnet, **sizes)
+        network = self._network[0]
+        sizes = {**network.config, "num_classes": self.num_classes, "absolute_position": True}
+        count = num_params(network.space, subnet, **sizes)
         return count if self._qkv_bias else count - 3 * HEAD_DIM * sum(subnet.num_heads)
 
     def get_complexity(self, sequence_length: int) -> float:
         """AutoFormer's count of multiply-adds for the chosen subnet and this many patches, known to
-        be off: :func:`growtas.space.cost.autoformer_complexity` says how.
+        be off: :func:`growtas.cost.autoformer_complexity` says how.
 
         Raises:
             RuntimeError: no subnet is chosen.
         """
-        space, subnet = self._network[0].space, self._current()
-        sizes = {**self._sizes(), "absolute_position": self.abs_pos}
-        return cost.autoformer_complexity(space, subnet, sequence_length=sequence_length, **sizes)
-
-    def _sizes(self) -> dict[str, Any]:
-        config = self._network[0].config
-        names = (
-            "image_size", "patch_size", "in_chans", "relative_position", "max_relative_position",
-        )  # fmt: skip
-        return {"num_classes": self.num_classes, **{name: config[name] for name in names}}
+        network, subnet = self._network[0], self._current()
+        sizes = {**network.config, "num_classes": self.num_classes}
+        return autoformer_complexity(
+            network.space, subnet, sequence_length=sequence_length, **sizes
+        )
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Pooled features ``[B, E]`` of images ``[B, in_chans, height, width]``; E is the sampled

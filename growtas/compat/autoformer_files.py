@@ -1,8 +1,6 @@
 """AutoFormer's checkpoints: loaded into a supernet and written back, bit for bit.
 
-AutoFormer (Chen et al., ICCV 2021) interleaves the rows of q, k and v (head i, dim j and role t of
-q, k, v is row ``3 * (d * i + j) + t``), keeps the patch embedding as a convolution, and has four
-relative position tables per block. PreNAS's files have the same keys.
+PreNAS's files have the same keys.
 """
 
 from __future__ import annotations
@@ -12,110 +10,31 @@ import functools
 import math
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
-from torch import Tensor, stack
+from torch import Tensor
 
 from growtas.base import torch_files
-from growtas.compat.autoformer_layout import HEAD_DIM, TABLES, Layout, shortened
+from growtas.compat.autoformer_layout import (
+    HEAD_DIM,
+    Layout,
+    from_autoformer,
+    shortened,
+    to_autoformer,
+)
 from growtas.space import SearchSpace, SupernetSize
-from growtas.supernet.vit import QKV_BIAS, Supernet
+from growtas.supernet.vit.model import Supernet
 
 _EPS = 1e-5  # of its layer norms
 
-_NAMES = (  # parts of a key: AutoFormer's, ours
-    ("patch_embed_super.proj.", "patch_embed."),
-    (".attn_layer_norm.", ".norm1."),
-    (".ffn_layer_norm.", ".norm2."),
-    (".fc1.", ".mlp.fc1."),
-    (".fc2.", ".mlp.fc2."),
-)
 
+class UntoldOptions(TypedDict, total=False):
+    """Options of :class:`growtas.Supernet` that tensors do not tell."""
 
-def from_autoformer(
-    state: Mapping[str, Tensor], *, num_heads: int, head_dim: int, qkv_bias: str
-) -> dict[str, Tensor]:
-    """AutoFormer's tensors under the names and in the shapes of :class:`growtas.Supernet`.
-
-    Works key by key, so a part of a state, or optimizer moments by parameter name, will do; keys
-    that are not AutoFormer's pass unchanged. With C the embedding dim, H heads and d = head_dim:
-    qkv weights ``[3Hd, C]`` become ``[3, H, d, C]``, the patch convolution ``[C, chans, p, p]``
-    becomes ``[C, chans * p * p]``, four tables ``[2r + 2, d]`` become one ``[4, 2r + 2, d]``. Other
-    tensors share memory with `state`.
-
-    Args:
-        state: AutoFormer's tensors by key.
-        num_heads: heads of the supernet's blocks.
-        head_dim: width of a head, 64 in all of AutoFormer's models.
-        qkv_bias: ``"autoformer"`` keeps the bias ``[3Hd]`` flat; ``"blocks"`` reads it interleaved
-            like the weight's rows, which is PreNAS's reading, and gives ``[3, H, d]``.
-
-    Raises:
-        ValueError: an unknown reading of the bias, q, k and v of another size, or a block with some
-            of its four tables only.
-    """
-    if qkv_bias not in QKV_BIAS:
-        raise ValueError(f"qkv_bias is {qkv_bias!r}, allowed: {', '.join(QKV_BIAS)}")
-    ours: dict[str, Tensor] = {}
-    tables: dict[str, dict[str, Tensor]] = {}
-    for key, value in state.items():
-        table = next((table for table in TABLES if key.endswith(table)), None)
-        if table is not None:
-            tables.setdefault(key.removesuffix(table) + "rel_pos", {})[table] = value
-            continue
-        name = key
-        for theirs, mine in _NAMES:
-            name = name.replace(theirs, mine)
-        if name == "patch_embed.weight":
-            value = value.flatten(1)
-        elif name.endswith("attn.qkv.weight") or (
-            name.endswith("attn.qkv.bias") and qkv_bias == "blocks"
-        ):
-            rows = 3 * num_heads * head_dim
-            if value.shape[0] != rows:
-                raise ValueError(
-                    f"{key} has {value.shape[0]} rows; 3 x {num_heads} heads of {head_dim} "
-                    f"need {rows}"
-                )
-            value = value.unflatten(0, (num_heads, head_dim, 3)).movedim(2, 0).contiguous()
-        ours[name] = value
-    for name, found in tables.items():
-        if len(found) < len(TABLES):
-            missing = ", ".join(table for table in TABLES if table not in found)
-            raise ValueError(f"{name.removesuffix('rel_pos')}: {missing} missing")
-        ours[name] = stack([found[table] for table in TABLES])
-    return ours
-
-
-def to_autoformer(
-    state: Mapping[str, Tensor], *, patch_size: int, in_chans: int
-) -> dict[str, Tensor]:
-    """The inverse of :func:`from_autoformer`, bit-equal after a round trip.
-
-    A bias ``[3, H, d]`` is interleaved as PreNAS reads it, a flat one is AutoFormer's and stays.
-
-    Args:
-        state: a supernet's tensors by name, or others of their shapes.
-        patch_size: side of a patch in pixels.
-        in_chans: image channels.
-    """
-    theirs: dict[str, Tensor] = {}
-    for name, value in state.items():
-        if name.endswith("attn.rel_pos"):
-            prefix = name.removesuffix("rel_pos")
-            for table, rows in zip(TABLES, value.unbind(0), strict=True):
-                theirs[prefix + table] = rows.clone()
-            continue
-        key = name
-        for original, mine in _NAMES:
-            key = key.replace(mine, original)
-        if name == "patch_embed.weight":
-            value = value.unflatten(1, (in_chans, patch_size, patch_size))
-        elif ".attn.qkv." in name and value.dim() > 2:
-            value = value.movedim(0, 2).flatten(0, 2)
-        theirs[key] = value
-    return theirs
+    pool: str
+    drop_path: float
+    layer_norm_eps: float
 
 
 def load_autoformer(
@@ -124,11 +43,9 @@ def load_autoformer(
     *,
     qkv_bias: str = "autoformer",
     image_size: int | tuple[int, int] | None = None,
-    pool: str = "mean",
-    drop_path: float = 0.0,
     head_dim: int | None = None,
-    layer_norm_eps: float = _EPS,
     verify: bool = True,
+    **options: Unpack[UntoldOptions],
 ) -> Supernet:
     """A checkpoint of AutoFormer's or PreNAS's supernet as a :class:`growtas.Supernet`.
 
@@ -146,11 +63,11 @@ def load_autoformer(
             does not say which; the wrong one gives wrong logits.
         image_size: pixels, a side or ``(height, width)``; None for the square that the position
             embedding belongs to.
-        pool: ``"mean"`` (AutoFormer's ``--gp``, in all its published commands) or ``"cls"``.
-        drop_path: for further training; AutoFormer trains with 0.1.
         head_dim: None for the width of the relative position tables, or 64 without them.
-        layer_norm_eps: AutoFormer's 1e-5.
         verify: compare the file's records with their checksums.
+        options: ``pool``, ``"mean"`` (AutoFormer's ``--gp``, in all its published commands) or
+            ``"cls"``; ``drop_path`` for further training, 0 by default (AutoFormer trains with
+            0.1); ``layer_norm_eps``, AutoFormer's 1e-5.
 
     Returns:
         The supernet on the CPU, in evaluation mode.
@@ -170,34 +87,25 @@ def load_autoformer(
     layout = Layout.infer(state, label, head_dim)
     layout.check(state, label)
 
-    heads, head_dim = layout.num_heads, layout.head_dim
-    ratio = _ratio(layout.embed_dim, layout.hidden_dim)
-    size = SupernetSize(layout.embed_dim, heads, ratio, layout.depth)
+    size, head_dim = layout.size, layout.head_dim
     if space is None:
         space = SearchSpace(
-            (size.embed_dim,), (size.depth,), (heads,), (ratio,), head_dim, name="autoformer"
-        )
+            (size.embed_dim,), (size.depth,), (size.num_heads,), (size.mlp_ratio,), head_dim,
+            name="autoformer",
+        )  # fmt: skip
     _check_space(space, size, head_dim, label)
-    rows = layout.table_rows
     # Shapes only: the tensors replace the parameters. Even so initialising may draw numbers, once
     # torch.compile has been used in the process.
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         model = Supernet(
             space,
             _image_size(image_size, layout, label),
-            layout.patch_size,
-            layout.num_classes,
-            layout.in_chans,
-            pool=pool,
-            absolute_position=layout.positions is not None,
-            relative_position=rows is not None,
-            max_relative_position=14 if rows is None else rows // 2 - 1,
-            drop_path=drop_path,
+            **layout.options,
             qkv_bias=qkv_bias,
-            layer_norm_eps=layer_norm_eps,
+            **options,
         )
     dtype = functools.reduce(torch.promote_types, {value.dtype for value in state.values()})
-    ours = from_autoformer(state, num_heads=heads, head_dim=head_dim, qkv_bias=qkv_bias)
+    ours = from_autoformer(state, num_heads=size.num_heads, head_dim=head_dim, qkv_bias=qkv_bias)
     copies = {
         name: torch.empty(value.shape, dtype=dtype).copy_(value.detach())
         for name, value in ours.items()
@@ -235,11 +143,13 @@ def save_autoformer(model: Supernet, path: str | os.PathLike[str]) -> None:
         reasons.append(f"it has relative position on a {model.grid[0]} x {model.grid[1]} grid")
     if reasons:
         raise ValueError(f"the model has no AutoFormer form: {'; '.join(reasons)}")
+    state = model.state_dict()
     theirs = to_autoformer(
-        model.state_dict(), patch_size=config["patch_size"], in_chans=config["in_chans"]
+        {name: state[name].cpu() for name in model.boxes(size.largest())},  # in AutoFormer's order
+        patch_size=config["patch_size"],
+        in_chans=config["in_chans"],
     )
-    keys = Layout.of(model).shapes()
-    torch_files.save({"model": {key: theirs[key].cpu() for key in keys}}, path)
+    torch_files.save({"model": theirs}, path)
 
 
 def _state(content: Any, label: str) -> dict[str, Tensor]:
@@ -278,15 +188,9 @@ def _extents(size: SupernetSize, head_dim: int) -> str:
     )
 
 
-def _ratio(width: int, hidden: int) -> float:
-    """The ratio whose product with `width` truncates to `hidden`."""
-    ratio = hidden / width
-    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
-
-
 def _image_size(given: int | tuple[int, int] | None, layout: Layout, label: str) -> tuple[int, int]:
     """Height and width in pixels, checked against the number of positions."""
-    patch = layout.patch_size
+    patch = layout.options["patch_size"]
     patches = None if layout.positions is None else layout.positions - 1
     if given is None:
         if patches is None:

@@ -1,61 +1,140 @@
-"""Keys and shapes of AutoFormer's state_dict: what a supernet of given sizes has, and which sizes a
-state_dict shows."""
+"""Names, order of rows and shapes of AutoFormer's state_dict, and which sizes a state_dict shows.
+
+AutoFormer (Chen et al., ICCV 2021) interleaves the rows of q, k and v (head i, dim j and role t of
+q, k, v is row ``3 * (d * i + j) + t``), keeps the patch embedding as a convolution, and has four
+relative position tables per block.
+"""
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from growtas.base.checks import positive_int
-from growtas.supernet.vit import Supernet
+from growtas.space import SupernetSize
+from growtas.supernet.vit.config import SupernetConfig, check_qkv_bias
+from growtas.supernet.vit.geometry import vit_geometry
 
 HEAD_DIM = 64  # fixed in AutoFormer's code, whatever the embedding dim
 # In the order of our rel_pos: rows and columns for keys, rows and columns for values.
 TABLES = tuple(f"rel_pos_embed_{side}.embeddings_table_{axis}" for side in "kv" for axis in "vh")
 
+_NAMES = (  # parts of a key: AutoFormer's, ours
+    ("patch_embed_super.proj.", "patch_embed."),
+    (".attn_layer_norm.", ".norm1."),
+    (".ffn_layer_norm.", ".norm2."),
+    (".fc1.", ".mlp.fc1."),
+    (".fc2.", ".mlp.fc2."),
+)
+
+
+def from_autoformer(
+    state: Mapping[str, Tensor], *, num_heads: int, head_dim: int, qkv_bias: str
+) -> dict[str, Tensor]:
+    """AutoFormer's tensors under the names and in the shapes of :class:`growtas.Supernet`.
+
+    Works key by key, so a part of a state, or optimizer moments by parameter name, will do; keys
+    that are not AutoFormer's pass unchanged. With C the embedding dim, H heads and d = head_dim:
+    qkv weights ``[3Hd, C]`` become ``[3, H, d, C]``, the patch convolution ``[C, chans, p, p]``
+    becomes ``[C, chans * p * p]``, four tables ``[2r + 2, d]`` become one ``[4, 2r + 2, d]``. Other
+    tensors share memory with `state`.
+
+    Args:
+        state: AutoFormer's tensors by key.
+        num_heads: heads of the supernet's blocks.
+        head_dim: width of a head, 64 in all of AutoFormer's models.
+        qkv_bias: ``"autoformer"`` keeps the bias ``[3Hd]`` flat; ``"blocks"`` reads it interleaved
+            like the weight's rows, which is PreNAS's reading, and gives ``[3, H, d]``.
+
+    Raises:
+        ValueError: an unknown reading of the bias, q, k and v of another size, or a block with some
+            of its four tables only.
+    """
+    check_qkv_bias(qkv_bias)
+    ours: dict[str, Tensor] = {}
+    tables: dict[str, dict[str, Tensor]] = {}
+    for key, value in state.items():
+        table = next((table for table in TABLES if key.endswith(table)), None)
+        if table is not None:
+            tables.setdefault(key.removesuffix(table) + "rel_pos", {})[table] = value
+            continue
+        name = key
+        for theirs, mine in _NAMES:
+            name = name.replace(theirs, mine)
+        if name == "patch_embed.weight":
+            value = value.flatten(1)
+        elif name.endswith("attn.qkv.weight") or (
+            name.endswith("attn.qkv.bias") and qkv_bias == "blocks"
+        ):
+            rows = 3 * num_heads * head_dim
+            if value.shape[0] != rows:
+                raise ValueError(
+                    f"{key} has {value.shape[0]} rows; 3 x {num_heads} heads of {head_dim} "
+                    f"need {rows}"
+                )
+            value = value.unflatten(0, (num_heads, head_dim, 3)).movedim(2, 0).contiguous()
+        ours[name] = value
+    for name, found in tables.items():
+        if len(found) < len(TABLES):
+            missing = ", ".join(table for table in TABLES if table not in found)
+            raise ValueError(f"{name.removesuffix('rel_pos')}: {missing} missing")
+        ours[name] = torch.stack([found[table] for table in TABLES])
+    return ours
+
+
+def to_autoformer(
+    state: Mapping[str, Tensor], *, patch_size: int, in_chans: int
+) -> dict[str, Tensor]:
+    """The inverse of :func:`from_autoformer`, bit-equal after a round trip.
+
+    A bias ``[3, H, d]`` is interleaved as PreNAS reads it, a flat one is AutoFormer's and stays.
+
+    Args:
+        state: a supernet's tensors by name, or others of their shapes.
+        patch_size: side of a patch in pixels.
+        in_chans: image channels.
+    """
+    theirs: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if name.endswith("attn.rel_pos"):
+            prefix = name.removesuffix("rel_pos")
+            for table, rows in zip(TABLES, value.unbind(0), strict=True):
+                theirs[prefix + table] = rows.clone()
+            continue
+        key = name
+        for original, mine in _NAMES:
+            key = key.replace(mine, original)
+        if name == "patch_embed.weight":
+            value = value.unflatten(1, (in_chans, patch_size, patch_size))
+        elif ".attn.qkv." in name and value.dim() > 2:
+            value = value.movedim(0, 2).flatten(0, 2)
+        theirs[key] = value
+    return theirs
+
+
 Shape = tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Sizes that determine AutoFormer's state_dict; None stands for a feature switched off.
+class Layout(NamedTuple):
+    """What determines AutoFormer's state_dict.
 
-    `positions` counts the class token; `table_rows` is 2r + 2 at a reach of r patches.
+    Attributes:
+        size: of the supernet.
+        head_dim: width of a head.
+        positions: patches and class token; None without a position embedding.
+        options: of the supernet, apart from the image size.
     """
 
-    embed_dim: int
-    depth: int
-    num_heads: int
+    size: SupernetSize
     head_dim: int
-    hidden_dim: int
-    num_classes: int
-    in_chans: int
-    patch_size: int
     positions: int | None
-    table_rows: int | None
-
-    @classmethod
-    def of(cls, model: Supernet) -> Layout:
-        """The layout of a supernet's tensors, written as AutoFormer's."""
-        size, config = model.space.supernet, model.config
-        patches = model.grid[0] * model.grid[1]
-        rows = 2 * config["max_relative_position"] + 2
-        return cls(
-            embed_dim=size.embed_dim,
-            depth=size.depth,
-            num_heads=size.num_heads,
-            head_dim=model.space.head_dim,
-            hidden_dim=size.hidden_dim,
-            num_classes=config["num_classes"],
-            in_chans=config["in_chans"],
-            patch_size=config["patch_size"],
-            positions=patches + 1 if config["absolute_position"] else None,
-            table_rows=rows if config["relative_position"] else None,
-        )
+    options: dict[str, Any]
 
     @classmethod
     def infer(cls, state: Mapping[str, Tensor], label: str, head_dim: int | None = None) -> Layout:
@@ -98,37 +177,32 @@ class Layout:
         position = _usual_shape(state, "pos_embed", 3)
         # counted, so that a stray index costs one line of the error
         blocks = {match[1] for key in state if (match := re.match(r"blocks\.(\d+)\.", key))}
+        heads = max(qkv[0] // (3 * positive_int("head_dim", head_dim)), 1)
+        options: dict[str, Any] = {
+            "num_classes": head[0],
+            "in_chans": patch[1],
+            "patch_size": patch[2],
+            "absolute_position": position is not None,
+            "relative_position": table is not None,
+        }
+        if table:
+            options["max_relative_position"] = table[0] // 2 - 1
         return cls(
-            embed_dim=norm[0],
-            depth=max(len(blocks), 1),
-            num_heads=max(qkv[0] // (3 * positive_int("head_dim", head_dim)), 1),
-            head_dim=head_dim,
-            hidden_dim=fc1[0],
-            num_classes=head[0],
-            in_chans=patch[1],
-            patch_size=patch[2],
-            positions=position[1] if position else None,
-            table_rows=table[0] if table else None,
+            SupernetSize(norm[0], heads, hidden_ratio(norm[0], fc1[0]), max(len(blocks), 1)),
+            head_dim,
+            position[1] if position else None,
+            options,
         )
 
     def shapes(self) -> dict[str, Shape]:
         """AutoFormer's keys in its order, with their shapes."""
-        width, inner, hidden = self.embed_dim, self.num_heads * self.head_dim, self.hidden_dim
-        shapes: dict[str, Shape] = {}
-        if self.positions is not None:
-            shapes["pos_embed"] = (1, self.positions, width)
-        shapes["cls_token"] = (1, 1, width)
-        patch = (self.in_chans, self.patch_size, self.patch_size)
-        shapes |= _linear("patch_embed_super.proj", width, *patch)
-        for i in range(self.depth):
-            block = _linear("attn.qkv", 3 * inner, width)
-            if self.table_rows is not None:
-                block |= {f"attn.{table}": (self.table_rows, self.head_dim) for table in TABLES}
-            block |= _linear("attn.proj", width, inner)
-            block |= _linear("attn_layer_norm", width) | _linear("ffn_layer_norm", width)
-            block |= _linear("fc1", hidden, width) | _linear("fc2", width, hidden)
-            shapes |= {f"blocks.{i}.{key}": shape for key, shape in block.items()}
-        return shapes | _linear("norm", width) | _linear("head", self.num_classes, width)
+        patch_size, in_chans = self.options["patch_size"], self.options["in_chans"]
+        row = max((self.positions or 2) - 1, 1)  # any image with so many patches
+        config = SupernetConfig(**self.options, image_size=(patch_size, row * patch_size))
+        boxes = vit_geometry(config, self.head_dim).boxes(self.size.largest())
+        ours = {name: torch.empty(box, device="meta") for name, box in boxes.items()}
+        theirs = to_autoformer(ours, patch_size=patch_size, in_chans=in_chans)
+        return {key: tuple(value.shape) for key, value in theirs.items()}
 
     def check(self, state: Mapping[str, Tensor], label: str) -> None:
         """Raise one ValueError that lists every missing, unexpected and misshapen tensor."""
@@ -156,8 +230,10 @@ def shortened(items: Iterable[object], most: int = 5) -> str:
     return ", ".join(texts[:most]) + more
 
 
-def _linear(name: str, *shape: int) -> dict[str, Shape]:
-    return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+def hidden_ratio(width: int, hidden: int) -> float:
+    """The ratio whose product with `width` truncates to `hidden`."""
+    ratio = hidden / width
+    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
 def _usual_shape(

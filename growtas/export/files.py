@@ -14,7 +14,7 @@ from growtas.base.atomic import write_atomically
 from growtas.base.config import arguments, build, convert, to_plain
 from growtas.base.image_transform import ImageTransform
 from growtas.base.tensor_files import TensorFile, save_tensors
-from growtas.supernet.standalone import VisionTransformer
+from growtas.supernet.vit.standalone import VisionTransformer
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 _ARCHITECTURE = "growtas.VisionTransformer"

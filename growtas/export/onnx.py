@@ -6,7 +6,7 @@ import os
 
 import torch
 
-from growtas.supernet.standalone import VisionTransformer
+from growtas.supernet.vit.standalone import VisionTransformer
 
 
 def to_onnx(module: VisionTransformer, path: str | os.PathLike[str], *, opset: int = 18) -> None:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from growtas.base.checks import listed, positive_int
-from growtas.supernet.standalone import VisionTransformer
+from growtas.supernet.vit.standalone import VisionTransformer
 
 # Files with other endings are left out of folders; named one by one they are read.
 IMAGE_FILES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")

@@ -32,7 +32,7 @@ from growtas.run.files import (
 from growtas.run.recipe import Recipe
 from growtas.run.winners import Winner, best_limit, stored_winners, tested_winners
 from growtas.space import Subnet
-from growtas.space.subnet_files import read_subnet
+from growtas.supernet.vit.subnet_files import read_subnet
 
 if TYPE_CHECKING:
     from growtas.search import Candidate, Evaluator, Score, SearchResult

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from growtas.base.config import ConfigError, apply_override, build, to_plain
 from growtas.base.optional import require
 from growtas.run.model import ModelConfig, read_space
-from growtas.space.cost import format_count, num_params
+from growtas.space.cost import format_count
+from growtas.supernet.vit.geometry import num_params
 from growtas.training.config import AugmentConfig, DataConfig, OptimConfig, TrainConfig
 
 if TYPE_CHECKING:

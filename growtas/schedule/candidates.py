@@ -16,7 +16,7 @@ from growtas.schedule.sequence import EpochDraws
 from growtas.space import SearchSpace, Subnet
 from growtas.space.cost import CostFunction
 from growtas.space.subnet import SUBNET_AXES
-from growtas.space.subnet_files import load_subnets, subnets_in
+from growtas.supernet.vit.subnet_files import load_subnets, subnets_in
 
 
 class Candidates(Stateless):

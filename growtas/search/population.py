@@ -71,7 +71,7 @@ class SharedPrefixes:
                 for i in range(max(turn.shared, 0), subnet.depth):
                     if i in turn.keep:
                         streams[i] = x
-                    x = model.blocks[i](x, subnet.num_heads[i], subnet.hidden_dims[i], model.grid)
+                    x = model.block(i, x, subnet)
                 if subnet.depth in turn.keep:
                     streams[subnet.depth] = x
                 logits = model.classify(x)

@@ -16,7 +16,15 @@ from typing import Any
 from growtas.base.atomic import write_atomically
 from growtas.base.checks import as_tuple, listed, mapping, positive_int
 from growtas.base.config import load_yaml, nearest, read_text
-from growtas.space.subnet import AXES, SUBNET_AXES, Subnet, SupernetSize, axis_number, axis_values
+from growtas.space.subnet import (
+    AXES,
+    SUBNET_AXES,
+    Subnet,
+    SupernetSize,
+    axis_number,
+    axis_values,
+    block_label,
+)
 
 
 @dataclass(frozen=True)
@@ -90,15 +98,15 @@ class SearchSpace:
 
     def validate(self, subnet: Subnet) -> None:
         """Raise ValueError, naming the value and what is allowed, unless `subnet` is in here."""
-        for axis, label, value in axis_values(subnet):
-            self._check_choice(axis, label, value)
+        for axis, block, value in axis_values(subnet):
+            self._check_choice(axis, value, block)
 
-    def _check_choice(self, axis: str, label: str, value: float) -> None:
+    def _check_choice(self, axis: str, value: float, block: int | None = None) -> None:
         choices, limit = getattr(self, axis), getattr(self.supernet, axis)
         if value not in choices:
             beyond = f" and larger than the supernet's {limit}" if value > limit else ""
             raise ValueError(
-                f"{label} = {value} is not in space {self.name!r}{beyond}; "
+                f"{axis}{block_label(block)} = {value} is not in space {self.name!r}{beyond}; "
                 f"allowed: {listed(choices)}"
             )
 
@@ -125,7 +133,7 @@ class SearchSpace:
                 continue
             chosen[axis] = (values,) if hasattr(values, "__float__") else as_tuple(axis, values)
             for value in chosen[axis]:
-                self._check_choice(axis, axis, axis_number(axis, axis, value))
+                self._check_choice(axis, axis_number(axis, axis, value))
         return replace(self, **chosen)
 
     def shares_supernet(self, other: SearchSpace) -> bool:

@@ -1,8 +1,9 @@
 """All sizes of a search space, grouped: windows are sampled uniformly, or known to be empty.
 
-The size of a Vision Transformer does not depend on the order of its blocks, and heads and MLP add
-up. So for each embedding dim and depth it is enough to know what each multiset of heads adds, and
-each multiset of MLP ratios: AutoFormer-S has 7.7e13 subnets but 1.4e5 pairs of multisets.
+A model's size does not depend on the order of its blocks, and what their axes choose adds up. So
+for each choice of the other axes and each depth it is enough to know what each multiset of a block
+axis adds, in a Vision Transformer heads and MLP ratios: AutoFormer-S has 7.7e13 subnets but 1.4e5
+pairs of multisets.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import math
 import random
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 from growtas.space.cost import Cost, CostFunction
-from growtas.space.search_space import SearchSpace, SpaceDifference, Subnet
+from growtas.space.family import AnySpace, AnySubnet
+from growtas.space.search_space import SearchSpace, SpaceDifference
 
 MAX_PAIRS = 500_000  # a table of this size takes about a second
 _CHECKS = 16
@@ -33,7 +36,7 @@ class Bounds(Protocol):
 
 
 class _Part(NamedTuple):
-    """The heads, or the MLP ratios, of all blocks in any order."""
+    """What one axis of all blocks chooses, in any order."""
 
     values: tuple[Any, ...]
     cost: Cost  # beyond that of the smallest choice in every block
@@ -41,44 +44,47 @@ class _Part(NamedTuple):
 
 
 class _Group(NamedTuple):
-    """The subnets of one embedding dim and depth."""
+    """The subnets of one depth and one choice of each axis that is the same in all blocks."""
 
-    embed_dim: int
-    depth: int
-    base: Cost  # with the smallest heads and ratio in every block
-    heads: list[_Part]
-    ratios: list[_Part]  # by growing params
+    smallest: AnySubnet  # with the smallest choices in every block
+    base: Cost  # of it
+    parts: tuple[list[_Part], ...]  # for each block axis, by growing params
 
     @property
     def members(self) -> int:
         """How many there are."""
-        return sum(part.ways for part in self.heads) * sum(part.ways for part in self.ratios)
+        return math.prod(sum(part.ways for part in parts) for parts in self.parts)
+
+    def subnet(self, values: Iterable[tuple[Any, ...]]) -> Any:
+        """The one with these values of the block axes."""
+        changes: dict[str, Any] = dict(zip(self.smallest.axes.block, values, strict=True))
+        return replace(self.smallest, **changes)
 
 
 class Family(NamedTuple):
     """The subnets of one size that differ only in the order of their blocks."""
 
     group: _Group
-    heads: _Part
-    ratios: _Part
+    parts: tuple[_Part, ...]
 
     @property
     def size(self) -> Cost:
         """Size of each of them."""
-        return _add(self.group.base, self.heads.cost, self.ratios.cost)
+        params, macs = self.group.base
+        for part in self.parts:
+            params += part.cost.params
+            macs += part.cost.macs
+        return Cost(params, macs)
 
     @property
     def members(self) -> int:
         """How many there are."""
-        return self.heads.ways * self.ratios.ways
+        return math.prod([part.ways for part in self.parts])
 
-    def sample(self, rng: random.Random) -> Subnet:
+    def sample(self, rng: random.Random) -> Any:
         """One of them, each equally likely."""
-        return Subnet(
-            self.group.embed_dim,
-            tuple(rng.sample(self.heads.values, self.group.depth)),
-            tuple(rng.sample(self.ratios.values, self.group.depth)),
-        )
+        depth = self.group.smallest.depth
+        return self.group.subnet(tuple(rng.sample(part.values, depth)) for part in self.parts)
 
 
 class SizeTable:
@@ -89,38 +95,47 @@ class SizeTable:
         self._removed = removed
 
     @classmethod
-    def build(cls, space: SearchSpace | SpaceDifference, cost: CostFunction) -> SizeTable | None:
+    def build(cls, space: AnySpace | SpaceDifference, cost: CostFunction) -> SizeTable | None:
         """The table, or None if it would exceed `MAX_PAIRS` or `cost` is no sum over blocks."""
         base, removed = (
-            (space, None) if isinstance(space, SearchSpace) else (space.base, space.removed)
+            (space.base, space.removed) if isinstance(space, SpaceDifference) else (space, None)
         )
+        smallest = base.smallest()
+        axes = smallest.axes
+        once = [getattr(base, axis) for axis in axes.subnet]
         pairs = sum(
-            _multisets(base.num_heads, d) * _multisets(base.mlp_ratio, d) for d in base.depth
+            math.prod(_multisets(getattr(base, axis), depth) for axis in axes.block)
+            for depth in base.depth
         )
-        if pairs * len(base.embed_dim) > MAX_PAIRS:
+        if pairs * math.prod(map(len, once)) > MAX_PAIRS:
             return None
-        groups = [_group(base, cost, e, d) for e in base.embed_dim for d in base.depth]
+        groups = []
+        for *values, depth in itertools.product(*once, base.depth):
+            blocks = {axis: (getattr(base, axis)[0],) * depth for axis in axes.block}
+            changes = {**dict(zip(axes.subnet, values, strict=True)), **blocks}
+            groups.append(_group(base, cost, replace(smallest, **changes)))
         table = cls(groups, removed)
         rng = random.Random(0)
         samples = [base.sample(rng) for _ in range(_CHECKS)]
         return table if all(table._size(subnet) == cost(subnet) for subnet in samples) else None
 
-    def _size(self, subnet: Subnet) -> Cost:
-        heads, ratios = tuple(sorted(subnet.num_heads)), tuple(sorted(subnet.mlp_ratio))
+    def _size(self, subnet: AnySubnet) -> Cost:
+        axes = subnet.axes
         for group in self._groups:
-            if (group.embed_dim, group.depth) == (subnet.embed_dim, subnet.depth):
-                part = next(p for p in group.heads if p.values == heads)
-                other = next(p for p in group.ratios if p.values == ratios)
-                return Family(group, part, other).size
+            same = ((getattr(subnet, a) == getattr(group.smallest, a)) for a in axes.subnet)
+            if group.smallest.depth == subnet.depth and all(same):
+                chosen = [tuple(sorted(getattr(subnet, axis))) for axis in axes.block]
+                parts = [
+                    next(part for part in parts if part.values == values)
+                    for parts, values in zip(group.parts, chosen, strict=True)
+                ]
+                return Family(group, tuple(parts)).size
         raise KeyError(subnet)
 
     def families(self) -> Iterator[Family]:
         """All subnets of the space, in families of one size."""
         for group in self._groups:
-            families = (
-                Family(group, heads, ratios)
-                for heads, ratios in itertools.product(group.heads, group.ratios)
-            )
+            families = (Family(group, parts) for parts in itertools.product(*group.parts))
             yield from families if self._removed is None else filter(self._holds, families)
 
     def sizes(self) -> Iterator[Cost]:
@@ -132,25 +147,31 @@ class SizeTable:
         low, high = limit.window("params")
         found = []
         for group in self._groups:
-            growth = [ratios.cost.params for ratios in group.ratios]
-            for heads in group.heads:
-                fixed = group.base.params + heads.cost.params
-                for ratios in group.ratios[
-                    bisect_left(growth, low - fixed) : bisect_right(growth, high - fixed)
-                ]:
-                    family = Family(group, heads, ratios)
-                    if limit.admits(*family.size) and self._holds(family):
-                        found.append(family)
-        return Selection(found)
+            *others, last = group.parts
+            growth = [part.cost.params for part in last]
+            for first in itertools.product(*others):
+                params, macs = Family(group, first).size
+                begin, end = bisect_left(growth, low - params), bisect_right(growth, high - params)
+                found += [
+                    Family(group, (*first, part))
+                    for part in last[begin:end]
+                    if limit.admits(params + part.cost.params, macs + part.cost.macs)
+                ]
+        return Selection(found if self._removed is None else filter(self._holds, found))
 
     def _holds(self, family: Family) -> bool:
         """Whether the family is in the space: of a difference, none or all of its subnets are."""
         gone = self._removed
-        return gone is None or not (
-            family.group.embed_dim in gone.embed_dim
-            and family.group.depth in gone.depth
-            and set(family.heads.values) <= set(gone.num_heads)
-            and set(family.ratios.values) <= set(gone.mlp_ratio)
+        if gone is None:
+            return True
+        one = family.group.smallest
+        return not (
+            one.depth in gone.depth
+            and all(getattr(one, axis) in getattr(gone, axis) for axis in one.axes.subnet)
+            and all(
+                set(part.values) <= set(getattr(gone, axis))
+                for axis, part in zip(one.axes.block, family.parts, strict=True)
+            )
         )
 
 
@@ -173,46 +194,34 @@ class Selection:
             itertools.accumulate(f.members / shares[id(f.group)] for f in self._found)
         )
 
-    def sample(self, rng: random.Random) -> Subnet:
+    def sample(self, rng: random.Random) -> Any:
         """One subnet; IndexError if there is none."""
         return rng.choices(self._found, cum_weights=self._weights)[0].sample(rng)
 
-    def __iter__(self) -> Iterator[Subnet]:
-        for group, heads, ratios in self._found:
-            for pair in itertools.product(_orders(heads.values), _orders(ratios.values)):
-                yield Subnet(group.embed_dim, *pair)
+    def __iter__(self) -> Iterator[Any]:
+        for group, parts in self._found:
+            for values in itertools.product(*[_orders(part.values) for part in parts]):
+                yield group.subnet(values)
 
 
-def _multisets(choices: tuple[Any, ...], depth: int) -> int:
+def _multisets(choices: Sequence[Any], depth: int) -> int:
     return math.comb(depth + len(choices) - 1, depth)
 
 
-def _group(space: SearchSpace, cost: CostFunction, embed_dim: int, depth: int) -> _Group:
-    few, narrow = (space.num_heads[0],) * depth, (space.mlp_ratio[0],) * depth
-    base = cost(Subnet(embed_dim, few, narrow))
+def _group(space: AnySpace, cost: CostFunction, smallest: Any) -> _Group:
+    base, depth = cost(smallest), smallest.depth
 
-    def parts(choices: tuple[Any, ...], axis: str) -> list[_Part]:
+    def parts(axis: str) -> list[_Part]:
         made = []
-        for values in itertools.combinations_with_replacement(choices, depth):
-            pair = (values, narrow) if axis == "num_heads" else (few, values)
-            size = cost(Subnet(embed_dim, *pair))
+        for values in itertools.combinations_with_replacement(getattr(space, axis), depth):
+            size = cost(replace(smallest, **{axis: values}))
             ways = math.factorial(depth)
             for repeats in Counter(values).values():
                 ways //= math.factorial(repeats)
             made.append(_Part(values, Cost(size.params - base.params, size.macs - base.macs), ways))
         return sorted(made, key=lambda part: part.cost.params)
 
-    return _Group(
-        embed_dim,
-        depth,
-        base,
-        parts(space.num_heads, "num_heads"),
-        parts(space.mlp_ratio, "mlp_ratio"),
-    )
-
-
-def _add(a: Cost, b: Cost, c: Cost) -> Cost:
-    return Cost(a.params + b.params + c.params, a.macs + b.macs + c.macs)
+    return _Group(smallest, base, tuple(map(parts, smallest.axes.block)))
 
 
 def _orders(values: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:

@@ -5,13 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 from growtas.base.checks import as_tuple, mapping, positive_float, positive_int
 
-AXES = ("embed_dim", "depth", "num_heads", "mlp_ratio")
-SUBNET_AXES = ("embed_dim", "depth")  # one value per subnet
-BLOCK_AXES = ("num_heads", "mlp_ratio")  # one value per block
+
+class Axes(NamedTuple):
+    """What the subnets of a family choose, as fields of their class; the number of blocks, their
+    `depth`, is chosen too.
+
+    Attributes:
+        subnet: fields with one value.
+        block: fields with a value for each block.
+    """
+
+    subnet: tuple[str, ...]
+    block: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -27,6 +36,8 @@ class Subnet:
         TypeError: a value is not a number of the right kind.
         ValueError: a value is not positive, or the two per-block lists differ in length.
     """
+
+    axes: ClassVar = Axes(subnet=("embed_dim",), block=("num_heads", "mlp_ratio"))
 
     embed_dim: int
     num_heads: tuple[int, ...]
@@ -104,6 +115,11 @@ class Subnet:
         return f"embed={self.embed_dim} depth={self.depth} heads={heads} ratio={ratios}"
 
 
+SUBNET_AXES = (*Subnet.axes.subnet, "depth")
+BLOCK_AXES = Subnet.axes.block
+AXES = SUBNET_AXES + BLOCK_AXES
+
+
 @dataclass(frozen=True)
 class SupernetSize:
     """Extents of the max-size parameter buffers, of which every subnet takes the leading part."""
@@ -123,12 +139,20 @@ class SupernetSize:
         """Width of the MLP buffers: int(embed_dim * mlp_ratio)."""
         return int(self.embed_dim * self.mlp_ratio)
 
+    def largest(self) -> Subnet:
+        """The subnet that reads all of the buffers."""
+        return Subnet(
+            self.embed_dim, (self.num_heads,) * self.depth, (self.mlp_ratio,) * self.depth
+        )
+
     def validate(self, subnet: Subnet) -> None:
         """Raise ValueError unless the buffers hold `subnet`, be it in a search space or not."""
-        for axis, label, value in axis_values(subnet):
+        for axis, block, value in axis_values(subnet):
             limit = getattr(self, axis)
             if value > limit:
-                raise ValueError(f"{label} = {value} is larger than the supernet's {limit}")
+                raise ValueError(
+                    f"{axis}{block_label(block)} = {value} is larger than the supernet's {limit}"
+                )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers by field name."""
@@ -140,14 +164,21 @@ def axis_number(axis: str, label: str, value: Any) -> float:
     return (positive_float if axis == "mlp_ratio" else positive_int)(label, value)
 
 
-def axis_values(subnet: Subnet) -> list[tuple[str, str, float]]:
-    """(axis, label for messages, value) of every choice that a subnet makes."""
+def axis_values(subnet: Subnet) -> list[tuple[str, int | None, float]]:
+    """(axis, block if it is one of the blocks', value) of every choice that a subnet makes."""
     if not isinstance(subnet, Subnet):
         raise TypeError(f"expected a Subnet, got {subnet!r}")
-    values: list[tuple[str, str, float]] = [(a, a, getattr(subnet, a)) for a in SUBNET_AXES]
+    values: list[tuple[str, int | None, float]] = [
+        (axis, None, getattr(subnet, axis)) for axis in SUBNET_AXES
+    ]
     for axis in BLOCK_AXES:
-        values += [(axis, f"{axis}[{i}]", v) for i, v in enumerate(getattr(subnet, axis))]
+        values += [(axis, i, value) for i, value in enumerate(getattr(subnet, axis))]
     return values
+
+
+def block_label(block: int | None) -> str:
+    """What messages put behind the axis."""
+    return "" if block is None else f"[{block}]"
 
 
 def _run_lengths(values: Iterable[float]) -> str:

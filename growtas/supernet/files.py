@@ -11,7 +11,7 @@ import torch
 from growtas.base.config import arguments
 from growtas.base.tensor_files import TensorFile, save_tensors
 from growtas.space import SearchSpace
-from growtas.supernet.vit import Supernet
+from growtas.supernet.vit.model import Supernet
 
 _FORMAT = "growtas-supernet-1"
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from growtas.base.precision import autocast
 from growtas.kernels.extents import check_groups
 from growtas.space import Subnet
-from growtas.supernet.vit import Supernet
+from growtas.supernet.vit.model import Supernet
 
 WARM_UP = 3  # calls before the capture: kernels are compiled, tables and workspaces allocated
 
@@ -91,14 +91,14 @@ class GraphedForward:
             changed in place.
         images: a batch like those to come, ``[B, channels, height, width]``; copied.
         dtype: of autocast; None for none.
-        groups: G, subnets of one call; each gets its part of the batch, as in
+        groups: S, subnets of one call; each gets its share of the batch, as in
             :meth:`growtas.Supernet.forward`.
 
     Attributes:
         reason: why there is no graph; None if there is or will be one.
 
     Raises:
-        ValueError: G does not divide the batch.
+        ValueError: S does not divide the batch.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class GraphedForward:
         self.dtype = dtype
         self.device = model.head.weight.device
         self._images = images.to(self.device, copy=True)
-        self._part = self._images[: len(images) // groups]
+        self._share = self._images[: len(images) // groups]
         self._logits = logits_buffer(model, self._images)
         self._extents = model.new_extents(groups)
         self._graph = Graph(self._forward, self.device)
@@ -132,17 +132,17 @@ class GraphedForward:
         """Class logits, float32 ``[B, classes]``: overwritten by the next call.
 
         Args:
-            images: a batch; or ``[B / G, ...]``, which every subnet gets; or None for those of the
+            images: a batch; or ``[B / S, ...]``, which every subnet gets; or None for those of the
                 call before.
-            subnets: G of them; one will do where G is 1.
+            subnets: S of them; one will do where S is 1.
 
         Raises:
             ValueError: a batch of another shape, another number of subnets, or one that extents on
                 the device cannot hold (see :meth:`growtas.Supernet.new_extents`).
         """
         if images is not None:
-            same = len(images) == len(self._part)
-            check_batch("images", images, self._part if same else self._images)
+            same = len(images) == len(self._share)
+            check_batch("images", images, self._share if same else self._images)
         self._extents.write(subnets)
         if images is not None:
             buffer = self._images.unflatten(0, (self.groups, -1)) if same else self._images

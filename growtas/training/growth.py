@@ -12,33 +12,30 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from growtas.schedule.plan import GROWTH_INITS
-from growtas.supernet import Supernet
+from growtas.supernet.family import Family
 from growtas.training.boxes import Extents, boxes_outside
-
-_READ_STREAM = ("attn.qkv.weight", "mlp.fc1.weight", "head.weight")
-_READ_OWN_BLOCK = ("attn.proj.weight", "mlp.fc2.weight")
 
 
 @torch.no_grad()
 def initialise_new_weights(
-    models: Sequence[Supernet],
+    models: Sequence[Family],
     old: Mapping[str, Extents],
     new: Mapping[str, Extents],
     init: str,
     seed: int,
 ) -> None:
-    """Give the weights in `new` that are not in `old` the values of a freshly built supernet.
+    """Give the weights in `new` that are not in `old` the values of a freshly built model.
 
     The values depend on the seed and the model's configuration, not on the device, and no random
     generator is moved.
 
     Args:
-        models: supernets of one configuration (the trained and the averaged one); all get the same
+        models: of one configuration (the trained and the averaged one); all get the same
             values.
         old: what could be read before: the leading box of each parameter, as from
-            `Supernet.extents`; it holds the parameters outside of blocks.
+            `Supernet.boxes`; it holds the parameters outside of blocks.
         new: what can be read from now on.
-        init: "reinit": every weight as a new supernet starts with it, parameter by parameter.
+        init: "reinit": every weight as a new model starts with it, parameter by parameter.
             "zero": the same, but zero where a weight matrix reads a unit that is new (a channel,
             a head, a hidden neuron, anything within a new block). Deeper, wider-headed and
             wider-MLP subnets then compute what they computed without the addition; a wider
@@ -54,25 +51,16 @@ def initialise_new_weights(
         raise ValueError(f"init is {init!r}; allowed: {', '.join(GROWTH_INITS)}")
     if init == "none":
         return
+    model = models[0]
     with torch.device("cpu"), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        fresh = dict(Supernet.from_config(models[0].config, models[0].space).named_parameters())
+        fresh = dict(model.from_config(model.config, model.space).named_parameters())
     targets = [dict(model.named_parameters()) for model in models]
     for name, outer in new.items():
         value = fresh[name]
-        known = _known_inputs(name, old)
+        known = model.geometry.known_inputs(name, old)
         if init == "zero" and known is not None:
             value[..., known:] = 0
         for box in boxes_outside([outer], [old[name]] if name in old else []):
             for parameters in targets:
                 parameters[name][box] = value[box].to(parameters[name])
-
-
-def _known_inputs(name: str, old: Mapping[str, Extents]) -> int | None:
-    """How many inputs of a weight matrix there were before; None where nothing grows on its input
-    side."""
-    if name.endswith(_READ_STREAM):
-        return old["norm.weight"][0]
-    if name.endswith(_READ_OWN_BLOCK):
-        return old[name][-1] if name in old else 0
-    return None

@@ -15,8 +15,8 @@ from benchmarks.runner import Effort, Rows
 from benchmarks.studies import growth, operator_profile
 from benchmarks.studies.page import fill, table
 from benchmarks.variants import missing
+from growtas.cost import macs
 from growtas.space import SearchSpace, SupernetSize
-from growtas.space.cost import macs
 
 SIZE = SupernetSize(64, 2, 4.0, 2)
 SPACE = SearchSpace(

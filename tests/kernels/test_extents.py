@@ -8,7 +8,8 @@ from oracles import assert_within_budget, bits_equal
 from torch.library import opcheck
 
 from growtas import Subnet, kernels
-from growtas.kernels.extents import Extents, LinearExtents
+from growtas.kernels import Extents
+from growtas.kernels.extents import LinearExtents
 
 NAN = float("nan")
 

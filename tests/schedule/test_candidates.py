@@ -8,9 +8,9 @@ from collections import Counter, defaultdict
 
 import pytest
 
+from growtas.cost import num_params
 from growtas.schedule import Candidates, StepContext, Uniform, build_strategy
 from growtas.space import SearchSpace, Subnet
-from growtas.space.cost import num_params
 
 TINY = SearchSpace.preset("autoformer-tiny")
 

@@ -7,9 +7,9 @@ from collections import Counter
 
 import pytest
 
+from growtas.cost import Cost, macs, num_params
 from growtas.schedule import GrowTAS, PlusPhase, Stage, StepContext, Stratify, build_strategy
 from growtas.space import SearchSpace, Subnet
-from growtas.space.cost import Cost, macs, num_params
 
 TINY = SearchSpace.preset("autoformer-tiny")
 SMALL = SearchSpace(

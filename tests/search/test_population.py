@@ -13,7 +13,7 @@ from growtas.search import Evaluator, Score
 from growtas.search.operators import crossover, mutate
 from growtas.search.population import turns
 from growtas.search.scoring import PART_SECONDS, Scoring
-from growtas.supernet.layers import Block
+from growtas.supernet.vit.layers import Block
 
 SPACE = SearchSpace.preset("digits").restrict(depth=(4, 5))
 

@@ -13,8 +13,7 @@ import torch
 from torch import nn
 
 import growtas
-from growtas.compat.autoformer_files import from_autoformer, to_autoformer
-from growtas.compat.autoformer_layout import Layout
+from growtas.compat.autoformer_layout import Layout, from_autoformer, hidden_ratio, to_autoformer
 
 KEYS = json.loads(
     (Path(__file__).parents[1] / "golden" / "autoformer_micro_2026.json").read_text()
@@ -214,13 +213,14 @@ def test_a_space_is_used_if_it_has_the_tensors_sizes(state):
 @pytest.mark.parametrize(("width", "hidden"), [(19, 106), (22, 15), (192, 577)])
 def test_hidden_widths_survive_as_ratios(width, hidden):
     """22 x (15 / 22) is 14.999... in floating point."""
-    layout = Layout(
-        embed_dim=width, depth=1, num_heads=3, head_dim=64, hidden_dim=hidden, num_classes=2,
-        in_chans=1, patch_size=4, positions=5, table_rows=4,
-    )  # fmt: skip
-    model = growtas.load_autoformer({k: torch.zeros(s) for k, s in layout.shapes().items()})
-    assert model.space.supernet.hidden_dim == hidden
-    assert Layout.of(model) == layout
+    size = growtas.SupernetSize(width, 3, hidden_ratio(width, hidden), 1)
+    options = {"num_classes": 2, "in_chans": 1, "patch_size": 4, "max_relative_position": 1}
+    options |= {"absolute_position": True, "relative_position": True}
+    layout = Layout(size, 64, 5, options)
+    state = {key: torch.zeros(shape) for key, shape in layout.shapes().items()}
+    assert state["blocks.0.fc1.weight"].shape == (hidden, width)
+    assert Layout.infer(state, "it") == layout
+    assert growtas.load_autoformer(state).space.supernet.hidden_dim == hidden
 
 
 def test_dtype_is_kept(state):

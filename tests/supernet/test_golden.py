@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 import growtas
-from growtas.compat.autoformer_files import to_autoformer
+from growtas.compat.autoformer_layout import to_autoformer
 
 FOLDER = Path(__file__).parents[1] / "golden"
 GOLDEN = {

@@ -91,7 +91,7 @@ def test_a_block(launched, static):
             operators.names.clear()
             y = block.forward_static(x, (4, 4), extents.blocks[-1], survival, gradients)
         else:
-            y = block(x, 4, model.space.supernet.hidden_dim, (4, 4), gradients)
+            y = model.block(3, x, model.space.supernet.largest(), gradients=gradients)
         assert Counter(launched) == FORWARD
         launched.clear()
         cotangent = torch.ones_like(y)

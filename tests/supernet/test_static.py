@@ -17,7 +17,7 @@ from growtas.kernels.attention import reference as attention_reference
 from growtas.kernels.layer_norm import reference as layer_norm_reference
 from growtas.kernels.linear import native as native_linear
 from growtas.kernels.linear import reference as linear_reference
-from growtas.supernet.layers import Block
+from growtas.supernet.vit.layers import Block
 
 from .conftest import SPACE, build
 

@@ -16,7 +16,7 @@ from torch._dynamo.utils import counters
 import growtas
 from growtas import kernels
 from growtas.kernels import dispatch, native_library
-from growtas.supernet import layers
+from growtas.supernet.vit import layers
 
 from .conftest import SPACE, build
 

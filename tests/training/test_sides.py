@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from growtas.kernels.extents import COLUMNS
 from growtas.supernet import Supernet
+from growtas.supernet.vit.extents import COLUMNS
 from growtas.training.sides import sampled_sides
 
 from .training_setup import SPACE

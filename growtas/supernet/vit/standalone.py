@@ -8,20 +8,20 @@ attention kernel applies and no N x N tensor is written by this module.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from growtas.base.checks import positive_int
+from growtas.space import Subnet
+from growtas.supernet.vit.config import ModelConfig, ModelOptions, check_pool
 
 if TYPE_CHECKING:
     from growtas.base.image_transform import ImageTransform
 
-POOL = ("mean", "cls")
 _TIMM_POOL = {"avg": "mean", "token": "cls"}  # timm's names: ours
 
 
@@ -186,12 +186,7 @@ class VisionTransformer(nn.Module):
         patch_size: int,
         num_classes: int,
         in_chans: int = 3,
-        pool: str = "mean",
-        class_token: bool = True,
-        absolute_position: bool = True,
-        relative_position: bool = True,
-        max_relative_position: int = 14,
-        layer_norm_eps: float = 1e-5,
+        **options: Unpack[ModelOptions],
     ) -> None:
         super().__init__()
         if len(num_heads) != len(hidden_dims):
@@ -199,16 +194,12 @@ class VisionTransformer(nn.Module):
                 f"num_heads is for {len(num_heads)} blocks, hidden_dims for {len(hidden_dims)}: "
                 "both need one entry per block"
             )
-        sizes = {"embed_dim": embed_dim, "head_dim": head_dim, "in_chans": in_chans}
+        sizes = {"embed_dim": embed_dim, "head_dim": head_dim}
         sizes |= {f"num_heads[{i}]": heads for i, heads in enumerate(num_heads)}
         sizes |= {f"hidden_dims[{i}]": hidden for i, hidden in enumerate(hidden_dims)}
         for name, value in sizes.items():
             positive_int(name, value)
-        if num_classes != 0:
-            positive_int("num_classes", num_classes)
-        image_size = check_geometry(
-            image_size, patch_size, pool, class_token, max_relative_position, layer_norm_eps
-        )
+        config = ModelConfig(image_size, patch_size, num_classes, in_chans, **options)
         self.transform: ImageTransform | None = None
         self.classes: tuple[str, ...] | None = None
         self.embed_dim = self.num_features = embed_dim
@@ -217,37 +208,43 @@ class VisionTransformer(nn.Module):
             "num_heads": list(num_heads),
             "hidden_dims": list(hidden_dims),
             "head_dim": head_dim,
-            "image_size": list(image_size),
-            "patch_size": patch_size,
-            "num_classes": num_classes,
-            "in_chans": in_chans,
-            "pool": pool,
-            "class_token": class_token,
-            "absolute_position": absolute_position,
-            "relative_position": relative_position,
-            "max_relative_position": max_relative_position,
-            "layer_norm_eps": layer_norm_eps,
+            **config.to_dict(),
         }
-        grid = (image_size[0] // patch_size, image_size[1] // patch_size)
-        tokens = grid[0] * grid[1] + int(class_token)
-        self.pool, self.prefix = pool, int(class_token)
+        grid, eps = config.grid, config.layer_norm_eps
+        self.pool, self.prefix = config.pool, int(config.class_token)
+        tokens = grid[0] * grid[1] + self.prefix
         self.patch_embed = PatchEmbedding(in_chans, embed_dim, patch_size)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if class_token else None
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if config.class_token else None
         self.pos_embed = (
-            nn.Parameter(torch.zeros(1, tokens, embed_dim)) if absolute_position else None
+            nn.Parameter(torch.zeros(1, tokens, embed_dim)) if config.absolute_position else None
         )
-        reach = max_relative_position if relative_position else None
         self.blocks = nn.ModuleList(
             Block(
-                RelativeAttention(embed_dim, heads, head_dim, grid, class_token, reach),
+                RelativeAttention(
+                    embed_dim, heads, head_dim, grid, config.class_token, config.reach
+                ),
                 MLP(embed_dim, hidden),
                 embed_dim,
-                layer_norm_eps,
+                eps,
             )
             for heads, hidden in zip(num_heads, hidden_dims, strict=True)
         )
-        self.norm = nn.LayerNorm(embed_dim, layer_norm_eps)
+        self.norm = nn.LayerNorm(embed_dim, eps)
         self.head = _classifier(embed_dim, num_classes)
+
+    @classmethod
+    def of_subnet(
+        cls, subnet: Subnet, head_dim: int, config: Mapping[str, Any]
+    ) -> VisionTransformer:
+        """The model of a subnet of the supernet with this ``config``, not yet with its weights."""
+        options = {name: config[name] for name in ModelConfig.__dataclass_fields__}
+        return cls(
+            embed_dim=subnet.embed_dim,
+            num_heads=subnet.num_heads,
+            hidden_dims=subnet.hidden_dims,
+            head_dim=head_dim,
+            **options,
+        )
 
     @property
     def num_classes(self) -> int:
@@ -307,45 +304,3 @@ class VisionTransformer(nn.Module):
 
 def _classifier(embed_dim: int, num_classes: int) -> nn.Module:
     return nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
-
-
-def check_geometry(
-    image_size: int | Sequence[int],
-    patch_size: int,
-    pool: str,
-    class_token: bool,
-    max_relative_position: int,
-    layer_norm_eps: float,
-) -> tuple[int, int]:
-    """Check what a supernet and its stand-alone models have in common.
-
-    Returns:
-        Height and width of the images.
-
-    Raises:
-        TypeError: `patch_size` is not an integer.
-        ValueError: a value outside its range, or a class token that is read but not there.
-    """
-    positive_int("patch_size", patch_size)
-    sides = (image_size,) * 2 if isinstance(image_size, int) else tuple(image_size)
-    if len(sides) != 2:
-        raise ValueError(f"image_size is {list(sides)}; a side is needed, or height and width")
-    height, width = sides
-    if min(height, width) < 1 or height % patch_size or width % patch_size:
-        raise ValueError(
-            f"image_size {height} x {width} is not a multiple of patch_size {patch_size}"
-        )
-    if max_relative_position < 0:
-        raise ValueError(f"max_relative_position is {max_relative_position}, minimum 0")
-    if not 0.0 <= layer_norm_eps < math.inf:
-        raise ValueError(f"layer_norm_eps is {layer_norm_eps}, it must be 0 or more")
-    check_pool(pool, class_token)
-    return height, width
-
-
-def check_pool(pool: str, class_token: bool) -> None:
-    """Raise ValueError unless `pool` is known and what it reads is there."""
-    if pool not in POOL:
-        raise ValueError(f"pool is {pool!r}, allowed: {', '.join(POOL)}")
-    if pool == "cls" and not class_token:
-        raise ValueError("pool 'cls' needs class_token=True")

@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from growtas.base.checks import positive_int
 from growtas.kernels import GradientAccumulator
 from growtas.kernels.arguments import check_floating
 from growtas.kernels.dispatch import select
-from growtas.kernels.extents import Extents, LinearExtents, check_groups, masked
-from growtas.space import SearchSpace, Subnet, cost
+from growtas.kernels.extents import LinearExtents, check_groups, masked
+from growtas.space import SearchSpace, Subnet
+from growtas.space.cost import Cost
+from growtas.supernet.family import slices
+from growtas.supernet.geometry import Box
 from growtas.supernet.layers import (
-    INIT_STD,
-    Block,
-    PatchEmbedding,
     SlicedLayerNorm,
     SlicedLinear,
     leading,
     survival,
+    within,
 )
-from growtas.supernet.standalone import VisionTransformer, check_geometry
-
-QKV_BIAS = ("blocks", "autoformer")
+from growtas.supernet.vit.config import SupernetConfig, SupernetOptions
+from growtas.supernet.vit.extents import Extents
+from growtas.supernet.vit.geometry import vit_geometry
+from growtas.supernet.vit.layers import Block, PatchEmbedding, Run
+from growtas.supernet.vit.standalone import VisionTransformer
 
 
 class Supernet(nn.Module):
@@ -63,85 +66,44 @@ class Supernet(nn.Module):
         patch_size: int = 16,
         num_classes: int = 1000,
         in_chans: int = 3,
-        *,
-        pool: str = "mean",
-        class_token: bool = True,
-        absolute_position: bool = True,
-        relative_position: bool = True,
-        max_relative_position: int = 14,
-        drop_path: float = 0.0,
-        qkv_bias: str = "blocks",
-        layer_norm_eps: float = 1e-5,
-        init_std: float = INIT_STD,
+        **options: Unpack[SupernetOptions],
     ) -> None:
         super().__init__()
         if not isinstance(space, SearchSpace):
             raise TypeError(f"space must be a SearchSpace (SearchSpace.preset(...)), got {space!r}")
-        height, width = check_geometry(
-            image_size, patch_size, pool, class_token, max_relative_position, layer_norm_eps
-        )
-        for name, value in (("num_classes", num_classes), ("in_chans", in_chans)):
-            positive_int(name, value)
-        if not 0.0 <= drop_path < 1.0:
-            raise ValueError(f"drop_path is {drop_path}, it must be in [0, 1)")
-        if not 0.0 < init_std <= 1.0:
-            raise ValueError(f"init_std is {init_std}, it must be in (0, 1]")
-        if qkv_bias not in QKV_BIAS:
-            raise ValueError(f"qkv_bias is {qkv_bias!r}, allowed: {', '.join(QKV_BIAS)}")
-
+        config = SupernetConfig(image_size, patch_size, num_classes, in_chans, **options)
         self.space = space
-        self.config: dict[str, Any] = {
-            "image_size": [height, width],
-            "patch_size": patch_size,
-            "num_classes": num_classes,
-            "in_chans": in_chans,
-            "pool": pool,
-            "class_token": class_token,
-            "absolute_position": absolute_position,
-            "relative_position": relative_position,
-            "max_relative_position": max_relative_position,
-            "drop_path": drop_path,
-            "qkv_bias": qkv_bias,
-            "layer_norm_eps": layer_norm_eps,
-            "init_std": init_std,
-        }
-        self.image_size = (height, width)
-        self.grid = (height // patch_size, width // patch_size)
+        self.config: dict[str, Any] = config.to_dict()
+        self.image_size: tuple[int, int] = tuple(self.config["image_size"])
+        self.grid = config.grid
+        self.geometry = vit_geometry(config, space.head_dim)
 
-        size = space.supernet
-        tokens = self.grid[0] * self.grid[1] + int(class_token)
-        self.patch_embed = PatchEmbedding(in_chans, patch_size, size.embed_dim)
-        self.cls_token = self._token(1, size.embed_dim, init_std) if class_token else None
-        self.pos_embed = (
-            self._token(tokens, size.embed_dim, init_std) if absolute_position else None
-        )
+        size, std = space.supernet, config.init_std
+        shapes = self.geometry.boxes(size.largest())
+        self.patch_embed = PatchEmbedding(shapes["patch_embed.weight"], patch_size)
+        self.cls_token = self._token(shapes.get("cls_token"), std)
+        self.pos_embed = self._token(shapes.get("pos_embed"), std)
         self.blocks = nn.ModuleList(
             Block(
-                size.embed_dim,
-                size.num_heads,
-                space.head_dim,
-                size.hidden_dim,
-                max_relative_position=max_relative_position if relative_position else None,
-                qkv_bias=qkv_bias,
-                layer_norm_eps=layer_norm_eps,
-                drop_path=drop_path * i / max(size.depth - 1, 1),
-                init_std=init_std,
+                within(shapes, f"blocks.{i}."),
+                config,
+                drop_path=config.drop_path * i / max(size.depth - 1, 1),
             )
             for i in range(size.depth)
         )
-        self.norm = SlicedLayerNorm(size.embed_dim, layer_norm_eps)
-        self.head = SlicedLinear(size.embed_dim, num_classes, init_std)
+        self.norm = SlicedLayerNorm(shapes["norm.weight"], config.layer_norm_eps)
+        self.head = SlicedLinear(shapes["head.weight"], shapes["head.bias"], std)
 
     @staticmethod
-    def _token(count: int, width: int, std: float) -> nn.Parameter:
-        return nn.Parameter(nn.init.trunc_normal_(torch.empty(1, count, width), std=std))
+    def _token(shape: Box | None, std: float) -> nn.Parameter | None:
+        if shape is None:
+            return None
+        return nn.Parameter(nn.init.trunc_normal_(torch.empty(shape), std=std))
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], space: SearchSpace) -> Supernet:
         """A freshly initialised supernet with another's ``config``."""
-        values = dict(config)
-        values["image_size"] = tuple(values["image_size"])
-        return cls(space, **values)
+        return cls(space, **config)
 
     def forward(
         self,
@@ -150,7 +112,7 @@ class Supernet(nn.Module):
         *,
         gradients: GradientAccumulator | None = None,
     ) -> Tensor:
-        """Class logits of one subnet, or of several, each on its part of the batch.
+        """Class logits of one subnet, or of several, each on its share of the batch.
 
         Several run in one launch of each kernel on the Triton backend (:meth:`forward_static`),
         and one after another elsewhere: on a CPU that is faster, because nothing is launched and
@@ -158,8 +120,8 @@ class Supernet(nn.Module):
 
         Args:
             images: ``[B, in_chans, height, width]``, normalised floats.
-            subnet: any subnet that fits the supernet's sizes; or G of them, where subnet g gets the
-                images ``g * B / G`` to ``(g + 1) * B / G``.
+            subnet: any subnet that fits the supernet's sizes; or S of them, where subnet s gets the
+                images ``s * B / S`` to ``(s + 1) * B / S``.
             gradients: None for ordinary dense gradients; an accumulator makes the operators add
                 into the slices of ``.grad`` instead.
 
@@ -169,7 +131,7 @@ class Supernet(nn.Module):
 
         Raises:
             TypeError: images that are no tensor of floats.
-            ValueError: images of another shape or device, or that G does not divide; a subnet
+            ValueError: images of another shape or device, or that S does not divide; a subnet
                 larger than the supernet; of several on Triton, one that :meth:`new_extents` does
                 not take.
         """
@@ -180,7 +142,7 @@ class Supernet(nn.Module):
             self.space.supernet.validate(subnet)
         x = self.embed(images, subnet.embed_dim, gradients=gradients)
         for i in range(subnet.depth):
-            x = self.blocks[i](x, subnet.num_heads[i], subnet.hidden_dims[i], self.grid, gradients)
+            x = self.block(i, x, subnet, gradients=gradients)
         return self.classify(x, gradients=gradients)
 
     def embed(
@@ -200,6 +162,13 @@ class Supernet(nn.Module):
         if self.pos_embed is not None:
             x = x + leading(self.pos_embed, embed_dim)
         return x
+
+    def block(
+        self, i: int, x: Tensor, subnet: Subnet, *, gradients: GradientAccumulator | None = None
+    ) -> Tensor:
+        """What block i of a subnet makes of the stream, ``[B, N, embed_dim]``."""
+        run = Run(subnet.num_heads[i], subnet.hidden_dims[i], self.grid, gradients)
+        return self.blocks[i](x, run)
 
     def classify(self, x: Tensor, *, gradients: GradientAccumulator | None = None) -> Tensor:
         """Class logits of what the last block gave, ``[B, N, embed_dim]``."""
@@ -235,7 +204,7 @@ class Supernet(nn.Module):
 
         Args:
             images: ``[B, in_chans, height, width]``, normalised floats.
-            extents: of :meth:`new_extents`, on the images' device, for G subnets: the images are
+            extents: of :meth:`new_extents`, on the images' device, for S subnets: the images are
                 divided among them as in :meth:`forward`. Not to be written between forward and
                 backward.
             gradients: as for :meth:`forward`; all that is launched is taken for dirty.
@@ -247,7 +216,7 @@ class Supernet(nn.Module):
 
         Raises:
             TypeError: images that are no tensor of floats.
-            ValueError: images of another shape or device, or that G does not divide; or extents of
+            ValueError: images of another shape or device, or that S does not divide; or extents of
                 another supernet.
         """
         self._check_images(images)
@@ -261,12 +230,12 @@ class Supernet(nn.Module):
             images, self.space.supernet.embed_dim, gradients=gradients,
             extents=LinearExtents(width, None, multiple),
         )  # fmt: skip
-        x, by_group = x.unflatten(0, (extents.groups, -1)), width.view(-1, 1, 1, 1)
+        x, by_subnet = x.unflatten(0, (extents.groups, -1)), width.view(-1, 1, 1, 1)
         if self.cls_token is not None:
-            token = masked(self.cls_token, by_group).expand(-1, x.shape[1], -1, -1)
+            token = masked(self.cls_token, by_subnet).expand(-1, x.shape[1], -1, -1)
             x = torch.cat((token.to(x.dtype), x), 2)
         if self.pos_embed is not None:
-            x = x + masked(self.pos_embed, by_group)
+            x = x + masked(self.pos_embed, by_subnet)
         x = x.flatten(0, 1)
         survival = self._survival(images, generator)
         for i, (block, sizes) in enumerate(zip(self.blocks, extents.blocks, strict=True)):
@@ -324,68 +293,54 @@ class Supernet(nn.Module):
         if images.device != device:
             raise ValueError(f"images are on {images.device}, the model on {device}")
 
-    def extents(self, subnet: Subnet) -> dict[str, tuple[int, ...]]:
+    def sample(self, rng: random.Random) -> Subnet:
+        """A subnet of the space, see :meth:`growtas.SearchSpace.sample`."""
+        return self.space.sample(rng)
+
+    def boxes(self, subnet: Subnet) -> dict[str, Box]:
         """For each parameter that a subnet reads, the leading box it reads; others are absent.
 
-        Boxes nest, so ``extents(space.largest())`` bounds what any subnet of a space reads. A
+        Boxes nest, so ``boxes(space.largest())`` bounds what any subnet of a space reads. A
         subnet reads exactly its boxes (AutoFormer's flat qkv bias: a prefix).
         """
         self.space.supernet.validate(subnet)
-        embed, head_dim = subnet.embed_dim, self.space.head_dim
-        boxes: dict[str, tuple[int, ...]] = {
-            "patch_embed.weight": (embed, self.patch_embed.weight.shape[1]),
-            "patch_embed.bias": (embed,),
-        }
-        if self.cls_token is not None:
-            boxes["cls_token"] = (1, 1, embed)
-        if self.pos_embed is not None:
-            boxes["pos_embed"] = (1, self.pos_embed.shape[1], embed)
-        for i, (heads, hidden) in enumerate(zip(subnet.num_heads, subnet.hidden_dims, strict=True)):
-            block = f"blocks.{i}."
-            for norm in ("norm1", "norm2"):
-                boxes[f"{block}{norm}.weight"] = boxes[f"{block}{norm}.bias"] = (embed,)
-            boxes[f"{block}attn.qkv.weight"] = (3, heads, head_dim, embed)
-            flat = self.config["qkv_bias"] == "autoformer"
-            boxes[f"{block}attn.qkv.bias"] = (
-                (3 * heads * head_dim,) if flat else (3, heads, head_dim)
-            )
-            if self.config["relative_position"]:
-                rows = 2 * self.config["max_relative_position"] + 2
-                boxes[f"{block}attn.rel_pos"] = (4, rows, head_dim)
-            boxes[f"{block}attn.proj.weight"] = (embed, heads * head_dim)
-            boxes[f"{block}attn.proj.bias"] = (embed,)
-            boxes[f"{block}mlp.fc1.weight"] = (hidden, embed)
-            boxes[f"{block}mlp.fc1.bias"] = (hidden,)
-            boxes[f"{block}mlp.fc2.weight"] = (embed, hidden)
-            boxes[f"{block}mlp.fc2.bias"] = (embed,)
-        boxes["norm.weight"] = boxes["norm.bias"] = (embed,)
-        boxes["head.weight"] = (self.config["num_classes"], embed)
-        boxes["head.bias"] = (self.config["num_classes"],)
-        return boxes
+        return self.geometry.boxes(subnet)
+
+    extents = boxes  # its first name
 
     def no_weight_decay(self) -> set[str]:
         """Parameters without weight decay, besides biases and 1-D ones (AutoFormer's groups)."""
         return {"pos_embed", "cls_token"}
 
-    def _cost_arguments(self) -> dict[str, Any]:
-        names = (
-            "num_classes", "patch_size", "in_chans", "class_token", "absolute_position",
-            "relative_position", "max_relative_position",
-        )  # fmt: skip
-        return {"image_size": self.image_size, **{name: self.config[name] for name in names}}
-
     def num_params(self, subnet: Subnet) -> int:
         """Parameters of the extracted subnet, exactly; no tensor is touched."""
         self.space.supernet.validate(subnet)
-        return cost.num_params(self.space, subnet, **self._cost_arguments())
+        return self.geometry.num_params(subnet)
 
     def macs(self, subnet: Subnet) -> int:
-        """Multiply-adds of one image through the extracted subnet (see growtas.space.cost.macs)."""
+        """Multiply-adds of one image through the extracted subnet (see growtas.macs)."""
         self.space.supernet.validate(subnet)
-        return cost.macs(self.space, subnet, **self._cost_arguments())
+        return self.geometry.macs(subnet)
+
+    def cost(self, subnet: Subnet) -> Cost:
+        """Both."""
+        return Cost(self.num_params(subnet), self.macs(subnet))
 
     def extract(self, subnet: Subnet) -> VisionTransformer:
-        """The subnet as an ordinary module with its own copy of the weights; same logits."""
-        from growtas.supernet.extract import extract
+        """The subnet as a stand-alone module, on the supernet's device and in its dtype.
 
-        return extract(self, subnet)
+        Its logits equal the supernet's to rounding; its parameter count is ``num_params(subnet)``.
+        It starts in the supernet's train/eval mode and shares no memory with it.
+
+        Raises:
+            ValueError: the subnet does not fit the supernet.
+        """
+        own = slices(self, self.boxes(subnet))
+        with torch.random.fork_rng(devices=[]):  # initial weights must not advance a run's draws
+            module = VisionTransformer.of_subnet(subnet, self.space.head_dim, self.config)
+        module.to(self.head.weight.device, self.head.weight.dtype)
+        convolution = "patch_embed.proj."
+        named = {name.replace("patch_embed.", convolution): value for name, value in own.items()}
+        shapes = {name: value.shape for name, value in module.state_dict().items()}
+        module.load_state_dict({k: value.reshape(shapes[k]) for k, value in named.items()})
+        return module.train(self.training)

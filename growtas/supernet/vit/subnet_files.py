@@ -15,14 +15,15 @@ from typing import Any
 
 from growtas.base.checks import as_tuple, listed, mapping
 from growtas.base.config import ConfigError, load_yaml
-from growtas.space import cost
-from growtas.space.search_space import SearchSpace
-from growtas.space.subnet import Subnet
+from growtas.space import SearchSpace, Subnet
+from growtas.supernet.vit.config import SupernetConfig
+from growtas.supernet.vit.geometry import vit_geometry
 
 # A file with subnets, and the name of one of them if it has several.
 SUBNET_FILE = re.compile(r"(.+\.(?:json|ya?ml|pth(?:\.tar)?))(?::(.+))?")
 
 _PICKLED = (b"PK\x03\x04", b"\x80")  # how files of torch.save begin, new and old ones
+_HEAD_DIM = 64  # of all of AutoFormer's and PreNAS's models
 _STATED = ("num_params", "score")  # what PreNAS's files say about a subnet beside its choices
 
 
@@ -94,7 +95,7 @@ def subnets_in(
             stated = {key: fields.pop(key) for key in _STATED if key in fields}
             subnet = Subnet.from_dict(fields)
             if "num_params" in stated:
-                count = _num_params(subnet, model)
+                count = vit_geometry(SupernetConfig(**model), _HEAD_DIM).num_params(subnet)
                 if not _agree(stated["num_params"], count):
                     disagreements.append(f"{name!r}: {stated['num_params']} but {count:,}")
         except (TypeError, ValueError) as error:
@@ -256,12 +257,6 @@ def _is_group(values: Any) -> bool:
         return False
     entries = [v[0] if isinstance(v, list) and v else v for v in values.values()]
     return any(isinstance(entry, Mapping) for entry in entries)
-
-
-def _num_params(subnet: Subnet, model: Mapping[str, Any]) -> int:
-    heads, ratios = sorted(set(subnet.num_heads)), sorted(set(subnet.mlp_ratio))
-    space = SearchSpace((subnet.embed_dim,), (subnet.depth,), tuple(heads), tuple(ratios))
-    return cost.num_params(space, subnet, **model)
 
 
 def _agree(stated: Any, count: int) -> bool:
