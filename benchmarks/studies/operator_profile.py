@@ -36,7 +36,6 @@ NATIVE = "growtas_native::"
 BETWEEN = "between operators (Python, autograd)"
 STEP, FLOOR = "whole step", "floor"
 PRODUCT = 2048
-LISTED = 8  # PyTorch's own operators that get a line each
 
 
 def best_rate(dtype: torch.dtype, size: int = PRODUCT, repetitions: int = 10) -> float:
@@ -115,15 +114,13 @@ def measure(case: Case, book: rows.Book, repetitions: int) -> list[rows.Row]:
 
 
 def summary(found: Sequence[rows.Row]) -> str:
-    """Markdown: milliseconds and floors of both dtypes; small PyTorch operators in one line."""
+    """Markdown: milliseconds and floors of both dtypes, PyTorch's own operators in one line."""
     times = {(r.dtype, r.variant, r.metric): r.median for r in found}
     own = {r.variant for r in found if r.metric == "self_time"} - {BETWEEN}
-    by_time = sorted(own, key=lambda name: -_total(times, name))
+    by_time = sorted(own, key=lambda name: (-_total(times, name), name))
     native = [name for name in by_time if name.startswith(NATIVE)]
-    torch_own = [name for name in by_time if not name.startswith(NATIVE)]
     lines = [_line(times, name.removeprefix(NATIVE), [name]) for name in native]
-    lines += [_line(times, f"PyTorch: {name}", [name]) for name in torch_own[:LISTED]]
-    lines.append(_line(times, "PyTorch: all others", torch_own[LISTED:]))
+    lines.append(_line(times, "PyTorch's own", [n for n in by_time if n not in native]))
     lines.append(_line(times, BETWEEN, [BETWEEN]))
     walls = [times.get((d, STEP, "wall_time")) for d in DTYPES]
     floors = [times.get((d, STEP, "floor_time")) for d in DTYPES]

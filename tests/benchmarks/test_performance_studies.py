@@ -143,11 +143,16 @@ def test_the_page_shows_the_stored_rows(name: str, summary, tmp_path: Path) -> N
     assert copy.read_text(encoding="utf-8") == (DOCS / "performance.md").read_text("utf-8")
 
 
-def test_small_operators_share_a_line() -> None:
+def test_pytorchs_operators_share_a_line() -> None:
     made = Rows.of_case(rows.Book("cpu"), CASE, task="profile")
-    names = [f"aten::{letter}" for letter in "abcdefghijkl"]
-    for name in names:
-        made.add(name, "self_time", "s", [0.001])
-    text = operator_profile.summary(made.rows)
-    assert text.count("PyTorch: aten::") == operator_profile.LISTED
-    assert f"| PyTorch: all others | {len(names) - operator_profile.LISTED}.0 |" in text
+    for letter in "abc":
+        made.add(f"aten::{letter}", "self_time", "s", [0.001])
+    assert "| PyTorch's own | 3.0 |" in operator_profile.summary(made.rows)
+
+
+def test_the_ends_of_an_axis_are_shown() -> None:
+    made = Rows.of_case(rows.Book("cpu"), CASE, task="growth-batch-train")
+    for name in (growth.NAIVE, growth.OURS):
+        made.add(name, "wall_time", "s", [0.001])
+    some = [replace(row, subnet=str(n)) for n in (1, 2, 4) for row in made.rows]
+    assert [line.split(" | ")[1] for line in growth.summary(some).splitlines()[2:]] == ["1", "4"]
