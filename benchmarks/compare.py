@@ -7,12 +7,11 @@ only adds time. The exit status is 1 if a case takes more than `--allowed` times
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import rows
+from benchmarks import command, rows
 
 Case = tuple[str, str, str, str, int, str]
 
@@ -35,11 +34,7 @@ def ratios(before: Sequence[rows.Row], after: Sequence[rows.Row]) -> dict[Case, 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.compare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.parser("compare", __doc__)
     parser.add_argument("before", type=Path)
     parser.add_argument("after", type=Path)
     parser.add_argument("--allowed", type=float, default=1.03, help="after / before")

@@ -173,7 +173,10 @@ def test_update(benchmark: Any, book: rows.Book, operator: str, backend: str) ->
     """Of twenty parameters, as three blocks have."""
     box = (slice(0, 6), slice(0, 6))
     arrays = [torch.rand(4, 8, 8) for _ in range(20)]
-    parts = [kernels.AdamWRow(*values.unbind(), boxes=[box], step=3.0) for values in arrays]
+    parts = [
+        kernels.AdamWRow(weight, gradient, first, second, boxes=[box], step=3.0)
+        for weight, gradient, first, second in (values.unbind() for values in arrays)
+    ]
 
     def step() -> None:
         if operator == "adamw_":

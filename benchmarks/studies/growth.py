@@ -21,7 +21,6 @@ Writes growth.csv and growth.png into docs/performance, and the table of docs/pe
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -29,7 +28,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import rows
+from benchmarks import command, rows
 from benchmarks.cases import Case, make_batch
 from benchmarks.runner import Effort, Rows, measure_once, no_gc, run_case
 from benchmarks.studies.page import fill, table
@@ -225,11 +224,7 @@ def _ms(row: rows.Row) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.studies.growth",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.parser("studies.growth", __doc__)
     parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES))
     parser.add_argument("--draw", action="store_true", help="measure nothing")
     parser.add_argument("--threads", type=int, help="default: PyTorch's")

@@ -15,7 +15,6 @@ Writes profile.csv into docs/performance, and the table of docs/performance.md.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -23,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import rows
+from benchmarks import command, rows
 from benchmarks.cases import Case, make_batch
 from benchmarks.runner import Rows, no_gc
 from benchmarks.studies.page import fill, table
@@ -160,11 +159,7 @@ def _cells(seconds: float | None, floor: float | None) -> tuple[str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.studies.operator_profile",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.parser("studies.operator_profile", __doc__)
     parser.add_argument("--batch", type=int, default=16, help="images")
     parser.add_argument("--steps", type=int, default=7, help="profiled steps of each dtype")
     parser.add_argument("--draw", action="store_true", help="measure nothing")

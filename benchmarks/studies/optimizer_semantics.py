@@ -18,7 +18,6 @@ leave of such weights at their transition.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import csv
 import math
@@ -31,6 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks import command
 from growtas.run.recipe import Recipe
 from growtas.schedule import StepContext, StepPlan, Strategy
 from growtas.supernet import Supernet
@@ -224,11 +224,7 @@ def draw(rows: list[Row], path: Path, epochs: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.studies.optimizer_semantics",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.parser("studies.optimizer_semantics", __doc__)
     parser.add_argument("--epochs", type=int, default=60, help="of each run, an even number")
     parser.add_argument("--out", type=Path, default=Path("docs"), help="folder of the two files")
     args = parser.parse_args()
