@@ -41,6 +41,7 @@ from benchmarks.runner import (
     interleave,
     no_gc,
     paired_ratios,
+    step_of,
     survived,
 )
 from benchmarks.variants import ExtractedGraph, Variant, build, missing, weights_for
@@ -188,24 +189,6 @@ def run_steps(
     for variant in variants.values():
         variant.model.zero_grad()
     return table.rows
-
-
-def step_of(
-    variant: Variant, case: Case, batch: tuple[Tensor, Tensor]
-) -> Callable[[Subnet], object]:
-    """A step of a task on whatever subnet."""
-    images, labels = batch
-    if case.task == "forward":
-        return lambda subnet: variant.forward_step(case, images, subnet)
-    optimizer = variant.optimizer() if case.task == "train_adamw" else None
-
-    def step(subnet: Subnet) -> None:
-        variant.train_step(case, images, labels, subnet)
-        if optimizer is not None:
-            with variant.context():
-                optimizer.step()
-
-    return step
 
 
 def _time(calls: Sequence[Callable[[], object]], device: str) -> tuple[float, float]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
+import benchmark_cases
 import pytest
 import torch
+from benchmark_cases import SPACE
 
 from benchmarks import gpu, report, subnets_per_second
-from benchmarks.cases import Case, make_batch
+from benchmarks.cases import make_batch
 from benchmarks.rows import Book
-from benchmarks.runner import Effort, Rows, WrongResult, check
+from benchmarks.runner import Rows, WrongResult, check
 from benchmarks.subnets_per_second import (
     COMPILED,
     CPU_QUICK,
@@ -29,30 +30,14 @@ from benchmarks.subnets_per_second import (
 from benchmarks.switching import random_subnets
 from benchmarks.variants import GrowtasGraph, build, missing, weights_for
 from growtas.search import Evaluator, Score
-from growtas.space import SearchSpace, SupernetSize
+from growtas.space import SearchSpace
 
-SPACE = SearchSpace(
-    embed_dim=(32, 40),
-    depth=(1, 2),
-    num_heads=(1, 2),
-    mlp_ratio=(2.0, 3.0),
-    head_dim=32,
-    supernet=SupernetSize(64, 2, 4.0, 2),
-)
-CASE = Case(SPACE, "random4", 2, "float32", "train", image_size=24, patch_size=8, num_classes=5)
-PLAN = replace(CPU_QUICK, images=3, population=6, effort=Effort(2, 2, 0))
+CASE = replace(benchmark_cases.CASE, subnet_name="random4")
+PLAN = replace(CPU_QUICK, images=3, population=6, effort=benchmark_cases.SHORT)
 
 native = pytest.mark.skipif(
     missing(OURS["cpu"][0], "cpu") is not None, reason="the native library is not built"
 )
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("task", ["train", "train_adamw", "forward"])
