@@ -57,6 +57,6 @@ def measuring(args: argparse.Namespace) -> Iterator[tuple[Book, Say]]:
         print(f"[{time.perf_counter() - start:6.1f} s] {text}", flush=True)
 
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:
-        # So that stored warm-up times mean the same in every run.
+        # An empty cache, so that stored warm-up times mean the same in every run.
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
         yield book, say

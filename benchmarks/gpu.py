@@ -30,7 +30,7 @@ from benchmarks.processes import Clock, Step, python
 
 BUDGET = 540.0  # seconds, installation included; such a machine may be lent for ten minutes
 QUICK_BUDGET = 240.0
-RESERVE = 10.0  # of them, to end the last step's processes and write the page
+RESERVE = 10.0  # seconds of the budget, to end the last step's processes and write the page
 LEAST = 5.0  # seconds that a step must have left to be begun
 
 OURS = tuple(f"growtas-triton-{mode}" for mode in ("dense", "accumulate", "graph"))
@@ -66,7 +66,7 @@ def steps(out: Path, *, quick: bool, sanitizer: str | None) -> list[Step]:
         return Step(f"{name}, {space}", command, limit)
 
     def compiled(variant: str) -> Step:
-        # Ours first: once inductor has run, Triton's cache is inductor's, which is empty here.
+        # Ours runs first: inductor moves Triton's cache to an empty folder of its own.
         return train("tiny", "largest", 75, OURS[-1], variant, name=variant)
 
     found = [

@@ -34,8 +34,8 @@ from growtas.training.update import update
 STEPS = 6
 RATE = 1e-4
 CLIP = 1.0
-# Logits in bfloat16 against float32, after a few steps that differ by as much: a kernel that is
-# wrong is off by far more.
+# What logits in bfloat16 may differ from those in float32 by, after a few steps that differ by as
+# much. A kernel that is wrong is off by far more.
 ALLOWED = 0.05
 
 
@@ -106,7 +106,7 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--backend", help="default: triton on cuda, reference on the CPU")
     parser.add_argument("--space", default="autoformer-tiny")
-    # Rows of all tokens that 16 divides, as at batch 128: the same kernels are compiled.
+    # As at batch 128, 16 divides the number of all tokens, so the same kernels are compiled.
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--checks", nargs="+", choices=list(CHECKS), default=list(CHECKS))

@@ -28,7 +28,7 @@ from benchmarks.rows import ROOT
 from benchmarks.runner import Rows
 
 PROCESSES = 8
-# One level of quiet, whatever the project's own settings add: then tests are listed by their names.
+# Exactly one level of quiet, whatever the project's settings add, lists the tests by their names.
 COLLECT = python("pytest", "--verbosity=-1", "--collect-only")
 TELL = python(
     "pytest", "--verbosity=-2", "--no-header", "--no-summary", "-p", "benchmarks.told_tests"
@@ -87,7 +87,7 @@ def command_line() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str]) -> int:
     args, rest = command_line().parse_known_args(arguments)
-    # Now, because PyTorch is imported for it, which takes longer than a cut leaves.
+    # Made before the tests, because it imports PyTorch: a step that is cut has no time for that.
     book = rows.Book.in_folder(args.device, args.out)
     table = Rows(book, dtype="", batch=0, space="", subnet="", task="tests")
     signal.signal(signal.SIGTERM, stop)

@@ -119,7 +119,7 @@ CUDA = Plan(
     ),
     batches=(32, 128),
     dtypes=("bfloat16",),
-    # Ours before what inductor compiles, which has Triton keep its builds elsewhere from then on.
+    # Ours come before what inductor compiles: from then on Triton keeps its builds elsewhere.
     variants=("naive", "smart", "timm", *OURS_CUDA, *COMPILED, "extracted-graph"),
     compiled_batches=(32, 128),
     switching_variants=("naive", *OURS_CUDA, "compile-dynamic"),

@@ -259,8 +259,8 @@ def results(
     return {"logit_error": {"": found[0]}, "gradient_error": gradients}, time["wall_time"]
 
 
-# In float32 summation order only. In bfloat16 the errors against the float32 naive supernet may
-# be twice those of the naive supernet under autocast.
+# In float32 variants differ in the order of sums only. In bfloat16 their errors against the float32
+# naive supernet may be twice those of the naive supernet under autocast.
 FLOAT32_TOLERANCE = 1e-4
 BFLOAT16_FACTOR = 2.0
 
@@ -347,7 +347,7 @@ def run_case(variants: Mapping[str, Variant], case: Case, book: Book, effort: Ef
         with guard(name):
             step = partial(step_of(ready[name], case, batch), case.subnet)
             if case.task == "train_adamw":
-                step()  # the optimizer's state, which the check does not need
+                step()  # makes the optimizer's state, which the check has not done
             steps[name] = step
     table.add_timings(interleave(steps, effort, book.device, guard), BASELINES)
     for variant in ready.values():

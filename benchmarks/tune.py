@@ -157,7 +157,7 @@ def tune(key: Key, architecture: int, limit: int, rounds: int) -> list[tuple[flo
     present = configs.TABLES[architecture][key]
     found: list[tuple[float, Config]] = []
     with kernels.use_backend("triton"):
-        want: dict[str, Tensor] = {}  # of the present row, which comes first
+        want: dict[str, Tensor] = {}  # what the present row gives, which comes first
         for config in candidates(present, limit):
             with row_in_place(architecture, key, config):
                 try:

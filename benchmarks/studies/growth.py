@@ -234,7 +234,7 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     path = args.out / "performance" / "growth.csv"
     if not args.draw:
-        # Without a file: the rows of a point get its name before they are stored.
+        # The book has no file, because the rows of a point get its name before they are stored.
         book = rows.Book("cpu")
         for axis in args.axes:
             made = measure(axis, book, EFFORT, lambda text: print(text, flush=True))

@@ -160,7 +160,8 @@ def measure(variant: Variant, epochs: int, folder: Path) -> list[Row]:
             rows.append((variant.name, "update over lr", steps, float(update.abs().mean() / lr)))
         if steps >= (AFTER * trainer.steps_per_epoch if variant.after else 0):
             raise Seen
-        # The plan is a function of the context's generator: ask a copy what it is going to be.
+        # The plan is a function of the context's generator: drawing it and putting the state back
+        # tells what it is going to be.
         state = context.rng.getstate()
         sampled = strategy.plan(context).passes[0].subnet.embed_dim == width
         context.rng.setstate(state)
