@@ -7,9 +7,8 @@ import dataclasses
 import pytest
 
 from growtas.base.config import ConfigError
-from growtas.run.recipe import Recipe
+from growtas.run.recipe import ModelConfig, OutputConfig, Recipe
 from growtas.run.recipes import available, read
-from growtas.run.sections import ModelConfig, OutputConfig
 from growtas.schedule import growtas_preset
 from growtas.space import SearchSpace
 

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 from growtas.base.config import ConfigError
 from growtas.run.files import SUPERNET
 from growtas.run.folder import Run, Say
-from growtas.run.recipe import Recipe
-from growtas.run.sections import ModelConfig
+from growtas.run.recipe import ModelConfig, Recipe
 from growtas.space import SearchSpace
 
 if TYPE_CHECKING:

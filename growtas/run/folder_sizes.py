@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from growtas.base.config import ConfigError, apply_override, build, to_plain
 from growtas.base.optional import require
-from growtas.run.sections import ModelConfig, read_space
 from growtas.space.cost import format_count, num_params
 from growtas.training.config import AugmentConfig, DataConfig, OptimConfig, TrainConfig
 
@@ -191,6 +190,8 @@ class _Sizes:
 
     def complete(self) -> None:
         """Checks what is written out and adds the defaults, in the sections that are read here."""
+        from growtas.run.recipe import ModelConfig
+
         for section, cls in (
             ("data", DataConfig),
             ("augment", AugmentConfig),
@@ -289,6 +290,8 @@ class _Sizes:
         self.fill(why, train__epochs=epochs, optim__warmup_epochs=warmup)
 
     def _space(self, training: int) -> None:
+        from growtas.run.recipe import read_space
+
         most, sizes = next(entry for entry in _SPACES if training <= entry[0])
         meant = f"for up to {most:,}" if most < math.inf else f"for more than {_SPACES[-2][0]:,}"
         self.fill(f"{meant} training images", space={**sizes, **_BLOCKS})
@@ -310,6 +313,8 @@ class _Sizes:
             self.fill(why, search__limits=limits)
 
     def _threads(self) -> None:
+        from growtas.run.recipe import read_space
+
         data, model = self.values["data"], self.values["model"]
         grid = data["image_size"] // model["patch_size"]
         widest = read_space(self.values["space"]).embed_dim[-1]

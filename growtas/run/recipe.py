@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from growtas.base.atomic import write_atomically
 from growtas.base.config import (
@@ -28,7 +28,6 @@ from growtas.base.config import (
     to_plain,
 )
 from growtas.run import folder_sizes, recipes
-from growtas.run.sections import ModelConfig, OutputConfig, message, read_space
 from growtas.search.config import SearchConfig
 from growtas.training.config import (
     AugmentConfig,
@@ -43,6 +42,51 @@ if TYPE_CHECKING:
     from growtas.space import SearchSpace
     from growtas.space.cost import CostFunction
     from growtas.supernet import Supernet
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What the supernet is apart from its search space; AutoFormer's model by default."""
+
+    patch_size: int = 16  # pixels per patch side
+    # What the classifier reads: the mean of the patch tokens, or the class token.
+    pool: Literal["mean", "cls"] = "mean"
+    class_token: bool = True  # it takes part in attention even if the classifier reads the mean
+    absolute_position: bool = True  # learned position embedding, added once to the patches
+    # Learned 2-D relative positions on keys and values, in every block.
+    relative_position: bool = True
+    max_relative_position: int = 14  # longer distances count as this one, in patches
+    drop_path: float = 0.0  # stochastic depth rate of the last block; linear in depth from 0
+    qkv_bias: Literal["blocks", "autoformer"] = "blocks"  # "autoformer": for its checkpoints
+    layer_norm_eps: float = 1e-5
+    init_std: float = 0.02  # of the initial weights; narrow models need more, see Supernet
+
+    def __post_init__(self) -> None:
+        for name, least in (("patch_size", 1), ("max_relative_position", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if not 0.0 <= self.drop_path < 1.0:
+            raise ValueError(f"drop_path must be in [0, 1), got {self.drop_path}")
+        if not 0.0 < self.init_std <= 1.0:
+            raise ValueError(f"init_std must be in (0, 1], got {self.init_std}")
+        if not self.layer_norm_eps > 0.0:
+            raise ValueError(f"layer_norm_eps must be positive, got {self.layer_norm_eps}")
+        if self.pool == "cls" and not self.class_token:
+            raise ValueError("pool: cls needs class_token: true")
+
+
+@dataclass(frozen=True)
+class OutputConfig:
+    """Where the run leaves its files and what it draws."""
+
+    dir: str | None = None  # folder of the run; default runs/<name of the recipe>
+    random_subnets: int = 100  # random subnets that front.png shows beside the search's, 0 for none
+
+    def __post_init__(self) -> None:
+        if self.dir == "":
+            raise ValueError("dir must be the name of a folder, or null for runs/<recipe>, got ''")
+        if self.random_subnets < 0:
+            raise ValueError(f"random_subnets must be at least 0, got {self.random_subnets}")
 
 
 @dataclass(frozen=True)
@@ -162,7 +206,7 @@ class Recipe:
             strategy = build_strategy(self.strategy, space, cost)
             strategy.phases(space, self.train.epochs)
         except (ValueError, TypeError, KeyError) as error:
-            raise ConfigError(f"strategy: {message(error)}") from None
+            raise ConfigError(f"strategy: {_message(error)}") from None
         return strategy
 
     def build_model(
@@ -178,6 +222,20 @@ class Recipe:
             in_chans=in_chans,
             **to_plain(self.model),
         )
+
+
+def read_space(space: str | Mapping[str, Any]) -> SearchSpace:
+    """The search space of a preset's name or of a recipe's choices.
+
+    Raises:
+        ConfigError: neither of these.
+    """
+    from growtas.space import SearchSpace
+
+    try:
+        return SearchSpace.preset(space) if isinstance(space, str) else SearchSpace.from_dict(space)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConfigError(f"space: {_message(error)}") from None
 
 
 def _read(source: str | Path) -> tuple[str, str]:
@@ -229,3 +287,7 @@ def _section_fields() -> dict[str, list[str]]:
         "output": OutputConfig,
     }
     return {name: [f.name for f in fields(cls)] for name, cls in classes.items()}
+
+
+def _message(error: Exception) -> str:
+    return str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
