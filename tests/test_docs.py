@@ -17,6 +17,7 @@ FOLDERS = ("growtas", "csrc", "benchmarks", "tests", "docs")
 FOREIGN = {"evolution.py"}  # AutoFormer's
 SUFFIXES = "py|h|cpp|cu|md|csv|png|svg|yaml"
 
+CODE = re.compile(r"^```.*?^```|^ {4}.*?$|`[^`\n]+`", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 PATH = re.compile(rf"(?<![\w/.~-])(?:{'|'.join(FOLDERS)})/[\w./*-]*[\w*/]")
 FILE = re.compile(rf"`((?:[\w-]+/)*[\w-]+\.(?:{SUFFIXES}))`")
@@ -25,7 +26,7 @@ DOTTED = re.compile(r"(?<![\w./-])(?:growtas|benchmarks)(?:\.[A-Za-z_]\w*)+(?![\
 
 def missing_links(page: Path, text: str) -> list[str]:
     missing = []
-    for target in LINK.findall(text):
+    for target in LINK.findall(CODE.sub("", text)):
         if "://" in target:
             continue
         name, _, anchor = target.partition("#")
@@ -86,7 +87,11 @@ def test_page(page: Path) -> None:
 
 def test_what_is_missing_is_found() -> None:
     page = ROOT / "docs" / "training.md"
-    links = "[a](data.md) [b](gone.md) [c](search.md#gone) [d](#several-processes) [e](https://x)"
+    code = "```\nx[0](a)\n```\n\n    y[0](b)\n\n`z[0](c)` "
+    links = (
+        code
+        + "[a](data.md) [b](gone.md) [c](search.md#gone) [d](#several-processes) [e](https://x)"
+    )
     assert missing_links(page, links) == ["gone.md", "search.md#gone"]
     files = "growtas/space/cost.py, growtas/cost/gone.py; `trainer.py` `gone.py` `kernels/gone.py`"
     assert missing_files(files) == ["growtas/cost/gone.py", "gone.py", "kernels/gone.py"]

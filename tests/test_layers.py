@@ -32,9 +32,9 @@ def test_the_tree_is_read_whole(here: layers.Tree) -> None:
     assert any(found.late for found in here.imports)
 
 
-def test_foreign_signatures_exist(here: layers.Tree) -> None:
+def test_exceptions_are_needed(here: layers.Tree) -> None:
     long = {(f.file, f.name) for f in here.functions if f.parameters > layers.MAX_PARAMETERS}
-    assert layers.FOREIGN_SIGNATURES.keys() <= long
+    assert layers.KEPT_SIGNATURES.keys() <= long
 
 
 def make(root: Path, files: dict[str, str]) -> layers.Tree:
@@ -95,6 +95,14 @@ def test_nothing_imports_the_surface(tmp_path: Path, target: str) -> None:
     )
     (wrong,) = layers.imports_go_down(tree)
     assert wrong.startswith(f"growtas/run/info.py:2: imports {target} (surface)")
+
+
+def test_a_public_name_may_live_above(tmp_path: Path) -> None:
+    ((file, target),) = layers.PUBLIC
+    elsewhere = target.replace(".", "/") + ".py"
+    tree = make(tmp_path, {elsewhere: "", file: f"HOME = {{'Extents': '{target}'}}"})
+    assert not layers.imports_go_down(tree)
+    assert not layers.kernels_know_no_family(tree)
 
 
 def test_what_is_kept_apart(tmp_path: Path) -> None:
