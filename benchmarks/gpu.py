@@ -12,7 +12,6 @@ out.
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import signal
@@ -25,12 +24,13 @@ from types import FrameType
 from typing import IO, NamedTuple
 
 from benchmarks import processes, report, rows
+from benchmarks.command import parser as new_parser
 from benchmarks.gpu_toolchain import NO_DEVICE
 from benchmarks.processes import Clock, Step, python
 
 BUDGET = 540.0  # seconds, installation included; such a machine may be lent for ten minutes
 QUICK_BUDGET = 240.0
-RESERVE = 10.0  # of them, to end the last step's processes and write the page
+RESERVE = 10.0  # seconds of the budget, to end the last step's processes and write the page
 LEAST = 5.0  # seconds that a step must have left to be begun
 
 OURS = tuple(f"growtas-triton-{mode}" for mode in ("dense", "accumulate", "graph"))
@@ -66,7 +66,7 @@ def steps(out: Path, *, quick: bool, sanitizer: str | None) -> list[Step]:
         return Step(f"{name}, {space}", command, limit)
 
     def compiled(variant: str) -> Step:
-        # Ours first: once inductor has run, Triton's cache is inductor's, which is empty here.
+        # Ours runs first: inductor moves Triton's cache to an empty folder of its own.
         return train("tiny", "largest", 75, OURS[-1], variant, name=variant)
 
     found = [
@@ -96,7 +96,7 @@ def steps(out: Path, *, quick: bool, sanitizer: str | None) -> list[Step]:
         Step(
             "subnets per second",
             python("benchmarks.subnets_per_second", *place, "--count", "40" if quick else "100",
-                   "--no-memory", "--cases", "autoformer-tiny/*/128/*/train_adamw",
+                   "--cases", "autoformer-tiny/*/128/*/train_adamw",
                    "--variants", "smart", *OURS[1:]),
             seconds(45, 25),
         ),
@@ -220,11 +220,7 @@ class Run:
 
 def main(arguments: Sequence[str] | None = None, clock: Clock = time.monotonic) -> int:
     begun = clock()
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = new_parser("gpu", __doc__)
     parser.add_argument(
         "--quick",
         action="store_true",
@@ -234,7 +230,7 @@ def main(arguments: Sequence[str] | None = None, clock: Clock = time.monotonic) 
     parser.add_argument(
         "--out",
         type=Path,
-        default=Path(os.environ.get("OUT") or Path(__file__).parent / "results"),
+        default=Path(os.environ.get("OUT") or rows.RESULTS),
         help="folder for what is found; default $OUT, else benchmarks/results",
     )
     parser.add_argument("--list", action="store_true", help="print the commands, run nothing")

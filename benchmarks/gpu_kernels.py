@@ -19,7 +19,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks import rows
+from benchmarks import command, rows
 from benchmarks.cases import Case, make_batch
 from benchmarks.runner import Rows, measure_once, no_gc, survived
 from benchmarks.variants import Variant, build
@@ -91,11 +91,7 @@ def measure(case: Case, variant: Variant, table: Rows) -> None:
 
 def command_line() -> argparse.ArgumentParser:
     """Everything that can be asked for."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu_kernels",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.parser("gpu_kernels", __doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument(
         "--cases",
@@ -114,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = command_line().parse_args(arguments)
     cuda = args.device == "cuda"
     name = args.variant or ("growtas-triton-graph" if cuda else "growtas-reference-dense")
-    book = rows.Book(args.device, args.out and rows.result_file(args.device, args.out))
+    book = rows.Book.in_folder(args.device, args.out)
     for which in args.cases:
         space, subnet = which.split("/")
         case = Case(

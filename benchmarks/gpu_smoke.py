@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 import growtas
-from benchmarks import rows
+from benchmarks import command, rows
 from benchmarks.cases import Case, make_batch, naive_to_growtas
 from benchmarks.processes import python, side_by_side
 from benchmarks.runner import Rows, WrongResult, check, relative_error, survived
@@ -33,8 +33,8 @@ from growtas.training.optimizer import AdamW, update
 STEPS = 6
 RATE = 1e-4
 CLIP = 1.0
-# Logits in bfloat16 against float32, after a few steps that differ by as much: a kernel that is
-# wrong is off by far more.
+# What logits in bfloat16 may differ from those in float32 by, after a few steps that differ by as
+# much. A kernel that is wrong is off by far more.
 ALLOWED = 0.05
 
 
@@ -101,15 +101,11 @@ CHECKS = {"eager": eager, "graphed": graphed}
 
 def command_line() -> argparse.ArgumentParser:
     """Everything that can be asked for."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu_smoke",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.parser("gpu_smoke", __doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--backend", help="default: triton on cuda, reference on the CPU")
     parser.add_argument("--space", default="autoformer-tiny")
-    # Rows of all tokens that 16 divides, as at batch 128: the same kernels are compiled.
+    # As at batch 128, 16 divides the number of all tokens, so the same kernels are compiled.
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--checks", nargs="+", choices=list(CHECKS), default=list(CHECKS))
@@ -130,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         commands = (python("benchmarks.gpu_smoke", *rest, "--checks", c) for c in args.checks)
         return int(not side_by_side(commands, partial(print, flush=True), rows.ROOT, {}))
     backend = args.backend or ("triton" if args.device == "cuda" else "reference")
-    book = rows.Book(args.device, args.out and rows.result_file(args.device, args.out))
+    book = rows.Book.in_folder(args.device, args.out)
     space = SearchSpace.preset(args.space)
     case = Case(space, "largest", args.batch, "bfloat16", "train", image_size=args.image_size)
     guard = partial(survived, Rows.of_case(book, case, "smoke"))

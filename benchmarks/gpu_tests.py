@@ -22,13 +22,13 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from benchmarks import rows
+from benchmarks import command, rows
 from benchmarks.processes import python, side_by_side
 from benchmarks.rows import ROOT
 from benchmarks.runner import Rows
 
 PROCESSES = 8
-# One level of quiet, whatever the project's own settings add: then tests are listed by their names.
+# Exactly one level of quiet, whatever the project's settings add, lists the tests by their names.
 COLLECT = python("pytest", "--verbosity=-1", "--collect-only")
 TELL = python(
     "pytest", "--verbosity=-2", "--no-header", "--no-summary", "-p", "benchmarks.told_tests"
@@ -79,11 +79,7 @@ def stop(number: int, frame: FrameType | None) -> NoReturn:
 
 def command_line() -> argparse.ArgumentParser:
     """Everything that can be asked for, but for pytest's own."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu_tests",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.parser("gpu_tests", __doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--out", type=Path, help="folder of the rows; default: only printed")
     return parser
@@ -91,8 +87,8 @@ def command_line() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str]) -> int:
     args, rest = command_line().parse_known_args(arguments)
-    # Now, because PyTorch is imported for it, which takes longer than a cut leaves.
-    book = rows.Book(args.device, args.out and rows.result_file(args.device, args.out))
+    # Made before the tests, because it imports PyTorch: a step that is cut has no time for that.
+    book = rows.Book.in_folder(args.device, args.out)
     table = Rows(book, dtype="", batch=0, space="", subnet="", task="tests")
     signal.signal(signal.SIGTERM, stop)
     processes = max(1, min(PROCESSES, (os.cpu_count() or 1) // 2))

@@ -18,7 +18,7 @@ from pathlib import Path
 
 NO_DEVICE = 2
 NEEDED = ("torch", "triton")
-# For the installation (the first three), the baselines, and the tests.
+# The installation uses the first three, the baselines timm, and the tests the others.
 USED = ("setuptools", "pybind11", "ninja", "timm", "pytest", "pytest-xdist")
 
 

@@ -99,7 +99,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if os.name == "posix" and args.device == "cpu":
-        # Fixed and small: freed blocks are returned, so the resident set is the live set.
+        # With a threshold that is fixed and small, freed blocks are returned to the system, so the
+        # resident set is the live set.
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 65536)
     space = SearchSpace.preset(args.space)
     case = Case(space, args.subnet, args.batch, args.dtype, "train")

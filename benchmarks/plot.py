@@ -1,13 +1,11 @@
 """Bar chart of results: how many times faster ours is than each baseline, case by case.
 
-`python -m benchmarks.plot RESULTS.csv CHART.png` draws the newest rows of every case in a file.
 One panel per task and dtype, one group of bars per subnet and batch; a bar is the median of ratios
 taken round by round, its whisker the 20 and 80 % quantiles.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -104,15 +102,3 @@ def chart(found: Sequence[rows.Row], path: Path) -> None:
 
 def _label(space: str, subnet: str, batch: int) -> str:
     return f"{space.removeprefix('autoformer-')}\n{subnet}\nbatch {batch}"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.plot", description=__doc__)
-    parser.add_argument("results", type=Path, help="CSV file of benchmarks.run")
-    parser.add_argument("chart", type=Path, help="PNG to write")
-    args = parser.parse_args()
-    chart(rows.newest(rows.read(args.results)), args.chart)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,17 +1,17 @@
-"""The project's performance targets against stored rows, as a Markdown table.
+"""The project's performance targets against stored rows, as a Markdown page with a chart.
 
-`python -m benchmarks.report RESULTS.csv` prints it for the newest rows of every case in
-a file. A line appears only where a row backs it.
+`python -m benchmarks.report RESULTS.csv` writes both beside the file, from the newest rows of every
+case in it. A line appears only where a row backs it.
 """
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import importlib.util
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks import rows
+from benchmarks import command, plot, rows
 
 
 @dataclass(frozen=True)
@@ -121,82 +121,64 @@ def matches(found: Sequence[rows.Row]) -> Iterator[tuple[Target, rows.Row]]:
                 yield target, row
 
 
+def _table(head: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
+    """Markdown; empty where there are no lines."""
+    body = ["| " + " | ".join(map(str, line)) + " |" for line in lines]
+    if not body:
+        return ""
+    return "\n".join([f"| {' | '.join(head)} |", "|---" * len(head) + "|", *body])
+
+
+def _spread(row: rows.Row, form: str, scale: float = 1.0) -> str:
+    """Median and quantiles."""
+    middle, low, high = (format(scale * v, form) for v in (row.median, row.q20, row.q80))
+    return f"{middle} ({low} - {high})"
+
+
+def _judged(target: Target, row: rows.Row) -> tuple[object, ...]:
+    """The line of a row that measures a target."""
+    if target.inverted:
+        low, high = 1 / row.q80, 1 / row.q20
+        row = replace(row, median=1 / row.median, q20=low, q80=high)
+    sign = 1 if target.at_least else -1
+    bound = ">=" if target.at_least else "<="
+    reached = next(
+        (name for name in ("goal", "must") if sign * row.median >= sign * getattr(target, name)),
+        "no",
+    )
+    return (
+        target.text, _variants(target)[row.variant], row.space, row.subnet, row.batch,
+        f"{bound} {target.must:g}", f"{bound} {target.goal:g}", _spread(row, ".2f"), row.commit,
+        reached,
+    )  # fmt: skip
+
+
 def table(found: Sequence[rows.Row]) -> str:
     """Markdown: case, must, goal, measured median with quantiles, verdict."""
-    lines = [
-        "| target | ours | space | subnet | batch | must | goal | measured (20 - 80 %) | commit "
-        "| reached |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for target, row in matches(found):
-        low, value, high = row.q20, row.median, row.q80
-        if target.inverted:
-            low, value, high = 1 / high, 1 / value, 1 / low
-        sign = 1 if target.at_least else -1
-        reached = (
-            "goal"
-            if sign * value >= sign * target.goal
-            else "must"
-            if sign * value >= sign * target.must
-            else "no"
-        )
-        bound = ">=" if target.at_least else "<="
-        lines.append(
-            f"| {target.text} | {_variants(target)[row.variant]} | {row.space} | {row.subnet} "
-            f"| {row.batch} | {bound} {target.must:g} | {bound} {target.goal:g} "
-            f"| {value:.2f} ({low:.2f} - {high:.2f}) | {row.commit} | {reached} |"
-        )
-    if len(lines) == 2:
-        return "No row measures a target."
-    return "\n".join(lines)
+    head = (
+        "target", "ours", "space", "subnet", "batch", "must", "goal", "measured (20 - 80 %)",
+        "commit", "reached",
+    )  # fmt: skip
+    lines = (_judged(*pair) for pair in matches(found))
+    return _table(head, lines) or "No row measures a target."
+
+
+# The following are Markdown too, and empty where nothing was measured.
 
 
 def compile_times(found: Sequence[rows.Row]) -> str:
-    """Markdown: seconds of the first calls of the compiled baselines, which are not in any ratio.
-    Empty where none was measured."""
+    """Seconds of the first calls of the compiled baselines, which are not in any ratio."""
     lines = []
     for name in ("compile-static", "compile-dynamic"):
         first = [r.median for r in found if (r.variant, r.metric) == (name, "warmup_time")]
         if first:
-            lines.append(f"| {name} | {len(first)} | {sum(first):.0f} | {max(first):.0f} |")
-    if not lines:
-        return ""
-    head = ["| first calls, compilation included | cases | s in all | s at most |"]
-    return "\n".join([*head, "|---|---|---|---|", *lines])
-
-
-def product_rates(found: Sequence[rows.Row]) -> str:
-    """Markdown: our products' rates and their ratios to PyTorch's libraries, each from the slowest
-    to the fastest layer. Empty where none was measured."""
-    groups: dict[tuple[str, int, str, str], list[rows.Row]] = {}
-    for row in found:
-        if row.task.startswith("product-"):
-            _, _, direction = row.task.split("-", 2)
-            groups.setdefault((row.space, row.batch, row.dtype, direction), []).append(row)
-    if not groups:
-        return ""
-    from benchmarks.products import OURS  # with PyTorch, which the rest of a page does not need
-
-    lines = [
-        "| product on one thread | batch | dtype | ours, GFLOP/s | / torch | / onednn |",
-        "|---|---|---|---|---|---|",
-    ]
-    for (space, batch, dtype, direction), some in groups.items():
-        cells = []
-        for variant, metric, scale in (
-            (OURS, "rate", 1e-9),
-            (f"{OURS} / torch", "rate_ratio", 1.0),
-            (f"{OURS} / onednn", "rate_ratio", 1.0),
-        ):
-            values = [scale * r.median for r in some if (r.variant, r.metric) == (variant, metric)]
-            cells.append(f"{min(values):.3g} - {max(values):.3g}" if values else "failed")
-        lines.append(f"| {space}, {direction} | {batch} | {dtype} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+            lines.append((name, len(first), f"{sum(first):.0f}", f"{max(first):.0f}"))
+    head = ("first calls, compilation included", "cases", "s in all", "s at most")
+    return _table(head, lines)
 
 
 def subnet_rates(found: Sequence[rows.Row]) -> str:
-    """Markdown: subnets per second, another one at every step, and what the host spends on each.
-    Empty where none was measured."""
+    """Subnets per second, another one at every step, and what the host spends on each."""
     measured: dict[tuple[object, ...], rows.Row] = {
         (r.task, r.space, r.batch, r.dtype, r.variant, r.metric): r
         for r in found
@@ -209,93 +191,79 @@ def subnet_rates(found: Sequence[rows.Row]) -> str:
         cold = measured.get((*case, "subnets_per_second_from_cold"))
         host = measured.get((*case, "host_time"))
         lines.append(
-            f"| {row.task.removeprefix('subnets-')} | {row.space} | {row.batch} | {row.dtype} "
-            f"| {row.variant} | {row.median:.4g} ({row.q20:.4g} - {row.q80:.4g}) "
-            f"| {f'{cold.median:.4g}' if cold else ''} "
-            f"| {f'{1000 * host.median:.3f}' if host else ''} |"
-        )
-    if not lines:
-        return ""
+            (
+                row.task.removeprefix("subnets-"), row.space, row.batch, row.dtype, row.variant,
+                _spread(row, ".4g"),
+                f"{cold.median:.4g}" if cold else "",
+                f"{1000 * host.median:.3f}" if host else "",
+            )
+        )  # fmt: skip
     head = (
-        "| random subnets | space | batch | dtype | variant | per second (20 - 80 %) "
-        "| warm-up counted in | host, ms |"
-    )
-    return "\n".join([head, "|---|---|---|---|---|---|---|---|", *lines])
+        "random subnets", "space", "batch", "dtype", "variant", "per second (20 - 80 %)",
+        "warm-up counted in", "host, ms",
+    )  # fmt: skip
+    return _table(head, lines)
 
 
 def failures(found: Sequence[rows.Row]) -> str:
-    """Markdown: variants that were wrong or raised. Empty where none did."""
-    lines = []
-    for row in found:
-        if row.metric == "wrong_result":
-            what = f"{row.median:.3g} times the error allowed"
-        elif row.metric == "failed":
-            what = row.unit
-        else:
-            continue
-        case = f"{row.task} | {row.space} | {row.subnet} | {row.batch} | {row.dtype}"
-        lines.append(f"| {case} | {row.variant} | {what} |")
-    if not lines:
-        return ""
-    head = "| failed | space | subnet | batch | dtype | variant | what |"
-    return "\n".join([head, "|---|---|---|---|---|---|---|", *lines])
+    """Variants that were wrong or raised."""
+    what = {
+        "wrong_result": lambda row: f"{row.median:.3g} times the error allowed",
+        "failed": lambda row: row.unit,
+    }
+    lines = [
+        (r.task, r.space, r.subnet, r.batch, r.dtype, r.variant, what[r.metric](r))
+        for r in found
+        if r.metric in what
+    ]
+    return _table(("failed", "space", "subnet", "batch", "dtype", "variant", "what"), lines)
 
 
 def checks(found: Sequence[rows.Row]) -> str:
-    """Markdown: the first steps on a device and its tests. Empty where none was made."""
+    """The first steps on a device and its tests."""
     lines = [
-        f"| {row.task} | {row.space} | {row.variant} | {row.metric} | {row.median:.3g} |"
+        (row.task, row.space, row.variant, row.metric, f"{row.median:.3g}")
         for row in found
         if row.task in ("smoke", "tests") and row.metric not in ("failed", "wrong_result")
     ]
-    if not lines:
-        return ""
-    return "\n".join(["| check | space | what | metric | value |", "|---|---|---|---|---|", *lines])
+    return _table(("check", "space", "what", "metric", "value"), lines)
 
 
 LISTED_KERNELS = 14
 
 
 def kernel_times(found: Sequence[rows.Row]) -> str:
-    """Markdown: where a training step's time goes on the device, the longest kernels of each case.
-    Empty where none was measured."""
-    cases: dict[tuple[str, str, int, str], list[rows.Row]] = {}
+    """Where a training step's time goes on the device: the longest kernels of each case."""
+    cases: dict[tuple[object, ...], dict[str, list[rows.Row]]] = {}
     for row in found:
-        if row.metric == "kernel_time":
-            cases.setdefault((row.space, row.subnet, row.batch, row.timestamp), []).append(row)
+        if row.metric in ("kernel_time", "launches"):
+            case = (row.space, row.subnet, row.batch, row.timestamp)
+            metrics = cases.setdefault(case, {"kernel_time": [], "launches": []})
+            metrics[row.metric].append(row)
     lines = []
-    for (space, subnet, batch, timestamp), some in cases.items():
-        launches = {
-            row.variant: row.median
-            for row in found
-            if row.metric == "launches"
-            and (row.space, row.subnet, row.batch, row.timestamp)
-            == (space, subnet, batch, timestamp)
-        }
+    for (space, subnet, batch, _), metrics in cases.items():
+        launches = {row.variant: row.median for row in metrics["launches"]}
+        longest = sorted(metrics["kernel_time"], key=lambda row: -row.median)[:LISTED_KERNELS]
         lines += [
-            f"| {space} | {subnet} | {batch} | {row.variant[:60]} | {1000 * row.median:.3f} "
-            f"| {launches.get(row.variant, 0):.0f} |"
-            for row in sorted(some, key=lambda row: -row.median)[:LISTED_KERNELS]
-        ]
-    if not lines:
-        return ""
-    head = "| seconds by kernel | subnet | batch | kernel | ms a step | launches |"
-    return "\n".join([head, "|---|---|---|---|---|---|", *lines])
+            (
+                space, subnet, batch, row.variant[:60], f"{1000 * row.median:.3f}",
+                f"{launches.get(row.variant, 0):.0f}",
+            )
+            for row in longest
+        ]  # fmt: skip
+    head = ("seconds by kernel", "subnet", "batch", "kernel", "ms a step", "launches")
+    return _table(head, lines)
 
 
 def step_times(found: Sequence[rows.Row]) -> str:
-    """Markdown: wall time of a training step with the optimizer, by variant. Empty where none was
-    measured."""
+    """Wall time of a training step with the optimizer, by variant."""
     lines = [
-        f"| {row.space} | {row.subnet} | {row.batch} | {row.variant} "
-        f"| {1000 * row.median:.2f} ({1000 * row.q20:.2f} - {1000 * row.q80:.2f}) |"
+        (row.space, row.subnet, row.batch, row.variant, _spread(row, ".2f", 1000))
         for row in found
         if (row.task, row.metric) == ("train_adamw", "wall_time")
     ]
-    if not lines:
-        return ""
-    head = "| train step with AdamW | subnet | batch | variant | ms (20 - 80 %) |"
-    return "\n".join([head, "|---|---|---|---|---|", *lines])
+    head = ("train step with AdamW", "subnet", "batch", "variant", "ms (20 - 80 %)")
+    return _table(head, lines)
 
 
 def sections(found: Sequence[rows.Row]) -> list[str]:
@@ -308,7 +276,6 @@ def sections(found: Sequence[rows.Row]) -> list[str]:
         step_times(found),
         table(found),
         compile_times(found),
-        product_rates(found),
         subnet_rates(found),
     )
     return [part for part in parts if part]
@@ -324,11 +291,20 @@ def page(found: Sequence[rows.Row]) -> str:
     return "\n\n".join([*head, *sections(found)]) + "\n"
 
 
+def write(results: Path) -> None:
+    """The page and, with matplotlib, the chart of a file of rows, beside it."""
+    newest = rows.newest(rows.read(results))
+    results.with_suffix(".md").write_text(page(newest), encoding="utf-8")
+    if importlib.util.find_spec("matplotlib") is None:
+        print("no chart: matplotlib is not installed")
+    else:
+        plot.chart(newest, results.with_suffix(".png"))
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
+    parser = command.parser("report", __doc__)
     parser.add_argument("results", type=Path, help="CSV file of benchmarks.run")
-    args = parser.parse_args()
-    print(page(rows.newest(rows.read(args.results))))
+    write(parser.parse_args().results)
 
 
 if __name__ == "__main__":

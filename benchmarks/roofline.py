@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks import rows
+from benchmarks import command, rows
 from benchmarks.cases import Case
 from benchmarks.operators import attention, check
 from benchmarks.runner import Rows
@@ -101,7 +101,7 @@ def measure(batch: int, rounds: int, book: rows.Book) -> None:
 
 def command_line() -> argparse.ArgumentParser:
     """Everything that can be asked for."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.roofline", description=__doc__)
+    parser = command.parser("roofline", __doc__)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--out", type=Path, help="folder; default: only printed")
@@ -113,7 +113,7 @@ def main() -> int:
     args = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("there is no CUDA device: the share of a roofline is measured on one")
-    book = rows.Book("cuda", args.out and rows.result_file("cuda", args.out))
+    book = rows.Book.in_folder("cuda", args.out)
     measure(args.batch, args.rounds, book)
     for row in book.rows:
         print(f"{row.space} {row.variant} {row.metric} {row.median:.4g} {row.unit}")

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 @dataclass(frozen=True)
@@ -214,6 +215,11 @@ class Book:
         self.path = path
         self.rows: list[Row] = []
         self.failures: list[str] = []
+
+    @classmethod
+    def in_folder(cls, device: str, folder: Path | None) -> Book:
+        """With the file of this machine in a folder; without a folder, rows are only kept."""
+        return cls(device, folder and result_file(device, folder))
 
     def store(self, row: Row) -> None:
         self.rows.append(row)

@@ -10,25 +10,20 @@ ones in the chart and the tables.
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
-from pathlib import Path
 
-import torch
-
-from benchmarks import memory, operators, plot, products, report, rows, switching
+from benchmarks import memory, operators, report, rows, switching
 from benchmarks.cases import Case
+from benchmarks.command import Say, measuring, measuring_parser
 from benchmarks.runner import Effort, Rows, run_case, survived
 from benchmarks.variants import VARIANTS, Variant, build, missing
 from growtas.space import SearchSpace
 
-PARTS = ("train", "forward", "switching", "memory", "operators", "products")
+PARTS = ("train", "forward", "switching", "memory", "operators")
 
 
 Workload = tuple[str, str]  # a space and the name of one of its subnets
@@ -51,8 +46,6 @@ class Plan:
     memory_variants: tuple[str, ...]
     memory_dtypes: tuple[str, ...]
     operator_batch: int
-    product_workloads: tuple[Workload, ...]
-    product_batches: tuple[int, ...]
     effort: Effort
     forward_effort: Effort
     operator_effort: Effort
@@ -60,7 +53,7 @@ class Plan:
 
 
 TINY, TINY_LARGEST = ("autoformer-tiny", "smallest"), ("autoformer-tiny", "largest")
-SMALL, BASE = ("autoformer-small", "smallest"), ("autoformer-base", "smallest")
+SMALL = ("autoformer-small", "smallest")
 COMPILED = ("compile-static", "compile-dynamic")
 OURS_CPU = (
     "growtas-native-accumulate",
@@ -84,8 +77,6 @@ CPU = Plan(
     memory_variants=("naive", "smart", "timm", *OURS_CPU[:3]),
     memory_dtypes=("float32",),
     operator_batch=16,
-    product_workloads=(TINY,),
-    product_batches=(16,),
     effort=Effort(min_rounds=3, max_rounds=15, seconds=20),
     forward_effort=Effort(min_rounds=4, max_rounds=15, seconds=12),
     operator_effort=Effort(min_rounds=5, max_rounds=30, seconds=1.0),
@@ -102,8 +93,6 @@ CPU_FULL = replace(
     memory_workloads=(TINY, TINY_LARGEST),
     memory_batches=(16, 64),
     memory_variants=("naive", "timm", OURS_CPU[0]),
-    product_workloads=(TINY, SMALL, BASE),
-    product_batches=(16, 64),
     effort=Effort(min_rounds=3, max_rounds=15, seconds=30),
     forward_effort=Effort(min_rounds=3, max_rounds=15, seconds=15),
 )
@@ -118,7 +107,6 @@ CPU_QUICK = replace(
     memory_batches=(4,),
     memory_variants=("naive", OURS_CPU[0]),
     operator_batch=4,
-    product_batches=(4,),
     effort=Effort(min_rounds=3, max_rounds=5, seconds=3),
     forward_effort=Effort(min_rounds=3, max_rounds=5, seconds=1),
     operator_effort=Effort(min_rounds=3, max_rounds=10, seconds=0.2),
@@ -131,7 +119,7 @@ CUDA = Plan(
     ),
     batches=(32, 128),
     dtypes=("bfloat16",),
-    # Ours before what inductor compiles, which has Triton keep its builds elsewhere from then on.
+    # Ours come before what inductor compiles: from then on Triton keeps its builds elsewhere.
     variants=("naive", "smart", "timm", *OURS_CUDA, *COMPILED, "extracted-graph"),
     compiled_batches=(32, 128),
     switching_variants=("naive", *OURS_CUDA, "compile-dynamic"),
@@ -142,8 +130,6 @@ CUDA = Plan(
     memory_variants=("naive", *OURS_CUDA[::-1], "smart", "timm"),
     memory_dtypes=("bfloat16",),
     operator_batch=128,
-    product_workloads=(),
-    product_batches=(),
     effort=Effort(min_rounds=10, max_rounds=50, seconds=6),
     forward_effort=Effort(min_rounds=10, max_rounds=50, seconds=4),
     operator_effort=Effort(min_rounds=20, max_rounds=200, seconds=2.0),
@@ -188,7 +174,7 @@ class Session:
         self,
         plan: Plan,
         book: rows.Book,
-        say: Callable[[str], None],
+        say: Say,
         names: Sequence[str] | None = None,
         patterns: Sequence[str] = ("*",),
     ) -> None:
@@ -289,15 +275,6 @@ class Session:
                     operators.run_operator(name, case, backends, self.book, plan.operator_effort)
             self.say(f"{case.label}: done")
 
-    def products(self) -> None:
-        """Rates of the native products against PyTorch's libraries; CPU only."""
-        plan = self.plan
-        if products.OURS + "-dense" in self.unavailable:
-            return
-        for case in self.cases("products", plan.product_workloads, plan.product_batches):
-            products.run_products(case, self.book, plan.operator_effort)
-            self.say(f"{case.label}: done")
-
     def run(self, parts: Sequence[str]) -> None:
         """Measure the parts in order."""
         todo: dict[str, Callable[[], None]] = {
@@ -306,7 +283,6 @@ class Session:
             "switching": self.switching,
             "memory": self.memory,
             "operators": self.operators,
-            "products": self.products,
         }
         for part in parts:
             start = time.perf_counter()
@@ -316,58 +292,28 @@ class Session:
 
 def command_line() -> argparse.ArgumentParser:
     """Everything that can be asked for."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.run",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = measuring_parser("run", __doc__, "space/subnet/batch/dtype/part")
     effort = parser.add_mutually_exclusive_group()
     effort.add_argument("--quick", action="store_true", help="about a minute; small cases")
     effort.add_argument("--full", action="store_true", help="all cases; most of an hour")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument(
         "--variants", nargs="+", choices=list(VARIANTS), help="only these (naive always runs)"
     )
-    parser.add_argument(
-        "--cases",
-        nargs="+",
-        default=["*"],
-        metavar="PATTERN",
-        help="only space/subnet/batch/dtype/part that match, as in '*tiny/smallest/16/*'",
-    )
-    parser.add_argument("--threads", type=int, help="default: PyTorch's")
-    parser.add_argument("--out", type=Path, help="folder; default benchmarks/results, not --quick")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = command_line()
     args = parser.parse_args(arguments)
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
-    out = args.out or (None if args.quick else Path(__file__).parent / "results")
     plan = choose_plan(args.device, quick=args.quick, full=args.full)
-    start = time.perf_counter()
-
-    def say(text: str) -> None:
-        print(f"[{time.perf_counter() - start:6.1f} s] {text}", flush=True)
-
-    book = rows.Book(args.device, out and rows.result_file(args.device, out))
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:
-        # An empty compile cache, so that the stored warm-up times mean the same in every run.
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
+    with measuring(args) as (book, say):
         Session(plan, book, say, args.variants, args.cases).run(args.parts)
     if not book.rows:
         parser.error(f"no case of these parts matches {' '.join(args.cases)}")
     print("\n" + report.table(book.rows))
     if book.path is not None:
-        newest = rows.newest(rows.read(book.path))
-        book.path.with_suffix(".md").write_text(report.page(newest))
-        if importlib.util.find_spec("matplotlib") is None:
-            say("no chart: matplotlib is not installed")
-        else:
-            plot.chart(newest, book.path.with_suffix(".png"))
+        report.write(book.path)
         say(f"{len(book.rows)} rows appended to {book.path}")
     return book.exit_status()
 

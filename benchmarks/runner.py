@@ -20,6 +20,7 @@ from torch import Tensor
 from benchmarks.cases import Case, make_batch
 from benchmarks.rows import Book, Row, summary
 from benchmarks.variants import Variant
+from growtas.space import Subnet
 
 Samples = dict[str, list[float]]  # metric -> seconds
 
@@ -258,8 +259,8 @@ def results(
     return {"logit_error": {"": found[0]}, "gradient_error": gradients}, time["wall_time"]
 
 
-# In float32 summation order only. In bfloat16 the errors against the float32 naive supernet may
-# be twice those of the naive supernet under autocast.
+# In float32 variants differ in the order of sums only. In bfloat16 their errors against the float32
+# naive supernet may be twice those of the naive supernet under autocast.
 FLOAT32_TOLERANCE = 1e-4
 BFLOAT16_FACTOR = 2.0
 
@@ -309,24 +310,24 @@ def check(
 BASELINES = ("naive", "smart", "timm", "compile-static", "compile-dynamic", "extracted-graph")
 
 
-def step_of(variant: Variant, case: Case, batch: tuple[Tensor, Tensor]) -> Callable[[], object]:
-    """The timed call of a task."""
+def step_of(
+    variant: Variant, case: Case, batch: tuple[Tensor, Tensor]
+) -> Callable[[Subnet], object]:
+    """The timed call of a task, on whatever subnet."""
     images, labels = batch
-    subnet = case.subnet
     if case.task == "forward":
-        return lambda: variant.forward_step(case, images, subnet)
-    if case.task == "train":
-        return lambda: variant.train_step(case, images, labels, subnet)
-    if case.task == "train_adamw":
-        optimizer = variant.optimizer()
+        return lambda subnet: variant.forward_step(case, images, subnet)
+    if case.task not in ("train", "train_adamw"):
+        raise ValueError(f"task must be forward, train or train_adamw: got {case.task!r}")
+    optimizer = variant.optimizer() if case.task == "train_adamw" else None
 
-        def step() -> None:
-            variant.train_step(case, images, labels, subnet)
+    def step(subnet: Subnet) -> None:
+        variant.train_step(case, images, labels, subnet)
+        if optimizer is not None:
             with variant.context():
                 optimizer.step()
 
-        return step
-    raise ValueError(f"task must be forward, train or train_adamw: got {case.task!r}")
+    return step
 
 
 def run_case(variants: Mapping[str, Variant], case: Case, book: Book, effort: Effort) -> list[Row]:
@@ -344,9 +345,9 @@ def run_case(variants: Mapping[str, Variant], case: Case, book: Book, effort: Ef
     for name, seconds in check(ready, case, batch, table).items():
         table.add(name, "warmup_time", "s", [seconds])
         with guard(name):
-            step = step_of(ready[name], case, batch)
+            step = partial(step_of(ready[name], case, batch), case.subnet)
             if case.task == "train_adamw":
-                step()  # the optimizer's state, which the check does not need
+                step()  # makes the optimizer's state, which the check has not done
             steps[name] = step
     table.add_timings(interleave(steps, effort, book.device, guard), BASELINES)
     for variant in ready.values():

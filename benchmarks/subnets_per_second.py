@@ -12,30 +12,27 @@ in. `extracted` is the bound: one stand-alone subnet of the random ones' mean si
 CUDA replayed from a graph, and never another one.
 
 Then a population as an evolution breeds it (half mutants, half crossed over, of ten parents) is
-scored by the search's `Evaluator`: together (`score_many`) against one by one. On the CPU also a
-new subnet at every step against one fixed subnet of the mean size (`benchmarks.switching`).
+scored by the search's `Evaluator`: together (`score_many`) against one by one.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 import growtas
-from benchmarks import memory, rows, switching
+from benchmarks import rows, switching
 from benchmarks.cases import Case, make_batch, naive_to_growtas
+from benchmarks.command import Say, measuring, measuring_parser
 from benchmarks.runner import (
     Effort,
     Rows,
@@ -44,6 +41,7 @@ from benchmarks.runner import (
     interleave,
     no_gc,
     paired_ratios,
+    step_of,
     survived,
 )
 from benchmarks.variants import ExtractedGraph, Variant, build, missing, weights_for
@@ -89,7 +87,7 @@ class Plan:
         """Labels are space/random<count>/batch/dtype/task."""
         for space in self.spaces:
             for batch in self.batches:
-                for task in (self.train, "forward", "evaluation", "switching"):
+                for task in (self.train, "forward", "evaluation"):
                     name = f"random{self.count}"
                     case = Case(
                         SearchSpace.preset(space), name, batch, self.dtype, task, self.image_size
@@ -192,24 +190,6 @@ def run_steps(
     return table.rows
 
 
-def step_of(
-    variant: Variant, case: Case, batch: tuple[Tensor, Tensor]
-) -> Callable[[Subnet], object]:
-    """A step of a task on whatever subnet."""
-    images, labels = batch
-    if case.task == "forward":
-        return lambda subnet: variant.forward_step(case, images, subnet)
-    optimizer = variant.optimizer() if case.task == "train_adamw" else None
-
-    def step(subnet: Subnet) -> None:
-        variant.train_step(case, images, labels, subnet)
-        if optimizer is not None:
-            with variant.context():
-                optimizer.step()
-
-    return step
-
-
 def _time(calls: Sequence[Callable[[], object]], device: str) -> tuple[float, float]:
     """Seconds until the device has finished, and until the last call has returned."""
     if device == "cuda":
@@ -287,7 +267,7 @@ def run_population(case: Case, book: rows.Book, plan: Plan, backend: str) -> lis
 class Study:
     """Runs a plan. `say` gets a line for every rate and ratio."""
 
-    def __init__(self, plan: Plan, book: rows.Book, say: Callable[[str], None]) -> None:
+    def __init__(self, plan: Plan, book: rows.Book, say: Say) -> None:
         self.plan, self.book, self.say = plan, book, say
         self.device = book.device
         self.names = []
@@ -307,26 +287,11 @@ class Study:
                 if any(name in self.names for name in OURS[self.device]):
                     backend = OURS[self.device][0].split("-")[1]
                     run_population(case, self.book, self.plan, backend)
-            elif case.task == "switching":
-                if self.device == "cpu":
-                    self._switching(case)
             else:
                 self._steps(case)
         for row in self.book.rows[before:]:
-            if row.metric in ("subnets_per_second", "wall_time_ratio", "random_over_fixed"):
+            if row.metric in ("subnets_per_second", "wall_time_ratio"):
                 self.say(f"{case.label} {row.variant} {row.metric}: {row.median:.4g} {row.unit}")
-
-    def run_memory(self, case: Case) -> None:
-        """Of a training task: what a step of the largest subnet needs, a process each."""
-        if case.task != self.plan.train or not memory.supported(self.device):
-            return
-        table = Rows.of_case(self.book, case, task=f"subnets-{case.task}")
-        largest = replace(case, subnet_name="largest")
-        for name in (n for n in self.names if n not in (EXTRACTED, *COMPILED)):
-            with survived(table, name):
-                used = memory.extra_memory(name, largest, self.device)
-                table.add(name, "extra_memory", "B", [used])
-                self.say(f"{case.label} {name} extra_memory: {used:.4g} B")
 
     def _steps(self, case: Case) -> None:
         subnets = switching.random_subnets(case.space, self.plan.count)
@@ -343,12 +308,6 @@ class Study:
                     variants[name] = build(name, sized, self.device)
         run_steps(variants, case, self.book, subnets, self.plan.chunk)
 
-    def _switching(self, case: Case) -> None:
-        sized = replace(case, subnet_name="smallest")
-        ours = [name for name in OURS["cpu"] if name in self.names]
-        variants = {name: build(name, sized, "cpu") for name in ours}
-        switching.run_switching(variants, case, self.book, self.plan.count)
-
 
 def choose_plan(device: str, *, quick: bool) -> Plan:
     """The plan of the command line's flags."""
@@ -359,50 +318,24 @@ def choose_plan(device: str, *, quick: bool) -> Plan:
 
 def command_line() -> argparse.ArgumentParser:
     """Everything that can be asked for."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.subnets_per_second",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = measuring_parser("subnets_per_second", __doc__, "space/random<count>/batch/dtype/task")
     parser.add_argument("--quick", action="store_true", help="small cases; nothing compiled on CPU")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--count", type=int, help="random subnets")
-    parser.add_argument("--cases", nargs="+", default=["*"], metavar="PATTERN",
-                        help="only space/random<count>/batch/dtype/task that match")  # fmt: skip
     parser.add_argument("--variants", nargs="+", metavar="NAME", help="only these, and naive")
-    parser.add_argument("--no-memory", action="store_true",
-                        help="leave out the memory of a step, a process each")  # fmt: skip
-    parser.add_argument("--threads", type=int, help="default: PyTorch's")
-    parser.add_argument("--out", type=Path, help="folder; default benchmarks/results, not --quick")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = command_line()
-    args = parser.parse_args(arguments)
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
+    args = command_line().parse_args(arguments)
     plan = choose_plan(args.device, quick=args.quick)
     if args.count is not None:
         plan = replace(plan, count=args.count)
     if args.variants is not None:
         plan = replace(plan, variants=tuple(dict.fromkeys(["naive", *args.variants])))
-    out = args.out or (None if args.quick else Path(__file__).parent / "results")
-    book = rows.Book(args.device, out and rows.result_file(args.device, out))
-    start = time.perf_counter()
-
-    def say(text: str) -> None:
-        print(f"[{time.perf_counter() - start:6.1f} s] {text}", flush=True)
-
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:
-        # An empty compile cache, so that stored warm-up times mean the same in every run.
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
+    with measuring(args) as (book, say):
         study = Study(plan, book, say)
-        cases = list(plan.cases(args.cases))
-        for case in cases:
+        for case in plan.cases(args.cases):
             study.run(case)
-        for case in () if args.no_memory else cases:
-            study.run_memory(case)
     return book.exit_status()
 
 

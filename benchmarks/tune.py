@@ -10,7 +10,6 @@ before that its results must equal those of the present row up to rounding.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import itertools
 import random
@@ -22,6 +21,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from benchmarks import command
 from benchmarks.roofline import seconds
 from benchmarks.runner import relative_error
 from growtas import kernels
@@ -157,7 +157,7 @@ def tune(key: Key, architecture: int, limit: int, rounds: int) -> list[tuple[flo
     present = configs.TABLES[architecture][key]
     found: list[tuple[float, Config]] = []
     with kernels.use_backend("triton"):
-        want: dict[str, Tensor] = {}  # of the present row, which comes first
+        want: dict[str, Tensor] = {}  # what the present row gives, which comes first
         for config in candidates(present, limit):
             with row_in_place(architecture, key, config):
                 try:
@@ -192,11 +192,7 @@ def _report(name: str, key: Key, present: Config, found: list[tuple[float, Confi
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.tune",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.parser("tune", __doc__)
     parser.add_argument("--kernels", default="", help="only those whose name contains this")
     parser.add_argument("--limit", type=int, default=40, help="candidates for each row")
     parser.add_argument("--rounds", type=int, default=10)

@@ -12,21 +12,14 @@ tables in docs/evidence.md.
 
 from __future__ import annotations
 
-import argparse
 import csv
-import json
-import os
 import random
-import subprocess
-import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.studies import paired
+from benchmarks.studies import jobs, paired
 from growtas.run.recipe import Recipe
 from growtas.search import CostFunction, Evaluator, Limit, model_cost
 from growtas.space import SearchSpace, Subnet
@@ -118,7 +111,7 @@ class Job:
         return Recipe.from_dict(values)
 
 
-def jobs(settings: Sequence[str], seeds: Sequence[int]) -> list[Job]:
+def wanted(settings: Sequence[str], seeds: Sequence[int]) -> list[Job]:
     """All runs; those that are compared with each other stand together."""
     return [
         Job(setting, method, seed)
@@ -130,9 +123,7 @@ def jobs(settings: Sequence[str], seeds: Sequence[int]) -> list[Job]:
 
 def carry_out(job: Job, folder: Path) -> None:
     """Trains, searches and measures; writes ``<folder>/<job>.json`` at the end."""
-    from benchmarks.rows import provenance
     from growtas.run.folder import Run
-    from growtas.search.result import write_atomically
 
     recipe = job.recipe(folder)
     run = Run.start(recipe, overwrite=True, say=lambda line: None)
@@ -187,11 +178,10 @@ def carry_out(job: Job, folder: Path) -> None:
         "steps": int(training[-1]["step"]),
         "train_seconds": round(sum(float(row["seconds"]) for row in training), 1),
         "train_images": len(run.data.train),
-        "provenance": asdict(provenance("cpu")),
         "measures": measures,
         "recipe": recipe.to_dict(),
     }
-    write_atomically(folder / f"{job.name}.json", json.dumps(document, indent=1) + "\n")
+    jobs.store(folder, job.name, document)
 
 
 def fixed_subnets(space: SearchSpace, limit: Limit, cost: CostFunction) -> list[Subnet]:
@@ -205,59 +195,41 @@ def fixed_subnets(space: SearchSpace, limit: Limit, cost: CostFunction) -> list[
     return list(found)
 
 
-def finished(folder: Path, wanted: Sequence[Job]) -> Iterator[dict[str, Any]]:
+def finished(folder: Path, some: Sequence[Job]) -> list[dict[str, Any]]:
     """Results of the jobs that are done.
 
     Raises:
         ValueError: a result is of other settings than the job has now.
     """
-    for job in wanted:
-        path = folder / f"{job.name}.json"
-        if not path.is_file():
-            continue
-        document = json.loads(path.read_text(encoding="utf-8"))
+    documents = jobs.finished(folder, [job.name for job in some])
+    for document in documents:
+        job = Job(document["setting"], document["method"], document["seed"])
         now = job.recipe(Path(document["recipe"]["output"]["dir"]).parent).to_dict()
         # Read as a recipe first: settings that are newer than the result have their defaults.
         if Recipe.from_dict(document["recipe"]).to_dict() != now:
+            path = jobs.result(folder, job.name)
             raise ValueError(f"{path} is of other settings: delete it or use another folder")
-        yield document
-
-
-def _spawn(folder: Path, job: Job) -> tuple[Job, int]:
-    command = [sys.executable, "-m", __spec__.name, "--job", job.name, "--folder", str(folder)]
-    code = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
-    print(f"{job.name}: {'done' if code.returncode == 0 else 'failed'}", flush=True)
-    return job, code.returncode
+    return documents
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command, see the module."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--folder", type=Path, default=Path("runs/studies/growtas_digits"))
+    parser = jobs.command_line("growtas_digits", __doc__)
     parser.add_argument("--docs", type=Path, default=Path("docs"))
-    parser.add_argument("--parallel", type=int, default=2, help="runs at the same time")
-    parser.add_argument("--report", action="store_true", help="only report what is finished")
     parser.add_argument("--quick", action="store_true", help="one tiny run of each method")
-    parser.add_argument("--job", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.job:
         carry_out(Job.parse(options.job), options.folder)
         return
-    wanted = jobs(["quick"], SEEDS[:1]) if options.quick else jobs(STUDY, SEEDS)
-    failed: list[str] = []
-    if not options.report:
-        done = {Job(r["setting"], r["method"], r["seed"]) for r in finished(options.folder, wanted)}
-        with ThreadPoolExecutor(options.parallel) as pool:
-            waiting = [job for job in wanted if job not in done]
-            outcomes = pool.map(partial(_spawn, options.folder), waiting)
-            failed = [job.name for job, code in outcomes if code]
-    documents = list(finished(options.folder, wanted))
-    if documents and not options.quick:
-        paired.report(documents, options.docs)
-    if failed:
-        raise SystemExit(f"these runs failed; the others are kept: {', '.join(failed)}")
+    some = wanted(["quick"], SEEDS[:1]) if options.quick else wanted(STUDY, SEEDS)
+    finished(options.folder, some)  # refuses results of other settings before anything runs
+
+    def report() -> None:
+        documents = finished(options.folder, some)
+        if documents and not options.quick:
+            paired.report(documents, options.docs)
+
+    jobs.run(__spec__.name, options, [job.name for job in some], report)
 
 
 if __name__ == "__main__":

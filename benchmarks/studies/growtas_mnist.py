@@ -11,19 +11,12 @@ JSON file and is not repeated.
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import statistics
-import subprocess
-import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.studies import paired
+from benchmarks.studies import jobs, paired
 from benchmarks.studies.growtas_digits import fixed_subnets
 from benchmarks.studies.page import fill
 from growtas.run.recipe import Recipe
@@ -52,8 +45,6 @@ def recipe(method: str, seed: int, folder: Path) -> Recipe:
 
 def carry_out(method: str, seed: int, folder: Path) -> None:
     """Trains and measures; writes ``<folder>/<method>-<seed>.json`` at the end."""
-    from benchmarks.rows import provenance
-    from growtas.base.atomic import write_atomically
     from growtas.run.folder import Run
 
     run = Run.start(recipe(method, seed, folder), overwrite=True, say=lambda line: None)
@@ -78,18 +69,14 @@ def carry_out(method: str, seed: int, folder: Path) -> None:
                     "images": images,
                 }
             )
-    document = {
-        "method": method,
-        "seed": seed,
-        "epochs": run.recipe.train.epochs,
-        "provenance": asdict(provenance("cpu")),
-        "measures": measures,
-    }
-    write_atomically(folder / f"{method}-{seed}.json", json.dumps(document, indent=1) + "\n")
+    facts = {"method": method, "seed": seed, "epochs": run.recipe.train.epochs}
+    jobs.store(folder, f"{method}-{seed}", {**facts, "measures": measures})
 
 
 def report(documents: Sequence[dict[str, Any]]) -> None:
-    """Writes the CSV file and the table of the page."""
+    """Writes the CSV file and the table of the page, if there is something to say."""
+    if not documents:
+        return
     rows = [
         {
             **{key: document[key] for key in ("method", "seed", "epochs")},
@@ -118,33 +105,15 @@ def _by_seed(rows: Sequence[dict[str, Any]], method: str, group: str) -> dict[in
     }
 
 
-def _spawn(folder: Path, method: str, seed: int) -> None:
-    command = [sys.executable, "-m", __spec__.name, "--folder", str(folder)]
-    command += ["--job", method, str(seed)]
-    subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
-    print(f"{method}-{seed}: done", flush=True)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command, see the module."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--folder", type=Path, default=Path("runs/studies/growtas_mnist"))
-    parser.add_argument("--parallel", type=int, default=2, help="runs at the same time")
-    parser.add_argument("--report", action="store_true", help="only report what is finished")
-    parser.add_argument("--job", nargs=2, help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
+    options = jobs.command_line("growtas_mnist", __doc__).parse_args(arguments)
     if options.job:
-        carry_out(options.job[0], int(options.job[1]), options.folder)
+        method, seed = options.job.rsplit("-", 1)
+        carry_out(method, int(seed), options.folder)
         return
-    wanted = [(method, seed) for seed in SEEDS for method in METHODS]
-    files = {job: options.folder / f"{job[0]}-{job[1]}.json" for job in wanted}
-    if not options.report:
-        with ThreadPoolExecutor(options.parallel) as pool:
-            missing = [job for job in wanted if not files[job].is_file()]
-            list(pool.map(lambda job: _spawn(options.folder, *job), missing))
-    report([json.loads(path.read_text()) for path in files.values() if path.is_file()])
+    names = [f"{method}-{seed}" for seed in SEEDS for method in METHODS]
+    jobs.run(__spec__.name, options, names, lambda: report(jobs.finished(options.folder, names)))
 
 
 if __name__ == "__main__":

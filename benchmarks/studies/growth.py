@@ -21,7 +21,6 @@ Writes growth.csv and growth.png into docs/performance, and the table of docs/pe
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -29,7 +28,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import rows
+from benchmarks import command, rows
 from benchmarks.cases import Case, make_batch
 from benchmarks.runner import Effort, Rows, measure_once, no_gc, run_case
 from benchmarks.studies.page import fill, table
@@ -197,11 +196,12 @@ def draw(found: Sequence[rows.Row], path: Path) -> None:
 
 
 def summary(found: Sequence[rows.Row]) -> str:
-    """Markdown: times and ratios at every position."""
+    """Markdown: times and ratios at both ends of every axis."""
     lines = []
     for axis in AXES:
-        for position, row in curves(found, axis, "train", OURS).items():
-            naive = curves(found, axis, "train", NAIVE)[position]
+        ours = curves(found, axis, "train", OURS)
+        for position in list(ours)[:: max(1, len(ours) - 1)]:
+            row, naive = ours[position], curves(found, axis, "train", NAIVE)[position]
             ratio = curves(found, axis, "train", f"{NAIVE} / {OURS}").get(position)
             forward = curves(found, axis, "forward", f"{NAIVE} / {OURS}").get(position)
             lines.append(
@@ -224,11 +224,7 @@ def _ms(row: rows.Row) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.studies.growth",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.parser("studies.growth", __doc__)
     parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES))
     parser.add_argument("--draw", action="store_true", help="measure nothing")
     parser.add_argument("--threads", type=int, help="default: PyTorch's")
@@ -238,9 +234,8 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     path = args.out / "performance" / "growth.csv"
     if not args.draw:
-        book = rows.Book(
-            "cpu"
-        )  # kept here: the rows of a point get its name before they are stored
+        # The book has no file, because the rows of a point get its name before they are stored.
+        book = rows.Book("cpu")
         for axis in args.axes:
             made = measure(axis, book, EFFORT, lambda text: print(text, flush=True))
             rows.append(path, made)

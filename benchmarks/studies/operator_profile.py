@@ -15,7 +15,6 @@ Writes profile.csv into docs/performance, and the table of docs/performance.md.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -23,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import rows
+from benchmarks import command, rows
 from benchmarks.cases import Case, make_batch
 from benchmarks.runner import Rows, no_gc
 from benchmarks.studies.page import fill, table
@@ -36,7 +35,6 @@ NATIVE = "growtas_native::"
 BETWEEN = "between operators (Python, autograd)"
 STEP, FLOOR = "whole step", "floor"
 PRODUCT = 2048
-LISTED = 8  # PyTorch's own operators that get a line each
 
 
 def best_rate(dtype: torch.dtype, size: int = PRODUCT, repetitions: int = 10) -> float:
@@ -115,15 +113,13 @@ def measure(case: Case, book: rows.Book, repetitions: int) -> list[rows.Row]:
 
 
 def summary(found: Sequence[rows.Row]) -> str:
-    """Markdown: milliseconds and floors of both dtypes; small PyTorch operators in one line."""
+    """Markdown: milliseconds and floors of both dtypes, PyTorch's own operators in one line."""
     times = {(r.dtype, r.variant, r.metric): r.median for r in found}
     own = {r.variant for r in found if r.metric == "self_time"} - {BETWEEN}
-    by_time = sorted(own, key=lambda name: -_total(times, name))
+    by_time = sorted(own, key=lambda name: (-_total(times, name), name))
     native = [name for name in by_time if name.startswith(NATIVE)]
-    torch_own = [name for name in by_time if not name.startswith(NATIVE)]
     lines = [_line(times, name.removeprefix(NATIVE), [name]) for name in native]
-    lines += [_line(times, f"PyTorch: {name}", [name]) for name in torch_own[:LISTED]]
-    lines.append(_line(times, "PyTorch: all others", torch_own[LISTED:]))
+    lines.append(_line(times, "PyTorch's own", [n for n in by_time if n not in native]))
     lines.append(_line(times, BETWEEN, [BETWEEN]))
     walls = [times.get((d, STEP, "wall_time")) for d in DTYPES]
     floors = [times.get((d, STEP, "floor_time")) for d in DTYPES]
@@ -163,11 +159,7 @@ def _cells(seconds: float | None, floor: float | None) -> tuple[str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.studies.operator_profile",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.parser("studies.operator_profile", __doc__)
     parser.add_argument("--batch", type=int, default=16, help="images")
     parser.add_argument("--steps", type=int, default=7, help="profiled steps of each dtype")
     parser.add_argument("--draw", action="store_true", help="measure nothing")

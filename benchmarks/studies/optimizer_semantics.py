@@ -18,7 +18,6 @@ leave of such weights at their transition.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import csv
 import math
@@ -31,6 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks import command
 from growtas.run.recipe import Recipe
 from growtas.schedule import StepContext, StepPlan, Strategy
 from growtas.supernet import Supernet
@@ -160,7 +160,8 @@ def measure(variant: Variant, epochs: int, folder: Path) -> list[Row]:
             rows.append((variant.name, "update over lr", steps, float(update.abs().mean() / lr)))
         if steps >= (AFTER * trainer.steps_per_epoch if variant.after else 0):
             raise Seen
-        # The plan is a function of the context's generator: ask a copy what it is going to be.
+        # The plan is a function of the context's generator: drawing it and putting the state back
+        # tells what it is going to be.
         state = context.rng.getstate()
         sampled = strategy.plan(context).passes[0].subnet.embed_dim == width
         context.rng.setstate(state)
@@ -224,11 +225,7 @@ def draw(rows: list[Row], path: Path, epochs: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.studies.optimizer_semantics",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.parser("studies.optimizer_semantics", __doc__)
     parser.add_argument("--epochs", type=int, default=60, help="of each run, an even number")
     parser.add_argument("--out", type=Path, default=Path("docs"), help="folder of the two files")
     args = parser.parse_args()

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.studies.page import fill
+
 METHODS = ("uniform", "growtas", "growtas+")
 NAMES = {"uniform": "uniform", "growtas": "GrowTAS", "growtas+": "GrowTAS+"}
 PAIRS = (("growtas", "uniform"), ("growtas+", "uniform"), ("growtas+", "growtas"))
 COLOURS = {"growtas": "#1f6fb4", "growtas+": "#d1495b"}
-BEGIN, END = "<!-- begin growtas_digits -->", "<!-- end growtas_digits -->"
 
 # Rows of the tables: measure, window, and which images count.
 ROWS = (
@@ -79,13 +80,7 @@ def report(documents: Sequence[dict[str, Any]], docs: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     _write_csv(documents, folder / "growtas_digits.csv")
     _draw(documents, folder / "growtas_digits.png")
-    page = docs / "evidence.md"
-    text = page.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    _, found, after = rest.partition(END)
-    if not found:
-        raise ValueError(f"{page} has no lines {BEGIN} and {END} to put the tables between")
-    page.write_text(f"{before}{BEGIN}\n{tables(documents)}\n{END}{after}", encoding="utf-8")
+    fill(docs / "evidence.md", "growtas_digits", tables(documents))
 
 
 def tables(documents: Sequence[dict[str, Any]]) -> str:

@@ -70,7 +70,7 @@ struct Tasks {
   }
 };
 
-// In lanes, so that it can be one vector operation after the other.
+// Sums in eight lanes, so that the compiler can use vectors.
 template <class T>
 double square_sum(const void* data, int64_t begin, int64_t n) {
   constexpr int64_t kLanes = 8;

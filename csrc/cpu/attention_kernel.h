@@ -24,7 +24,7 @@ struct HeadOffsets {
   }
 };
 
-// Asks for a row, or a row of q, k and v, some time before it is read or written: a head's rows lie
+// Fetches a row, or a row of q, k and v, some time before it is read or written: a head's rows lie
 // apart, so the processor does not fetch them ahead by itself.
 template <class B>
 GROWTAS_INLINE void prefetch(const B& buffer, int64_t offset, int64_t dim) {
@@ -120,8 +120,8 @@ void finish_rows(int64_t tokens, T* lse, T* total) {
   });
 }
 
-// Queries as operand of products, which must be multiplied by what is returned: values come scaled,
-// pairs as they are stored.
+// Reads the queries as an operand of products. Values are scaled here, pairs are left as they are
+// stored; the factor that the products still lack is returned.
 template <class E>
 Sum<E> read_queries(const ConstBuffer& qkv, int64_t offset, int64_t stride,
                     const Dims<Sum<E>>& d, const OperandDims<E>& o, Sum<E> scale, E* queries) {
@@ -166,7 +166,7 @@ void attention_forward_task(const AttentionForward& a, int64_t batch_head, int64
       prefetch(a.out, at.out + i * at.out_stride, d.dim);
       exponentiate_row(s.tile + (i - i0) * d.tile_stride, d.tokens, lse + i, s.total + i);
     }
-    // In a loop of their own: loads that straddle the stores above would wait for them.
+    // A loop apart from the one above, because loads that straddle its stores would wait for them.
     for (int64_t i = 0; i < rows && relative; ++i)
       sum_by_position(i0 + i, s.tile + i * d.tile_stride, d, s.sums);
     gemm<false>(rows, d.padded_dim, o.keys, along_keys(s.tile, d, o, rows, s.weights),
@@ -178,7 +178,8 @@ void attention_forward_task(const AttentionForward& a, int64_t batch_head, int64
   write_matrix(s.out, d, a.out, at.out, at.out_stride, [&](int64_t i) { return s.total[i]; });
 }
 
-// Where operands are values, matrices of the same shape share what pairs need apart.
+// Where operands are values, they share the memory of the matrix they are read from; pairs have memory
+// of their own.
 template <class E>
 struct BackwardScratch {
   using T = Sum<E>;
@@ -289,7 +290,7 @@ void attention_backward_task(const AttentionBackward& a, int64_t batch_head, int
       const int64_t row = (i - i0) * d.tile_stride;
       softmax_gradient_row(s.p_tile + row, s.ds_tile + row, d.tokens, lse[i]);
     }
-    // In loops of their own: see the forward.
+    // Loops apart, as in the forward.
     for (int64_t i = 0; i < rows && relative; ++i)
       sum_by_position(i0 + i, s.ds_tile + i * d.tile_stride, d, s.ds_sums);
     for (int64_t i = 0; i < rows && with_dtables; ++i)

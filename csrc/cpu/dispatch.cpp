@@ -26,7 +26,8 @@ bool system_has_tiles() {
   return syscall(SYS_arch_prctl, kGetSupportedStates, &states) == 0 && (states >> kTileData & 1) != 0;
 }
 
-// The registers are large: Linux gives them to a process, once and for all its threads, that asks.
+// Linux gives the tile registers, which are large, only to a process that asks. It asks once, for all
+// its threads.
 bool request_tiles() { return syscall(SYS_arch_prctl, kRequestState, kTileData) == 0; }
 
 }  // namespace

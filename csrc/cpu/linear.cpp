@@ -7,15 +7,16 @@
 namespace growtas {
 namespace {
 
-// What one task reads and writes stays in a core's cache while every panel of the weight passes by:
-// rows are finished 128 bytes at a time, but memory hands out longer pieces.
+// A task takes so many rows that what it reads and writes stays in a core's cache while every panel of
+// the weight passes by.
 constexpr int64_t kRowsBytes = 400 << 10;
 constexpr int64_t kMaxRows = 112;
-// Rows the backward finishes together (twice as many where two make an element): fewer would add
-// into the weight's gradient too often, more would not leave a panel of inputs in the first cache.
+// The backward finishes so many rows together (twice as many where two make an element). With fewer it
+// would add into the weight's gradient too often, with more a panel of inputs would not stay in the
+// first cache.
 constexpr int64_t kChunk = 182;
-// Each part of the rows sums a gradient of its own: as many as pay for adding them up. The number
-// depends on the shape alone, so the bits do not depend on the threads.
+// The rows are divided into parts, each of which sums a gradient of its own. There are as many as pay
+// for adding them up; the number depends on the shape alone, so the bits do not depend on the threads.
 constexpr int64_t kPartRows = 1536, kMaxParts = 8;
 
 int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }

@@ -132,8 +132,8 @@ GROWTAS_INLINE void finish_gradient(const LinearBackward& p, int64_t m, int64_t 
       store(at, sum);
     }
   }
-  // Apart from the reads above: where dx lies a multiple of 4 KiB from what is read, some CPUs take
-  // one for the other and stall for each line.
+  // Written only after all reads above: where dx lies a multiple of 4 KiB from what is read, some CPUs
+  // take one for the other and stall for each line.
   for (int i = 0; i < height; ++i) {
     for (int v = 0; v < NV; ++v) {
       const int64_t left = columns - v * L;
@@ -153,7 +153,7 @@ GROWTAS_INLINE void finish_gradient(const LinearBackward& p, int64_t m, int64_t 
   }
 }
 
-// What finish_gradient will read and write, fetched while the sums are formed.
+// Fetches what finish_gradient will read and write, while the sums are formed.
 GROWTAS_INLINE void prefetch_gradient(const LinearBackward& p, int64_t m, int64_t height, int64_t k,
                                       int64_t columns) {
   for (int64_t i = m; i < m + height; ++i) {
@@ -201,7 +201,7 @@ GROWTAS_NOINLINE void input_gradient_panel(const LinearBackward& p, int64_t firs
   }
 }
 
-// Memory that will be read later, fetched share by share while tiles are computed.
+// Fetches memory that will be read later, a share of it with each tile that is computed.
 struct Upcoming {
   const char* row = nullptr;
   int64_t left = 0, stride = 0, bytes = 0, share = 0;

@@ -46,8 +46,8 @@ GROWTAS_INLINE void finish_tile(const RowsProduct& p, int64_t m, int64_t height,
       store(row + v * kLanes<S>, sum);
     }
   }
-  // Apart from the reads above: where c lies a multiple of 4 KiB from what is read, some CPUs take
-  // one for the other and stall for each line.
+  // Written only after all reads above: where c lies a multiple of 4 KiB from what is read, some CPUs
+  // take one for the other and stall for each line.
   row = tile;
   for (int64_t i = m; i < m + height; ++i, row += kPanel<E>) {
     for (int v = 0; v < NV; ++v) {
@@ -63,7 +63,7 @@ GROWTAS_INLINE bool is_plain(const RowsProduct& p) {
          p.residual.data == nullptr;
 }
 
-// The rows that finish_tile will read and write, fetched while the sums are formed.
+// Fetches the rows that finish_tile will read and write, while the sums are formed.
 GROWTAS_INLINE void prefetch_finish(const RowsProduct& p, int64_t m, int64_t height, int64_t n,
                                     int64_t columns) {
   for (int64_t i = m; i < m + height; ++i) {

@@ -37,7 +37,7 @@ struct AdamWBox {
 
 // The boxes must not overlap.
 void adamw_step(const AdamWBox* boxes, int64_t count);
-// Of all gradients inside the boxes, in one order; reads no other array.
+// The 2-norm of all gradients inside the boxes, summed in one order; no other array is read.
 double adamw_gradient_norm(const AdamWBox* boxes, int64_t count);
 
 }  // namespace growtas

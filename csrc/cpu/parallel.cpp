@@ -10,7 +10,7 @@
 namespace growtas {
 
 #if defined(__SANITIZE_ADDRESS__)
-// Exactly what is asked for, so that a step beyond it is seen.
+// No block is kept or larger than asked for, so that the sanitizer sees an access beyond it.
 AlignedMemory::AlignedMemory(size_t bytes)
     : block_(::operator new(bytes, std::align_val_t(64))), bytes_(bytes),
       aligned_(static_cast<char*>(block_)) {}

@@ -23,7 +23,7 @@
 #define GROWTAS_OPAQUE(variable)
 #endif
 
-// Into the second cache: the first is full of what is being computed.
+// Fetches into the second cache, because the first is full of what is being computed.
 #if defined(__GNUC__)
 #define GROWTAS_PREFETCH(address) __builtin_prefetch(address, 0, 2)
 #else

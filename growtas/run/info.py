@@ -63,10 +63,10 @@ def collect() -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str | None]:
-    import growtas
+    from growtas.version import __version__
 
     versions: dict[str, str | None] = {
-        "growtas": growtas.__version__,
+        "growtas": __version__,
         "python": platform.python_version(),
     }
     return {**versions, **{name: _version(name) for name in PACKAGES}}

@@ -113,11 +113,10 @@ def test_ours_are_compiled_before_inductor_moves_tritons_cache():
 
 @pytest.mark.parametrize("quick", [False, True])
 def test_rates_of_subnets_are_not_cut_for_what_comes_with_them(tmp_path, quick):
-    """Rates become rows when every chunk is done; memory would start a process each."""
+    """Rates become rows when every chunk is done."""
     found = {step.name: step for step in gpu.steps(tmp_path, quick=quick, sanitizer=None)}
     step = found["subnets per second"]
     args = subnets_per_second.command_line().parse_args(step.command[5:])
-    assert args.no_memory
     # Naive ones take about a tenth of a second each; as much again to import and to build.
     assert args.count * 0.2 + 12 <= step.limit
 

@@ -85,12 +85,14 @@ def test_a_paired_difference_has_the_t_interval() -> None:
 
 
 def test_the_report_holds_every_run_and_leaves_the_page_around_it(tmp_path: Path) -> None:
-    jobs = study.jobs(["short"], (0, 1))
+    jobs = study.wanted(["short"], (0, 1))
     by_method = {"uniform": (0.80, 0.82), "growtas": (0.81, 0.83), "growtas+": (0.90, 0.80)}
     for job in jobs:
         result(tmp_path, job, by_method[job.method][job.seed])
-    (tmp_path / "evidence.md").write_text(f"before\n{paired.BEGIN}\nold\n{paired.END}\nafter\n")
-    documents = list(study.finished(tmp_path, jobs))
+    (tmp_path / "evidence.md").write_text(
+        "before\n<!-- growtas_digits -->\nold\n<!-- /growtas_digits -->\nafter\n"
+    )
+    documents = study.finished(tmp_path, jobs)
     paired.report(documents, tmp_path)
     page = (tmp_path / "evidence.md").read_text()
     assert page.startswith("before\n")
@@ -111,12 +113,12 @@ def test_the_report_holds_every_run_and_leaves_the_page_around_it(tmp_path: Path
 
 def test_results_of_other_settings_are_not_mixed_in(tmp_path: Path) -> None:
     job = study.Job("short", "uniform", 0)
-    assert list(study.finished(tmp_path, [job])) == []
+    assert study.finished(tmp_path, [job]) == []
     result(tmp_path, job, 0.9)
-    assert len(list(study.finished(tmp_path, [job]))) == 1
+    assert len(study.finished(tmp_path, [job])) == 1
     path = tmp_path / f"{job.name}.json"
     document = json.loads(path.read_text())
     document["recipe"]["optim"]["lr"] = 1.0
     path.write_text(json.dumps(document))
     with pytest.raises(ValueError, match="is of other settings"):
-        list(study.finished(tmp_path, [job]))
+        study.finished(tmp_path, [job])

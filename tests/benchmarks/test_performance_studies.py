@@ -2,45 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
+from benchmark_cases import CASE, SHORT
 
 from benchmarks import rows
 from benchmarks.cases import Case
-from benchmarks.runner import Effort, Rows
+from benchmarks.runner import Rows
 from benchmarks.studies import growth, operator_profile
 from benchmarks.studies.page import fill, table
 from benchmarks.variants import missing
 from growtas.cost import macs
-from growtas.space import SearchSpace, SupernetSize
 
-SIZE = SupernetSize(64, 2, 4.0, 2)
-SPACE = SearchSpace(
-    embed_dim=(32, 40),
-    depth=(1, 2),
-    num_heads=(1, 2),
-    mlp_ratio=(2.0, 3.0),
-    head_dim=32,
-    supernet=SIZE,
-)
-CASE = Case(SPACE, "smallest", 2, "float32", "train", image_size=24, patch_size=8, num_classes=5)
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 native = pytest.mark.skipif(
     missing(growth.OURS, "cpu") is not None, reason="the native library is not built"
 )
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_fill_replaces_one_part_and_nothing_else(tmp_path: Path) -> None:
@@ -90,7 +70,7 @@ def test_growth_measures_and_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(
         growth, "points", lambda axis: [(n, replace(CASE, batch=n)) for n in (1, 2)]
     )
-    found = growth.measure("batch", rows.Book("cpu"), Effort(2, 2, 0), lambda text: None)
+    found = growth.measure("batch", rows.Book("cpu"), SHORT, lambda text: None)
     train = growth.curves(found, "batch", "train", f"{growth.NAIVE} / {growth.OURS}")
     assert list(train) == [1, 2]
     assert train[1].n == 2
@@ -143,11 +123,16 @@ def test_the_page_shows_the_stored_rows(name: str, summary, tmp_path: Path) -> N
     assert copy.read_text(encoding="utf-8") == (DOCS / "performance.md").read_text("utf-8")
 
 
-def test_small_operators_share_a_line() -> None:
+def test_pytorchs_operators_share_a_line() -> None:
     made = Rows.of_case(rows.Book("cpu"), CASE, task="profile")
-    names = [f"aten::{letter}" for letter in "abcdefghijkl"]
-    for name in names:
-        made.add(name, "self_time", "s", [0.001])
-    text = operator_profile.summary(made.rows)
-    assert text.count("PyTorch: aten::") == operator_profile.LISTED
-    assert f"| PyTorch: all others | {len(names) - operator_profile.LISTED}.0 |" in text
+    for letter in "abc":
+        made.add(f"aten::{letter}", "self_time", "s", [0.001])
+    assert "| PyTorch's own | 3.0 |" in operator_profile.summary(made.rows)
+
+
+def test_the_ends_of_an_axis_are_shown() -> None:
+    made = Rows.of_case(rows.Book("cpu"), CASE, task="growth-batch-train")
+    for name in (growth.NAIVE, growth.OURS):
+        made.add(name, "wall_time", "s", [0.001])
+    some = [replace(row, subnet=str(n)) for n in (1, 2, 4) for row in made.rows]
+    assert [line.split(" | ")[1] for line in growth.summary(some).splitlines()[2:]] == ["1", "4"]

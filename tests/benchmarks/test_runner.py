@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,7 @@ from threading import Thread
 
 import pytest
 import torch
+from benchmark_cases import CASE, SHORT, SPACE
 
 from benchmarks import memory, plot, report, rows, run, switching
 from benchmarks.cases import Case, make_batch
@@ -28,28 +28,10 @@ from benchmarks.runner import (
     survived,
 )
 from benchmarks.variants import VARIANTS, Smart, Variant, build, missing, weights_for
-from growtas.space import SearchSpace, SupernetSize
+from growtas.space import SearchSpace
 
-SPACE = SearchSpace(
-    embed_dim=(32, 40),
-    depth=(1, 2),
-    num_heads=(1, 2),
-    mlp_ratio=(2.0, 3.0),
-    head_dim=32,
-    supernet=SupernetSize(64, 2, 4.0, 2),
-)
-CASE = Case(SPACE, "smallest", 2, "float32", "train", image_size=24, patch_size=8, num_classes=5)
 EAGER = [n for n in VARIANTS if not n.startswith("compile") and missing(n, "cpu") is None]
 FAILED = ("wrong_result", "failed")
-SHORT = Effort(min_rounds=2, max_rounds=2, seconds=0)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def variants(case: Case, names: list[str] = EAGER) -> dict[str, Variant]:
@@ -66,8 +48,8 @@ def test_a_step_with_the_optimizer_leaves_the_checked_weights(name: str) -> None
     variant = build(name, case, "cpu")
     before = {key: value.clone() for key, value in variant.model.state_dict().items()}
     step = step_of(variant, case, make_batch(case, "cpu"))
-    step()
-    step()
+    step(case.subnet)
+    step(case.subnet)
     after = variant.model.state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)
 
