@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,12 @@ class Process:
         value = torch.tensor(number)
         _dist().all_reduce(value, op=_dist().ReduceOp.MAX)
         return int(value)
+
+    def share(self, tensors: Iterable[Tensor]) -> None:
+        """Give `tensors` the values that they have in process 0."""
+        if self.world_size > 1:
+            for tensor in tensors:
+                _dist().broadcast(tensor.detach(), src=0)
 
     def broadcast_text(self, text: str | None) -> str | None:
         """The text of rank 0 on every rank, or None; sent as bytes, so nothing is unpickled."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from growtas.base.checks import listed
+from growtas.base.checks import check, listed
 from growtas.schedule.plan import Pass, Phase, Stateless, StepContext, StepPlan
 from growtas.schedule.sequence import EpochDraws
 from growtas.space import SearchSpace, Subnet
@@ -43,10 +43,8 @@ class Candidates(Stateless):
         if not subnets:
             raise ValueError("candidates need at least one subnet")
         for axis in group_by:
-            if axis not in SUBNET_AXES:
-                raise ValueError(f"group_by is {axis!r}; allowed: {listed(SUBNET_AXES)}")
-        if sequence not in (None, "prenas"):
-            raise ValueError(f"sequence of candidates is {sequence!r}; allowed: prenas")
+            check(axis in SUBNET_AXES, "group_by", axis, listed(SUBNET_AXES))
+        check(sequence in (None, "prenas"), "sequence of candidates", sequence, "prenas")
         self.subnets = tuple(subnets)
         groups: dict[tuple[int, ...], list[Subnet]] = {}
         for subnet in self.subnets:

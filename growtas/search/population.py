@@ -98,22 +98,23 @@ def _common(a: tuple, b: tuple) -> int:
 
 
 class OneGraph:
-    """Logits of subnets on batches of one shape, `groups` subnets in each replay.
+    """Logits of subnets on batches of one shape, several subnets in each replay.
 
     The images are copied once for all subnets; of a subnet only its sizes are.
 
     Args:
         model: in evaluation mode while it runs.
         images: a batch like those to come, ``[B, channels, height, width]``.
-        groups: subnets of a replay, each on all B images: ``groups * B`` rows.
+        count: subnets of a replay, each on all B images: ``count * B`` rows.
         dtype: of autocast; None for none.
     """
 
     def __init__(
-        self, model: Supernet, images: Tensor, groups: int, dtype: torch.dtype | None = None
+        self, model: Supernet, images: Tensor, count: int, dtype: torch.dtype | None = None
     ) -> None:
-        batch = images.repeat(groups, *(1,) * (images.dim() - 1))
-        self.forward = GraphedForward(model, batch, dtype=dtype, groups=groups)
+        batch = images.repeat(count, *(1,) * (images.dim() - 1))
+        self.forward = GraphedForward(model, batch, dtype=dtype, groups=count)
+        self.count = count
         self.size = len(images)
 
     def __call__(self, images: Tensor, subnets: Sequence[Subnet]) -> Iterator[tuple[slice, Tensor]]:
@@ -128,10 +129,10 @@ class OneGraph:
         if len(images) < self.size:
             empty = images.new_zeros(self.size - len(images), *images.shape[1:])
             given = torch.cat((images, empty))
-        groups = self.forward.groups
-        for start in range(0, len(subnets), groups):
-            some = list(subnets[start : start + groups])
-            logits = self.forward(given, some + some[-1:] * (groups - len(some)))
+        count = self.count
+        for start in range(0, len(subnets), count):
+            some = list(subnets[start : start + count])
+            logits = self.forward(given, some + some[-1:] * (count - len(some)))
             given = None  # they are there
-            logits = logits.unflatten(0, (groups, -1))[: len(some), : len(images)]
+            logits = logits.unflatten(0, (count, -1))[: len(some), : len(images)]
             yield slice(start, start + len(some)), logits

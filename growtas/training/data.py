@@ -18,7 +18,7 @@ import torch
 import torch.utils.data
 from torch import Tensor
 
-from growtas.base.checks import few_images, warn
+from growtas.base.checks import check_choice, few_images, warn
 from growtas.base.distributed import Process
 from growtas.base.image_transform import ImageTransform
 from growtas.base.optional import require
@@ -318,8 +318,7 @@ class DataBundle:
             indices: Sequence[int] = range(len(dataset))
         else:
             dataset = self._source
-            if split not in self._indices:
-                raise ValueError(f"split is {split!r}; allowed: {', '.join(map(repr, SPLITS))}")
+            check_choice("split", split, SPLITS)
             indices = self._indices[split]
         if not indices:
             raise ValueError(f"the {split} split is empty: the data set has {len(dataset)} samples")

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any, overload
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from growtas.base.distributed import Process
@@ -93,9 +92,7 @@ class TrainStep:
         self._never = _never_graphed(config, model)
         if self._never is not None and config.graph != "off" and process.device.type == "cuda":
             self._tell(self._never)
-        if process.world_size > 1:  # before the average is copied from it
-            for parameter in model.parameters():
-                dist.broadcast(parameter.detach(), 0)
+        process.share(model.parameters())  # before the average is copied from them
         self.average = _build_average(model, config)
         if config.compile:
             for block in model.blocks:
