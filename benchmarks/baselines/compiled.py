@@ -10,7 +10,7 @@ Both need a warm-up that the runner reports apart.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,30 +27,45 @@ from benchmarks.baselines.smart import (
 RECOMPILE_LIMIT = 64  # more than the block shapes of any AutoFormer space, times dtype and task
 
 
-def block_function(
-    x: Tensor,
-    norm1: tuple[Tensor, Tensor],
-    qkv: tuple[Tensor, Tensor],
-    tables: Tensor,
-    proj: tuple[Tensor, Tensor],
-    norm2: tuple[Tensor, Tensor],
-    fc1: tuple[Tensor, Tensor],
-    fc2: tuple[Tensor, Tensor],
-    num_heads: int,
-    grid: Grid,
-) -> Tensor:
+Pair = tuple[Tensor, Tensor]  # weight and bias
+
+
+class BlockWeights(NamedTuple):
+    """What a block computes with."""
+
+    norm1: Pair
+    qkv: Pair
+    tables: Tensor
+    proj: Pair
+    norm2: Pair
+    fc1: Pair
+    fc2: Pair
+
+
+def block_function(x: Tensor, w: BlockWeights, num_heads: int, grid: Grid) -> Tensor:
     """One block on the sampled slices: the smart baseline's arithmetic without its Functions."""
     dim = x.shape[-1]
-    y = F.layer_norm(x, (dim,), *norm1, 1e-5)
-    y = F.linear(y, qkv[0].reshape(-1, dim), qkv[1].reshape(-1))
-    y = relative_attention(y, tables, num_heads, grid)
-    x = x + F.linear(y, *proj)
-    y = F.layer_norm(x, (dim,), *norm2, 1e-5)
-    return x + F.linear(F.gelu(F.linear(y, *fc1)), *fc2)
+    y = F.layer_norm(x, (dim,), *w.norm1, 1e-5)
+    y = F.linear(y, w.qkv[0].reshape(-1, dim), w.qkv[1].reshape(-1))
+    y = relative_attention(y, w.tables, num_heads, grid)
+    x = x + F.linear(y, *w.proj)
+    y = F.layer_norm(x, (dim,), *w.norm2, 1e-5)
+    return x + F.linear(F.gelu(F.linear(y, *w.fc1)), *w.fc2)
 
 
-def _whole(layer: nn.Module) -> tuple[Any, Any]:
-    return layer.weight, layer.bias
+def sliced_block(x: Tensor, w: BlockWeights, num_heads: int, hidden_dim: int, grid: Grid) -> Tensor:
+    """The same on slices of whole weights."""
+    dim, inner = x.shape[-1], num_heads * w.tables.shape[-1]
+    leading = BlockWeights(
+        norm1=(w.norm1[0][:dim], w.norm1[1][:dim]),
+        qkv=(w.qkv[0][:, :num_heads, :, :dim], w.qkv[1][:, :num_heads]),
+        tables=w.tables,
+        proj=(w.proj[0][:dim, :inner], w.proj[1][:dim]),
+        norm2=(w.norm2[0][:dim], w.norm2[1][:dim]),
+        fc1=(w.fc1[0][:hidden_dim, :dim], w.fc1[1][:hidden_dim]),
+        fc2=(w.fc2[0][:dim, :hidden_dim], w.fc2[1][:dim]),
+    )
+    return block_function(x, leading, num_heads, grid)
 
 
 class CompiledStatic(SmartSupernet):
@@ -66,25 +81,23 @@ class CompiledStatic(SmartSupernet):
         dim, head_dim = x.shape[-1], block.head_dim
         inner = num_heads * head_dim
 
-        def cut(layer: nn.Module, *extents: int) -> tuple[Tensor, Tensor]:
-            bias = extents if len(extents) == 1 else extents[:-1]
+        def cut(layer: nn.Module, *sizes: int) -> Pair:
+            bias = sizes if len(sizes) == 1 else sizes[:-1]
             return (
-                SliceInPlace.apply(layer.weight, *extents),
+                SliceInPlace.apply(layer.weight, *sizes),
                 SliceInPlace.apply(layer.bias, *bias),
             )
 
-        return self.compiled(
-            x,
-            cut(block.norm1, dim),
-            cut(block.attn.qkv, 3, num_heads, head_dim, dim),
-            SliceInPlace.apply(block.attn.rel_pos, *block.attn.rel_pos.shape),
-            cut(block.attn.proj, dim, inner),
-            cut(block.norm2, dim),
-            cut(block.mlp.fc1, hidden_dim, dim),
-            cut(block.mlp.fc2, dim, hidden_dim),
-            num_heads,
-            self.grid,
+        weights = BlockWeights(
+            norm1=cut(block.norm1, dim),
+            qkv=cut(block.attn.qkv, 3, num_heads, head_dim, dim),
+            tables=SliceInPlace.apply(block.attn.rel_pos, *block.attn.rel_pos.shape),
+            proj=cut(block.attn.proj, dim, inner),
+            norm2=cut(block.norm2, dim),
+            fc1=cut(block.mlp.fc1, hidden_dim, dim),
+            fc2=cut(block.mlp.fc2, dim, hidden_dim),
         )
+        return self.compiled(x, weights, num_heads, self.grid)
 
 
 class CompiledDynamic(SmartSupernet):
@@ -93,50 +106,21 @@ class CompiledDynamic(SmartSupernet):
     def __init__(self, **sizes: Any) -> None:
         super().__init__(**sizes)
         torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
-
-        def block(
-            x: Tensor,
-            norm1: tuple[Tensor, Tensor],
-            qkv: tuple[Tensor, Tensor],
-            tables: Tensor,
-            proj: tuple[Tensor, Tensor],
-            norm2: tuple[Tensor, Tensor],
-            fc1: tuple[Tensor, Tensor],
-            fc2: tuple[Tensor, Tensor],
-            dim: int,
-            num_heads: int,
-            hidden_dim: int,
-            grid: Grid,
-        ) -> Tensor:
-            inner = num_heads * tables.shape[-1]
-            return block_function(
-                x,
-                (norm1[0][:dim], norm1[1][:dim]),
-                (qkv[0][:, :num_heads, :, :dim], qkv[1][:, :num_heads]),
-                tables,
-                (proj[0][:dim, :inner], proj[1][:dim]),
-                (norm2[0][:dim], norm2[1][:dim]),
-                (fc1[0][:hidden_dim, :dim], fc1[1][:hidden_dim]),
-                (fc2[0][:dim, :hidden_dim], fc2[1][:dim]),
-                num_heads,
-                grid,
-            )
-
-        self.compiled = torch.compile(block, dynamic=True, fullgraph=True)
+        self.compiled = torch.compile(sliced_block, dynamic=True, fullgraph=True)
 
     def run_block(self, block: nn.Module, x: Tensor, num_heads: int, hidden_dim: int) -> Tensor:
         assert isinstance(block, SmartBlock)
-        return self.compiled(
-            x,
-            _whole(block.norm1),
-            _whole(block.attn.qkv),
-            block.attn.rel_pos,
-            _whole(block.attn.proj),
-            _whole(block.norm2),
-            _whole(block.mlp.fc1),
-            _whole(block.mlp.fc2),
-            x.shape[-1],
-            num_heads,
-            hidden_dim,
-            self.grid,
+
+        def whole(layer: nn.Module) -> Pair:
+            return layer.weight, layer.bias  # type: ignore[return-value]
+
+        weights = BlockWeights(
+            norm1=whole(block.norm1),
+            qkv=whole(block.attn.qkv),
+            tables=block.attn.rel_pos,
+            proj=whole(block.attn.proj),
+            norm2=whole(block.norm2),
+            fc1=whole(block.mlp.fc1),
+            fc2=whole(block.mlp.fc2),
         )
+        return self.compiled(x, weights, num_heads, hidden_dim, self.grid)
