@@ -4,9 +4,9 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
-#include <cmath>
 #include <vector>
 
+#include "adamw_formula.h"
 #include "cpu/ops.h"
 
 namespace growtas {
@@ -55,12 +55,12 @@ size_t owner_of(const std::vector<int64_t>& boxes, size_t at, size_t parameters)
 }
 
 // boxes holds 1 + 2 * 4 numbers each: which parameter, the starts, the extents. `steps` gives the
-// updates of each parameter, this one included, unless `counts` holds those of each weight.
+// updates of each parameter, this one included, unless `counts` holds those of each weight. `rates`
+// are the fields of AdamWRates.
 void adamw_(std::vector<Tensor> parameters, std::vector<Tensor> gradients,
             std::vector<Tensor> exp_avgs, std::vector<Tensor> exp_avg_sqs,
             std::vector<Tensor> counts, std::vector<Tensor> shadows, std::vector<double> steps,
-            std::vector<int64_t> boxes, double lr, double beta1, double beta2, double eps,
-            double weight_decay, double gradient_factor) {
+            std::vector<int64_t> boxes, std::vector<double> rates, double gradient_factor) {
   const size_t n = parameters.size();
   const auto fits = [n](size_t size, bool optional) { return size == n || (optional && size == 0); };
   STD_TORCH_CHECK(fits(gradients.size(), false) && fits(exp_avgs.size(), false) &&
@@ -69,6 +69,9 @@ void adamw_(std::vector<Tensor> parameters, std::vector<Tensor> gradients,
                   "lists: one entry per parameter is needed");
   STD_TORCH_CHECK(boxes.size() % kBoxFields == 0, "boxes: must hold ", kBoxFields,
                   " numbers each");
+  STD_TORCH_CHECK(rates.size() == kRateFields, "rates: must be ", kRateFields, " numbers");
+  const AdamWRates<double> own_rates = {rates[0], rates[1], rates[2], rates[3],
+                                        rates[4], rates[5], rates[6], rates[7]};
   std::vector<AdamWBox> work;
   for (size_t at = 0; at < boxes.size(); at += kBoxFields) {
     const size_t i = owner_of(boxes, at, n);
@@ -88,13 +91,7 @@ void adamw_(std::vector<Tensor> parameters, std::vector<Tensor> gradients,
         static_cast<uint16_t*>(adamw_array(shadows, "shadows", i, p, ScalarType::BFloat16));
     box.step.step = counts.empty() ? steps[i] : 0;
     STD_TORCH_CHECK(!counts.empty() || box.step.step >= 1, "steps: must be 1 or more");
-    box.step.lr = lr;
-    box.step.beta1 = beta1;
-    box.step.beta2 = beta2;
-    box.step.log_beta1 = std::log(beta1);
-    box.step.log_beta2 = std::log(beta2);
-    box.step.eps = eps;
-    box.step.weight_decay = weight_decay;
+    box.step.rates = &own_rates;
     box.step.gradient_factor = gradient_factor;
     if (place_box(box, p, &boxes[at + 1])) work.push_back(box);
   }

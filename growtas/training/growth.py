@@ -13,7 +13,7 @@ import torch
 
 from growtas.schedule.plan import GROWTH_INITS
 from growtas.supernet import Supernet
-from growtas.training.boxes import Extents, boxes_outside
+from growtas.training.boxes import Box, boxes_outside
 
 _READ_STREAM = ("attn.qkv.weight", "mlp.fc1.weight", "head.weight")
 _READ_OWN_BLOCK = ("attn.proj.weight", "mlp.fc2.weight")
@@ -22,8 +22,8 @@ _READ_OWN_BLOCK = ("attn.proj.weight", "mlp.fc2.weight")
 @torch.no_grad()
 def initialise_new_weights(
     models: Sequence[Supernet],
-    old: Mapping[str, Extents],
-    new: Mapping[str, Extents],
+    old: Mapping[str, Box],
+    new: Mapping[str, Box],
     init: str,
     seed: int,
 ) -> None:
@@ -68,7 +68,7 @@ def initialise_new_weights(
                 parameters[name][box] = value[box].to(parameters[name])
 
 
-def _known_inputs(name: str, old: Mapping[str, Extents]) -> int | None:
+def _known_inputs(name: str, old: Mapping[str, Box]) -> int | None:
     """How many inputs of a weight matrix there were before; None where nothing grows on its input
     side."""
     if name.endswith(_READ_STREAM):

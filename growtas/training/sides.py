@@ -5,16 +5,17 @@ from __future__ import annotations
 
 import re
 
-from growtas.kernels.adamw.static import Sides
+from growtas.kernels.adamw.static_table import Sides
+from growtas.kernels.extents import COLUMNS
 from growtas.supernet import Supernet
 
-_Column = tuple[str, int] | None
+_Column = tuple[int, int] | None
 
-_EMBED: _Column = ("embed", 1)
-_HEADS: _Column = ("heads", 1)
-_HEAD_WIDTH: _Column = ("head_width", 1)
-_HIDDEN: _Column = ("hidden", 1)
-_FLAT_QKV: _Column = ("head_width", 3)
+_EMBED: _Column = (COLUMNS.index("embed"), 1)
+_HEADS: _Column = (COLUMNS.index("heads"), 1)
+_HEAD_WIDTH: _Column = (COLUMNS.index("head_width"), 1)
+_HIDDEN: _Column = (COLUMNS.index("hidden"), 1)
+_FLAT_QKV: _Column = (COLUMNS.index("head_width"), 3)
 
 _COLUMNS: dict[str, tuple[_Column, ...]] = {
     "patch_embed.weight": (_EMBED, None),
@@ -51,5 +52,5 @@ def sampled_sides(model: Supernet) -> dict[str, Sides]:
         columns = _COLUMNS[name[block.end() :] if block else name]
         if name.endswith("qkv.bias") and parameter.dim() == 1:  # AutoFormer's: a prefix
             columns = (_FLAT_QKV,)
-        found[name] = Sides(columns, int(block[1]) if block else 0)
+        found[name] = Sides(columns, int(block[1]) if block else 0, COLUMNS.index("active"))
     return found
