@@ -28,7 +28,7 @@ void* adamw_array(const std::vector<Tensor>& arrays, const char* name, size_t i,
   return t.mutable_data_ptr();
 }
 
-// Fills in where a box lies; `numbers` holds the starts and the extents. False if it is empty.
+// Fills in where a box lies; `numbers` holds the starts and the lengths. False if it is empty.
 bool place_box(AdamWBox& box, const Tensor& like, const int64_t* numbers) {
   STD_TORCH_CHECK(like.dim() <= kBoxDims, "parameters: at most ", kBoxDims, " dimensions");
   bool empty = false;
@@ -36,11 +36,11 @@ bool place_box(AdamWBox& box, const Tensor& like, const int64_t* numbers) {
     const int64_t own = d - (kBoxDims - like.dim());
     box.shape[d] = own < 0 ? 1 : like.size(own);
     box.start[d] = numbers[d];
-    box.extent[d] = numbers[kBoxDims + d];
-    STD_TORCH_CHECK(box.start[d] >= 0 && box.extent[d] >= 0 &&
-                        box.start[d] + box.extent[d] <= box.shape[d],
+    box.length[d] = numbers[kBoxDims + d];
+    STD_TORCH_CHECK(box.start[d] >= 0 && box.length[d] >= 0 &&
+                        box.start[d] + box.length[d] <= box.shape[d],
                     "boxes: a box reaches beyond its parameter");
-    empty = empty || box.extent[d] == 0;
+    empty = empty || box.length[d] == 0;
   }
   return !empty;
 }
@@ -54,7 +54,7 @@ size_t owner_of(const std::vector<int64_t>& boxes, size_t at, size_t parameters)
   return size_t(boxes[at]);
 }
 
-// boxes holds 1 + 2 * 4 numbers each: which parameter, the starts, the extents. `steps` gives the
+// boxes holds 1 + 2 * 4 numbers each: which parameter, the starts, the lengths. `steps` gives the
 // updates of each parameter, this one included, unless `counts` holds those of each weight. `rates`
 // are the fields of AdamWRates.
 void adamw_(std::vector<Tensor> parameters, std::vector<Tensor> gradients,

@@ -38,7 +38,8 @@ void adamw_static(
     const torch::stable::Tensor& norm, const torch::stable::Tensor& found_inf,
     const torch::stable::Tensor& factor, double largest, bool measure, int64_t inactive) {
   using torch::headeronly::ScalarType;
-  STD_TORCH_CHECK(extents.dim() == 3 && extents.size(0) > 0, "extents: must be [subnets, rows, columns]");
+  STD_TORCH_CHECK(extents.dim() == 3 && extents.size(0) > 0,
+                  "extents: must be [subnets, rows, columns]");
   STD_TORCH_CHECK(inactive >= 0 && inactive <= 2, "inactive: must be 0, 1 or 2, not ", inactive);
   StaticAdamW a = {};
   a.count = targets.size(0);

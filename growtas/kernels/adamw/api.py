@@ -130,10 +130,11 @@ def adamw_static_(
     """
     if largest is not None:
         _check_largest(largest)
-    if extents.dim() != 3 or any(map(int.__gt__, table.looks_in, extents.shape[1:])):
+    rows, columns = table.looks_in
+    if extents.dim() != 3 or extents.shape[1] < rows or extents.shape[2] < columns:
         raise ValueError(
-            f"extents {list(extents.shape)} for a table that looks in {table.looks_in[0]} rows "
-            f"and {table.looks_in[1]} columns"
+            f"extents {list(extents.shape)} for a table that looks in {rows} rows and {columns} "
+            "columns"
         )
     _static_backend(table.rows[0].parameter).step_static_(table, extents, largest, scale)
 

@@ -116,8 +116,8 @@ def decision_kernel(
         moves = own < 0
         if DENSE:
             moves = done > 0
-        for g in range(subnets):
-            row = extents + (g * rows + tl.load(entry + ROW, valid, 0)) * columns
+        for subnet in range(subnets):
+            row = extents + (subnet * rows + tl.load(entry + ROW, valid, 0)) * columns
             read = valid
             outside = own < 0
             for d in tl.static_range(4):
@@ -143,8 +143,8 @@ def update_piece(
     count = tl.zeros([PIECE], tl.float32)  # of updates, this one included; 0: the weight stays
     if MASKED:
         sampled = place < 0
-        for g in range(subnets):
-            row = extents + (g * rows + tl.load(entry + ROW)) * columns
+        for subnet in range(subnets):
+            row = extents + (subnet * rows + tl.load(entry + ROW)) * columns
             own = (i0 < box_side(entry, row, True, 0)) & (i1 < box_side(entry, row, True, 1))
             own = own & (i2 < box_side(entry, row, True, 2))
             sampled = sampled | (own & (i3 < box_side(entry, row, True, 3)))

@@ -75,7 +75,8 @@ class StaticRow(NamedTuple):
 
 
 class StaticTable:
-    """What :func:`growtas.kernels.adamw.api.adamw_static_` reads on the device. Every write goes to the same memory.
+    """What :func:`growtas.kernels.adamw.api.adamw_static_` reads on the device; every write goes to
+    the same memory.
 
     Args:
         rows: the parameters, at least one, all on one device.
