@@ -111,10 +111,7 @@ def step_static_(
         table.targets, table.tiles, table.frozen, table.edges, table.steps, table.active,
         table.rates, extents, table.blend, table.factor, subnets, extent_rows, columns,
     )  # fmt: skip
-    constants = {
-        "MASKED": table.inactive == "masked",
-        "AVERAGES": table.averages,
-    }
+    constants = {"MASKED": table.inactive == "masked", "AVERAGES": table.averages}
     launch(update_kernel, tiles, updating, constants, STATIC)
 
 
