@@ -38,14 +38,15 @@ void adamw_static(
     const torch::stable::Tensor& norm, const torch::stable::Tensor& found_inf,
     const torch::stable::Tensor& factor, double largest, bool measure, int64_t inactive) {
   using torch::headeronly::ScalarType;
-  STD_TORCH_CHECK(extents.dim() == 3 && extents.size(0) > 0, "extents: must be [groups, depth, ",
-                  kColumns, "]");
+  STD_TORCH_CHECK(extents.dim() == 3 && extents.size(0) > 0,
+                  "extents: must be [subnets, rows, columns]");
   STD_TORCH_CHECK(inactive >= 0 && inactive <= 2, "inactive: must be 0, 1 or 2, not ", inactive);
   StaticAdamW a = {};
   a.count = targets.size(0);
   a.tile_count = tiles.size(0);
-  a.groups = extents.size(0);
-  a.depth = extents.size(1);
+  a.subnets = extents.size(0);
+  a.rows = extents.size(1);
+  a.columns = extents.size(2);
   const int64_t n = a.count;
   const auto int32 = ScalarType::Int, real = ScalarType::Float;
   a.targets = checked<Target>(targets, "targets", ScalarType::Long, {n, kTargetFields});
@@ -55,7 +56,7 @@ void adamw_static(
   a.steps = checked<float>(steps, "steps", real, {n, kShells});
   a.active = checked<int32_t>(active, "active", int32, {n, kShells});
   a.rates = checked<Rates>(rates, "rates", real, {rates.size(0), kRateFields});
-  a.extents = checked<int32_t>(extents, "extents", int32, {a.groups, a.depth, kColumns});
+  a.extents = checked<int32_t>(extents, "extents", int32, {a.subnets, a.rows, a.columns});
   if (scale.has_value()) a.scale = checked<float>(*scale, "scale", real, {});
   if (blend.has_value()) a.blend = checked<float>(*blend, "blend", real, {});
   a.partials = checked<double>(partials, "partials", ScalarType::Double, {a.tile_count});

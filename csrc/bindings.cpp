@@ -373,8 +373,7 @@ STABLE_TORCH_LIBRARY(growtas_native, m) {
   m.def(
       "adamw_(Tensor(a!)[] parameters, Tensor[] gradients, Tensor(b!)[] exp_avgs, "
       "Tensor(c!)[] exp_avg_sqs, Tensor(d!)[] counts, Tensor(e!)[] shadows, float[] steps, "
-      "int[] boxes, float lr, float beta1, float beta2, float eps, float weight_decay, "
-      "float gradient_factor) -> ()");
+      "int[] boxes, float[] rates, float gradient_factor) -> ()");
   m.def("gradient_norm_(Tensor[] gradients, int[] boxes, Tensor(a!) norm) -> ()");
   m.def(growtas::kAdamWStaticSchema);
 }

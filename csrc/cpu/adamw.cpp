@@ -19,11 +19,11 @@ struct Rows {
     int dim = kBoxDims - 1;
     bool whole = true;
     for (; dim >= 0 && whole; --dim) {
-      run *= box.extent[dim];
-      whole = box.extent[dim] == box.shape[dim];
+      run *= box.length[dim];
+      whole = box.length[dim] == box.shape[dim];
     }
     outer = dim + 1;
-    for (int d = 0; d < outer; ++d) count *= box.extent[d];
+    for (int d = 0; d < outer; ++d) count *= box.length[d];
   }
 };
 
@@ -32,8 +32,8 @@ int64_t row_start(const AdamWBox& box, int outer, int64_t row) {
   for (int dim = kBoxDims - 1; dim >= 0; --dim) {
     int64_t index = box.start[dim];
     if (dim < outer) {
-      index += row % box.extent[dim];
-      row /= box.extent[dim];
+      index += row % box.length[dim];
+      row /= box.length[dim];
     }
     offset += index * stride;
     stride *= box.shape[dim];

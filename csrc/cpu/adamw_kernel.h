@@ -1,6 +1,7 @@
 // One AdamW step on weights that lie next to each other, in one pass over their five arrays.
 #pragma once
 
+#include "../adamw_formula.h"
 #include "convert.h"
 #include "kernels.h"
 #include "simd.h"
@@ -17,19 +18,14 @@ void adamw_span(const AdamW& a, double count, int64_t begin, int64_t n) {
   T* const exp_avg_sq = static_cast<T*>(a.exp_avg_sq) + begin;
   uint16_t* const shadow = a.shadow == nullptr ? nullptr : a.shadow + begin;
 
-  // 1 - beta^count = -expm1(count * log beta); log 0 = -inf gives the right 1.
-  const T step_size = T(a.lr / -std::expm1(count * a.log_beta1));
-  const T root_scale = T(1 / std::sqrt(-std::expm1(count * a.log_beta2)));
-  const T keep = T(1 - a.lr * a.weight_decay), eps = T(a.eps);
+  const AdamWRates<double> rates = *a.rates;
+  const AdamWCorrection<double> correction = adamw_correction(count, rates);
   const T factor = T(a.gradient_factor);
-  const T blend1 = T(1 - a.beta1), beta2 = T(a.beta2), blend2 = T(1 - a.beta2);
+  const auto root = [](const Vec<T>& x) { return square_root<T>(x); };
   for_each_vector<T>(n, [&](int64_t i, int64_t lanes) {
-    const Vec<T> g = load_n(gradient + i, lanes) * factor;
-    Vec<T> m = load_n(exp_avg + i, lanes);
-    m += (g - m) * blend1;
-    const Vec<T> v = load_n(exp_avg_sq + i, lanes) * beta2 + g * g * blend2;
-    const Vec<T> denominator = square_root<T>(v) * root_scale + eps;
-    const Vec<T> w = load_n(weight + i, lanes) * keep - m / denominator * step_size;
+    Vec<T> w = load_n(weight + i, lanes);
+    Vec<T> m = load_n(exp_avg + i, lanes), v = load_n(exp_avg_sq + i, lanes);
+    adamw_move<T>(w, load_n(gradient + i, lanes) * factor, m, v, correction, rates, root);
     store_n<T>(exp_avg + i, m, lanes);
     store_n<T>(exp_avg_sq + i, v, lanes);
     store_n<T>(weight + i, w, lanes);

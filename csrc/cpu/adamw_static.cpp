@@ -40,11 +40,11 @@ double square_sum(const StaticAdamW& a, int64_t task) {
 void span(const StaticAdamW& a, const Target& t, int64_t begin, int64_t end, float steps) {
   const Rates& r = a.rates[t.rates];
   const float factor = *a.factor;
-  Correction c = correction(steps, r);
+  Correction c = adamw_correction(steps, r);
   for (int64_t i = begin; i < end; ++i) {
     if (t.count != nullptr) {
       t.count[i] += 1.0f;
-      if (t.count[i] != c.steps) c = correction(t.count[i], r);
+      if (t.count[i] != c.steps) c = adamw_correction(t.count[i], r);
     }
     move(t.parameter[i], t.gradient[i] * factor, t.exp_avg[i], t.exp_avg_sq[i], c, r);
     if (t.shadow != nullptr) t.shadow[i] = rounded_to_bfloat16(t.parameter[i]);
@@ -57,7 +57,7 @@ void update(const StaticAdamW& a, int64_t task) {
   const int32_t* const active = a.active + p * kShells;
   std::vector<Box> boxes;
   if (a.inactive == Inactive::masked && active[kShells - 1] != 0)
-    for (int64_t g = 0; g < a.groups; ++g) boxes.push_back(sampled_box(a, t, g));
+    for (int64_t g = 0; g < a.subnets; ++g) boxes.push_back(sampled_box(a, t, g));
   each_row(t, task, [&](const int64_t* at, int64_t place, int64_t n) {
     const int64_t first = at[kSides - 1];
     const auto within = [&](int64_t from, int64_t to, float steps) {

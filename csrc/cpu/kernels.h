@@ -134,6 +134,9 @@ struct LinearPart {
   void *dweight, *dbias;
 };
 
+template <class S>
+struct AdamWRates;
+
 // A contiguous parameter and the arrays of its shape that AdamW moves, all of one arithmetic type
 // but for `count` (updates of each weight so far; null: `step` holds for all, this one included)
 // and `shadow` (a bfloat16 copy of the weights; may be null).
@@ -145,7 +148,7 @@ struct AdamW {
   float* count;
   uint16_t* shadow;
   double step;
-  double lr, beta1, beta2, log_beta1, log_beta2, eps, weight_decay;
+  const AdamWRates<double>* rates;
   double gradient_factor;  // gradients count times this
 };
 

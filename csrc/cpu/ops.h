@@ -32,7 +32,7 @@ constexpr int kBoxDims = 4;
 // A box of a parameter with up to four dimensions (leading ones of size 1 where it has fewer).
 struct AdamWBox {
   AdamW step;
-  int64_t shape[kBoxDims], start[kBoxDims], extent[kBoxDims];
+  int64_t shape[kBoxDims], start[kBoxDims], length[kBoxDims];
 };
 
 // The boxes must not overlap.

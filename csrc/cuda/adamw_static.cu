@@ -91,7 +91,7 @@ __device__ void update(const StaticAdamW& a, const Target& t, const Moving& m, c
   const float factor = *a.factor;
   const float blend = t.average == nullptr ? 0.0f : *a.blend;
   const bool masked = a.inactive == Inactive::masked;
-  Correction c = correction(m.whole ? m.steps[kShells - 1] : 1.0f, r);
+  Correction c = adamw_correction(m.whole ? m.steps[kShells - 1] : 1.0f, r);
   each_vector<W>(t, [&](int64_t place) {
     float steps[W];  // this one included; 0 where a weight stays
     bool moves = m.whole;
@@ -102,7 +102,7 @@ __device__ void update(const StaticAdamW& a, const Target& t, const Moving& m, c
       const int64_t first = at[kSides - 1], frozen = reach(m.frozen, at);
       if (masked) {
         int64_t to = 0;
-        for (int64_t g = 0; g < a.groups; ++g) {
+        for (int64_t g = 0; g < a.subnets; ++g) {
           const int64_t own = reach(boxes[g], at);
           to = own > to ? own : to;
         }
@@ -127,7 +127,7 @@ __device__ void update(const StaticAdamW& a, const Target& t, const Moving& m, c
       Lanes<W> exp_avg_sq = Lanes<W>::load(t.exp_avg_sq + place);
       for (int l = 0; l < W; ++l) {
         if (!(steps[l] > 0)) continue;
-        if (steps[l] != c.steps) c = correction(steps[l], r);
+        if (steps[l] != c.steps) c = adamw_correction(steps[l], r);
         move(weight.at[l], gradient.at[l] * factor, exp_avg.at[l], exp_avg_sq.at[l], c, r);
         if (masked) t.count[place + l] = steps[l];
         if (t.shadow != nullptr) t.shadow[place + l] = rounded_to_bfloat16(weight.at[l]);
@@ -144,7 +144,7 @@ __device__ void update(const StaticAdamW& a, const Target& t, const Moving& m, c
 }
 
 __global__ void __launch_bounds__(kThreads) update_kernel(StaticAdamW a) {
-  extern __shared__ Box boxes[];  // [groups], what each sampled
+  extern __shared__ Box boxes[];  // [subnets], what each sampled
   __shared__ Moving m;
   const int64_t p = a.tiles[blockIdx.x];
   const Target t = a.targets[p];
@@ -155,7 +155,7 @@ __global__ void __launch_bounds__(kThreads) update_kernel(StaticAdamW a) {
     m.steps[threadIdx.x] = a.active[own] ? a.steps[own] : 0.0f;
   }
   if (masked)
-    for (int64_t g = threadIdx.x; g < a.groups; g += kThreads) boxes[g] = sampled_box(a, t, g);
+    for (int64_t g = threadIdx.x; g < a.subnets; g += kThreads) boxes[g] = sampled_box(a, t, g);
   __syncthreads();
   if (threadIdx.x == 0) {
     m.frozen = a.frozen[p];
@@ -179,7 +179,7 @@ void adamw_static_cuda(const StaticAdamW& a, void* stream) {
   const auto tiles = unsigned(a.tile_count);
   if (a.measure) square_sum_kernel<<<tiles, kThreads, 0, s>>>(a);
   decision_kernel<<<1, kDecisionThreads, 0, s>>>(a);
-  update_kernel<<<tiles, kThreads, size_t(a.groups) * sizeof(Box), s>>>(a);
+  update_kernel<<<tiles, kThreads, size_t(a.subnets) * sizeof(Box), s>>>(a);
 }
 
 }  // namespace growtas

@@ -2,23 +2,16 @@
 // boxes and arithmetic, the same for the CPU and for CUDA.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 #include <cstring>
 
-#if defined(__CUDACC__)
-#define GROWTAS_BOTH __host__ __device__ inline
-#else
-#define GROWTAS_BOTH inline
-#endif
+#include "../adamw_formula.h"
 
 namespace growtas {
 
 constexpr int kSides = 4;     // of a box; a parameter with fewer dimensions has leading ones
 constexpr int kShells = 8;    // boxes of a parameter that count their steps on their own
 constexpr int kTile = 4096;   // weights of one task
-constexpr int kColumns = 5;   // of the table of extents
-constexpr int kActive = 3;    // the column that is 0 for a block beyond the subnet's depth
 
 // What happens to weights that a step did not sample.
 enum class Inactive : int64_t { dense, skip, masked };
@@ -29,7 +22,7 @@ struct Box {
 };
 
 // A parameter, its state, and which extents bound its box: side d is `factor[d]` times column
-// `column[d]` of row `row`, or the whole dimension where `column[d]` is negative. 24 words.
+// `column[d]` of row `row`, or the whole dimension where `column[d]` is negative.
 struct Target {
   float* parameter;
   const float* gradient;
@@ -45,16 +38,13 @@ struct Target {
   int64_t column[kSides];
   int64_t factor[kSides];
   int64_t row;
-  int64_t rates;  // index of its hyperparameters
+  int64_t active;  // a column: the box is empty where it holds 0; negative: there is none
+  int64_t rates;   // index of its hyperparameters
 };
-constexpr int kTargetFields = 24;
+constexpr int kTargetFields = 25;
 static_assert(sizeof(Target) == kTargetFields * sizeof(int64_t), "a row of int64");
 
-// Hyperparameters: blend = 1 - beta, given apart because float would lose it.
-struct Rates {
-  float lr, decay, blend1, beta2, blend2, log_beta1, log_beta2, eps;
-};
-constexpr int kRateFields = 8;
+using Rates = AdamWRates<float>;
 
 struct StaticAdamW {
   const Target* targets;
@@ -66,8 +56,8 @@ struct StaticAdamW {
   float* steps;       // [count, kShells]: updates so far; one more where the step moves the shell
   int32_t* active;    // [count, kShells], written: whether it does
   const Rates* rates;
-  const int32_t* extents;  // [groups, depth, kColumns]
-  int64_t groups, depth;
+  const int32_t* extents;  // [subnets, rows, columns]
+  int64_t subnets, rows, columns;
   const float* scale;  // of the gradients, or null
   const float* blend;  // share of the new weights in the averages; null: there are none
   double* partials;    // [tile_count], written if `measure`
@@ -79,13 +69,14 @@ struct StaticAdamW {
   Inactive inactive;
 };
 
-// What group `group` samples of a parameter.
-GROWTAS_BOTH Box sampled_box(const StaticAdamW& a, const Target& t, int64_t group) {
-  const int32_t* const row = a.extents + (group * a.depth + t.row) * kColumns;
+// What a subnet samples of a parameter.
+GROWTAS_BOTH Box sampled_box(const StaticAdamW& a, const Target& t, int64_t subnet) {
+  const int32_t* const row = a.extents + (subnet * a.rows + t.row) * a.columns;
+  const bool active = t.active < 0 || row[t.active] != 0;
   Box box;
   for (int d = 0; d < kSides; ++d) {
     const int64_t side = t.column[d] < 0 ? t.size[d] : t.factor[d] * row[t.column[d]];
-    box.side[d] = row[kActive] == 0 ? 0 : int32_t(side < t.size[d] ? side : t.size[d]);
+    box.side[d] = active ? int32_t(side < t.size[d] ? side : t.size[d]) : 0;
   }
   return box;
 }
@@ -123,7 +114,7 @@ GROWTAS_BOTH void decide(const StaticAdamW& a, int64_t p, int s) {
   const Box* const edges = a.edges + p * kShells;
   const int64_t own = p * kShells + s;
   bool moves = a.inactive == Inactive::dense && a.steps[own] > 0;
-  for (int64_t g = 0; g < a.groups && !moves; ++g)
+  for (int64_t g = 0; g < a.subnets && !moves; ++g)
     moves = reaches(sampled_box(a, a.targets[p], g), edges[s], s == 0 ? none : edges[s - 1]);
   moves = moves && *a.found_inf == 0;
   a.active[own] = moves;
@@ -147,22 +138,12 @@ GROWTAS_BOTH void conclude(const StaticAdamW& a, double squares) {
   *a.factor = factor;
 }
 
-// What depends on the number of updates only. Loshchilov and Hutter, algorithm 2.
-struct Correction {
-  float steps, step_size, root_scale;
-};
-
-GROWTAS_BOTH Correction correction(float steps, const Rates& r) {
-  return {steps, r.lr / -expm1f(steps * r.log_beta1),
-          1.0f / sqrtf(-expm1f(steps * r.log_beta2))};
-}
+using Correction = AdamWCorrection<float>;
 
 GROWTAS_BOTH void move(float& weight, float gradient, float& exp_avg, float& exp_avg_sq,
                        const Correction& c, const Rates& r) {
-  exp_avg += (gradient - exp_avg) * r.blend1;
-  exp_avg_sq = exp_avg_sq * r.beta2 + gradient * gradient * r.blend2;
-  const float denominator = sqrtf(exp_avg_sq) * c.root_scale + r.eps;
-  weight = weight * (1.0f - r.lr * r.decay) - exp_avg / denominator * c.step_size;
+  adamw_move<float>(weight, gradient, exp_avg, exp_avg_sq, c, r,
+                    [](float x) { return sqrtf(x); });
 }
 
 // torch's lerp, which is exact at both ends.

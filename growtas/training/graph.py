@@ -7,7 +7,7 @@ docs/one-graph.md. Where there is no graph the same functions run eagerly, and `
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict, Unpack
 
 import torch
 import torch.distributed as dist
@@ -36,6 +36,18 @@ class StepOutput(NamedTuple):
     logits: Tensor
 
 
+class StepOptions(TypedDict, total=False):
+    """Keywords of :class:`GraphedStep`, which says what they are."""
+
+    loss: Callable[[Tensor, Tensor], Tensor]
+    clip_grad: float | None
+    dtype: torch.dtype | None
+    scaler: torch.amp.GradScaler | None
+    average: Supernet | None
+    generator: torch.Generator | None
+    groups: int
+
+
 class GraphedStep:
     """A whole training step - forward, loss, backward, exchange of gradients, clipping, AdamW,
     averaging, loss scale - for any subnet or several, from one CUDA graph.
@@ -57,12 +69,13 @@ class GraphedStep:
         images, targets: a batch like those to come; copied. Targets may be labels or, for mixed
             images, soft ones.
         loss: of float32 logits and targets; a function that does not look at numbers on the host.
+            Cross entropy by default.
         clip_grad: largest norm of the gradient; None for no clipping.
         dtype: of autocast; None for none.
         scaler: of the loss, for float16; None for none.
         average: a copy of the model that follows it as timm's ModelEmaV3 does; None for none.
         generator: of drop path, on the model's device; None: the default one.
-        groups: G, subnets of one step; each trains on its part of the batch, as in
+        groups: S, subnets of one step, 1 by default; each trains on its part of the batch, as in
             :meth:`growtas.Supernet.forward`, and AdamW takes what all of them sampled together.
 
     Attributes:
@@ -70,7 +83,7 @@ class GraphedStep:
         update_reason: why the update is not part of it; None if it is.
 
     Raises:
-        ValueError: float16 without a scaler, or G does not divide the batch.
+        ValueError: float16 without a scaler, or S does not divide the batch.
     """
 
     def __init__(
@@ -79,28 +92,26 @@ class GraphedStep:
         optimizer: AdamW,
         images: Tensor,
         targets: Tensor,
-        *,
-        loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy,
-        clip_grad: float | None = None,
-        dtype: torch.dtype | None = None,
-        scaler: torch.amp.GradScaler | None = None,
-        average: Supernet | None = None,
-        generator: torch.Generator | None = None,
-        groups: int = 1,
+        **options: Unpack[StepOptions],
     ) -> None:
-        check_groups(images, groups)
         self.device = model.head.weight.device
-        if scaler is None:
-            scaler = torch.amp.GradScaler(self.device.type, enabled=False)
-        if dtype is torch.float16 and not scaler.is_enabled():
-            raise ValueError("dtype is torch.float16, which needs a loss scale: pass a GradScaler")
         self.model = model
         self.optimizer = optimizer
-        self.loss_of = loss
-        self.clip_grad = clip_grad
-        self.dtype = dtype
+        self.loss_of = options.pop("loss", nn.functional.cross_entropy)
+        self.clip_grad = options.pop("clip_grad", None)
+        self.dtype = options.pop("dtype", None)
+        scaler = options.pop("scaler", None)
+        if scaler is None:
+            scaler = torch.amp.GradScaler(self.device.type, enabled=False)
         self.scaler = scaler
-        self.generator = generator
+        average = options.pop("average", None)
+        self.generator = options.pop("generator", None)
+        subnets = options.pop("groups", 1)
+        if options:
+            raise TypeError(f"GraphedStep has no option {', '.join(options)}")
+        check_groups(images, subnets)
+        if self.dtype is torch.float16 and not scaler.is_enabled():
+            raise ValueError("dtype is torch.float16, which needs a loss scale: pass a GradScaler")
         self.world_size = dist.get_world_size() if dist.is_initialized() else 1
         if self.world_size > 1:
             for parameter in model.parameters():
@@ -121,7 +132,7 @@ class GraphedStep:
         )
         self._images = images.to(self.device, copy=True)
         self._targets = targets.to(self.device, copy=True)
-        self._extents = model.new_extents(groups)
+        self._extents = model.new_extents(subnets)
         self._output = StepOutput(
             torch.zeros((), device=self.device), logits_buffer(model, self._images)
         )
@@ -150,7 +161,7 @@ class GraphedStep:
 
         Args:
             images, targets: the batch, shaped as the first one.
-            subnets: what to train: G of them; one will do where G is 1.
+            subnets: what to train: S of them; one will do where S is 1.
             lr_scale: factor on every group's learning rate, for this step.
             decay: of the average, for this step.
 

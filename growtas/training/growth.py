@@ -13,14 +13,14 @@ import torch
 
 from growtas.schedule.plan import GROWTH_INITS
 from growtas.supernet.family import Family
-from growtas.training.boxes import Extents, boxes_outside
+from growtas.training.boxes import Box, boxes_outside
 
 
 @torch.no_grad()
 def initialise_new_weights(
     models: Sequence[Family],
-    old: Mapping[str, Extents],
-    new: Mapping[str, Extents],
+    old: Mapping[str, Box],
+    new: Mapping[str, Box],
     init: str,
     seed: int,
 ) -> None:

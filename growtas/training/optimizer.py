@@ -5,6 +5,7 @@ AdamW: Loshchilov and Hutter, "Decoupled Weight Decay Regularization", algorithm
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -13,12 +14,12 @@ from torch import Tensor
 
 from growtas.base.optional import require
 from growtas.kernels import AdamWRow, adamw_, gradient_norm
+from growtas.kernels.adamw.row import Tables
+from growtas.kernels.adamw.static_table import INACTIVE
 from growtas.space import Subnet
 from growtas.supernet import Supernet
-from growtas.training.boxes import Extents, boxes_outside, check_extents, within
+from growtas.training.boxes import Box, boxes_outside, check_box, within
 from growtas.training.config import OptimConfig
-
-INACTIVE = ("dense", "masked", "skip")
 
 _MASKED_STATE = ("exp_avg", "exp_avg_sq", "count")
 
@@ -27,11 +28,12 @@ _MASKED_STATE = ("exp_avg", "exp_avg_sq", "count")
 Shells = list[tuple[tuple[int, ...], int]]
 
 
-class Keeper(Protocol):
-    """Who counts steps in the optimizer's place, see :meth:`AdamW.lend`."""
+class Stepper(Protocol):
+    """Who steps in an optimizer's place, see :meth:`AdamW.hand_over`."""
 
-    def recall(self) -> None:
-        """Write the step counts back to the optimizer's state."""
+    def hand_back(self) -> Mapping[Tensor, Sequence[int]]:
+        """The step counts of the shells of each parameter. Nothing is known of the optimizer from
+        now on: whoever steps in its place again reads all of it again."""
 
 
 class AdamW(torch.optim.Optimizer):
@@ -61,8 +63,8 @@ class AdamW(torch.optim.Optimizer):
         inactive: "dense", "masked" or "skip".
 
     Attributes:
-        changes: how often something happened that who steps in the optimizer's place must know of:
-            a step of its own, other state, other frozen boxes.
+        stepper: who steps in this optimizer's place and holds the step counts, see
+            :meth:`hand_over`; None while they are in `state`.
 
     Raises:
         ValueError: a setting is out of range.
@@ -78,7 +80,7 @@ class AdamW(torch.optim.Optimizer):
         inactive: str = "dense",
     ) -> None:
         if inactive not in INACTIVE:
-            allowed = ", ".join(map(repr, INACTIVE))
+            allowed = ", ".join(map(repr, sorted(INACTIVE)))
             raise ValueError(f"inactive is {inactive!r}; allowed: {allowed}")
         if not (lr >= 0 and eps > 0 and weight_decay >= 0):
             raise ValueError(
@@ -90,11 +92,12 @@ class AdamW(torch.optim.Optimizer):
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, defaults)
         self.inactive = inactive
-        self.changes = 0
-        self._keeper: Keeper | None = None
+        self.stepper: Stepper | None = None
         self._frozen: dict[Tensor, tuple[int, ...]] = {}
+        # What the kernels keep on the device for the norm and for each group, by its number.
+        self._tables: defaultdict[str | int, Tables] = defaultdict(dict)
 
-    def freeze(self, extents: Mapping[Tensor, Extents]) -> None:
+    def freeze(self, extents: Mapping[Tensor, Box]) -> None:
         """Freeze the leading box ``extents[p]`` of each parameter ``p``, and nothing else.
 
         Replaces what was frozen before; an empty mapping freezes nothing. Not part of `state_dict`.
@@ -103,34 +106,37 @@ class AdamW(torch.optim.Optimizer):
             ValueError: a box does not fit its parameter, or a parameter is not of this optimizer.
         """
         self._check(extents)
-        self._frozen = {p: tuple(extent) for p, extent in extents.items() if all(extent)}
-        self.changes += 1
+        self._take_back()
+        self._frozen = {p: tuple(box) for p, box in extents.items() if all(box)}
 
     @property
     def frozen(self) -> Mapping[Tensor, tuple[int, ...]]:
         """The frozen boxes, none of them empty."""
         return self._frozen
 
-    def lend(self, keeper: Keeper) -> None:
-        """From now on `keeper` steps and counts the steps, in the arrays of this optimizer's state.
-        It is recalled before the counts are needed here, which is a change."""
-        self._recall()
-        self._keeper = keeper
+    def hand_over(self, stepper: Stepper) -> None:
+        """From now on `stepper` steps, on the weights and the arrays of this optimizer's state, and
+        counts the steps. It hands back before this optimizer reads the counts, steps itself, or
+        changes its state or what is frozen."""
+        self._take_back()
+        self.stepper = stepper
 
-    def _recall(self) -> None:
-        keeper, self._keeper = self._keeper, None
-        if keeper is not None:
-            keeper.recall()
-            self.changes += 1
+    def _take_back(self) -> None:
+        stepper, self.stepper = self.stepper, None
+        if stepper is not None:
+            for parameter, counts in stepper.hand_back().items():
+                state = self.state.get(parameter, {})
+                if "shells" in state:
+                    edges = [edge for edge, _ in state["shells"]]
+                    state["shells"] = list(zip(edges, counts, strict=True))
 
     def restart(self) -> None:
         """Forget all moments and step counts."""
-        self._keeper = None
+        self._take_back()
         self.state.clear()
-        self.changes += 1
 
     @torch.no_grad()
-    def reset(self, old: Mapping[Tensor, Extents], new: Mapping[Tensor, Extents]) -> None:
+    def reset(self, old: Mapping[Tensor, Box], new: Mapping[Tensor, Box]) -> None:
         """Forget the moments and step counts of the weights in `new` that are not in `old`.
 
         For "dense" and "skip" what is reset goes on as a parameter of its own: left alone until the
@@ -146,8 +152,7 @@ class AdamW(torch.optim.Optimizer):
         """
         self._check(old)
         self._check(new)
-        self._recall()
-        self.changes += 1
+        self._take_back()
         regions = []
         for parameter, outer in new.items():
             inner = tuple(old.get(parameter, (0,) * parameter.dim()))
@@ -172,7 +177,7 @@ class AdamW(torch.optim.Optimizer):
         self,
         closure: Callable[[], float] | None = None,
         *,
-        active: Sequence[Mapping[Tensor, Extents]] | None = None,
+        active: Sequence[Mapping[Tensor, Box]] | None = None,
         lr_scale: float = 1.0,
         clip_grad: float | None = None,
     ) -> float | None:
@@ -197,8 +202,7 @@ class AdamW(torch.optim.Optimizer):
                 loss = closure()
         if self.inactive == "masked" and active is None:
             raise ValueError("inactive='masked' needs `active`, the boxes that the step sampled")
-        self._recall()
-        self.changes += 1
+        self._take_back()
         rows_of = self._masked_rows if self.inactive == "masked" else self._dense_rows
         rows = [
             [r for p in group["params"] for r in rows_of(p, _sampled(p, active))]
@@ -207,8 +211,8 @@ class AdamW(torch.optim.Optimizer):
         everything = [row for own in rows for row in own]
         clip = None
         if clip_grad is not None and everything:
-            clip = (gradient_norm(everything), clip_grad)
-        for group, own in zip(self.param_groups, rows, strict=True):
+            clip = (gradient_norm(everything, tables=self._tables["norm"]), clip_grad)
+        for number, (group, own) in enumerate(zip(self.param_groups, rows, strict=True)):
             adamw_(
                 own,
                 lr=float(group["lr"]) * lr_scale,
@@ -216,17 +220,18 @@ class AdamW(torch.optim.Optimizer):
                 eps=group["eps"],
                 weight_decay=group["weight_decay"],
                 clip=clip,
+                tables=self._tables[number],
             )
         return loss
 
-    def _check(self, extents: Mapping[Tensor, Extents]) -> None:
+    def _check(self, boxes: Mapping[Tensor, Box]) -> None:
         known = {p for group in self.param_groups for p in group["params"]}
-        for parameter, extent in extents.items():
+        for parameter, box in boxes.items():
             if parameter not in known:
                 raise ValueError(
                     f"a parameter of shape {tuple(parameter.shape)} is not in this optimizer"
                 )
-            check_extents(parameter, extent)
+            check_box(parameter, box)
 
     def _dense_rows(self, parameter: Tensor, sampled: Sequence[tuple[int, ...]]) -> list[AdamWRow]:
         state = self.state.get(parameter)
@@ -239,7 +244,7 @@ class AdamW(torch.optim.Optimizer):
         frozen = self._frozen_boxes(parameter)
         rows: list[AdamWRow] = []
         shells: Shells = []
-        inside: list[Extents] = []
+        inside: list[Box] = []
         for edge, steps in state["shells"]:
             read = boxes_outside([tuple(map(min, box, edge)) for box in sampled], inside)
             if read or (steps and self.inactive == "dense"):
@@ -280,8 +285,7 @@ class AdamW(torch.optim.Optimizer):
         saved = state_dict.get("inactive")
         if saved != self.inactive:
             raise ValueError(f"state of inactive={saved!r} cannot be loaded into {self.inactive!r}")
-        self._keeper = None
-        self.changes += 1
+        self._take_back()
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "inactive"})
         for state in self.state.values():  # torch casts to the parameter's dtype; counts stay exact
             if "count" in state:
@@ -289,35 +293,35 @@ class AdamW(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """As in torch, and which meaning of `inactive` the state belongs to."""
-        self._recall()
+        self._take_back()
         return {**super().state_dict(), "inactive": self.inactive}
 
 
 def _sampled(
-    parameter: Tensor, active: Sequence[Mapping[Tensor, Extents]] | None
+    parameter: Tensor, active: Sequence[Mapping[Tensor, Box]] | None
 ) -> list[tuple[int, ...]]:
     """The different leading boxes of a parameter that a step sampled, none of them empty."""
     if active is None:
         return [] if parameter.grad is None else [tuple(parameter.shape)]
-    found = dict.fromkeys(tuple(extents[parameter]) for extents in active if parameter in extents)
-    for extent in found:
-        check_extents(parameter, extent)
+    found = dict.fromkeys(tuple(boxes[parameter]) for boxes in active if parameter in boxes)
+    for box in found:
+        check_box(parameter, box)
     if found and parameter.grad is None:
         raise ValueError(
             f"a parameter of shape {tuple(parameter.shape)} is active but has no gradient"
         )
-    return [extent for extent in found if all(extent)]
+    return [box for box in found if all(box)]
 
 
-def _cut(shells: Shells, extents: tuple[int, ...]) -> Shells:
-    """The same shells with a boundary at `extents`; ValueError if it does not nest with them."""
-    if not shells or not all(extents) or any(extents == edge for edge, _ in shells):
+def _cut(shells: Shells, box: tuple[int, ...]) -> Shells:
+    """The same shells with a boundary at `box`; ValueError if it does not nest with them."""
+    if not shells or not all(box) or any(box == edge for edge, _ in shells):
         return shells
-    before = [(edge, steps) for edge, steps in shells if within(edge, extents)]
+    before = [(edge, steps) for edge, steps in shells if within(edge, box)]
     after = shells[len(before) :]
-    if not within(extents, after[0][0]):
-        raise ValueError(f"box {extents} is not nested with box {after[0][0]}, reset before")
-    return [*before, (extents, after[0][1]), *after]
+    if not within(box, after[0][0]):
+        raise ValueError(f"box {box} is not nested with box {after[0][0]}, reset before")
+    return [*before, (box, after[0][1]), *after]
 
 
 def build_optimizer(model: Supernet, optim: OptimConfig, batch_size: int) -> AdamW:

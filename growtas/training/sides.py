@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from growtas.kernels.adamw.static import Sides
+from growtas.kernels.adamw.static_table import Sides
 from growtas.supernet import Supernet
+from growtas.supernet.vit.extents import COLUMNS
 
 
 def sampled_sides(model: Supernet) -> dict[str, Sides]:
@@ -12,8 +13,12 @@ def sampled_sides(model: Supernet) -> dict[str, Sides]:
     table's first row, as every subnet has a first block."""
     return {
         name: Sides(
-            tuple(None if isinstance(dim, int) else (dim.name, dim.factor) for dim in dims),
+            tuple(
+                None if isinstance(dim, int) else (COLUMNS.index(dim.name), dim.factor)
+                for dim in dims
+            ),
             block or 0,
+            COLUMNS.index("active"),
         )
         for name, dims, block in model.geometry.parameters(len(model.blocks))
     }

@@ -4,29 +4,23 @@ that it can be part of a captured graph."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor
 
-from growtas.kernels.adamw.static import (
-    SHELLS,
-    Rates,
-    Sides,
-    StaticRow,
-    StaticTable,
-    adamw_static_,
-    unavailable,
-)
-from growtas.training.optimizer import AdamW
+from growtas.kernels.adamw.api import adamw_static_, static_unavailable
+from growtas.kernels.adamw.row import Rates
+from growtas.kernels.adamw.static_table import SHELLS, Sides, StaticRow, StaticTable
+from growtas.training.optimizer import AdamW, Shells
 
 
 class StaticUpdate:
     """Steps in an optimizer's place, on the same weights and state, for what a table of extents
     holds.
 
-    The state is the optimizer's own, but for step counts, which lie on the device until the
-    optimizer asks for them. Whatever happens to the optimizer in between (a step of its own, a
-    loaded or forgotten state, frozen boxes) is taken up by :meth:`prepare`, in the same memory.
+    The state is the optimizer's own, but for step counts: while this is its `stepper` they lie on
+    the device. Before anything else happens to the optimizer (a step of its own, a loaded or
+    forgotten state, frozen boxes) it takes them back; the next :meth:`prepare` reads what has
+    become of it, into the same memory.
 
     Args:
         optimizer: whose parameters move.
@@ -54,16 +48,15 @@ class StaticUpdate:
         }
         self._parameters = list(self._group_of)
         self._table = StaticTable(self._rows(), optimizer.inactive, len(optimizer.param_groups))
-        self._seen = -1
         self._numbers: tuple[list[Rates], float] | None = None
 
     def unavailable(self) -> str | None:
         """Why it cannot step; None if it can."""
-        if self.optimizer.changes != self._seen:
+        if self.optimizer.stepper is not self:
             shells = max(len(self._shells(p)) for p in self._parameters)
             if shells > SHELLS:
                 return f"a parameter is divided into {shells} parts by resets; allowed: {SHELLS}"
-        return unavailable(self._parameters[0])
+        return static_unavailable(self._parameters[0])
 
     def prepare(self, lr_scale: float, blend: float) -> None:
         """Write what has changed since the last step.
@@ -72,13 +65,12 @@ class StaticUpdate:
             lr_scale: factor on every group's learning rate.
             blend: share of the new weights in the averages.
         """
-        if self.optimizer.changes != self._seen:
-            self.optimizer.lend(self)
+        if self.optimizer.stepper is not self:
+            self.optimizer.hand_over(self)
             frozen = self.optimizer.frozen
             self._table.write_rows(self._rows())
             self._table.write_frozen([frozen.get(p) for p in self._parameters])
             self._table.write_shells([self._shells(p) for p in self._parameters])
-            self._seen = self.optimizer.changes
         rates = [
             Rates(float(g["lr"]) * lr_scale, g["betas"], g["eps"], g["weight_decay"])
             for g in self.optimizer.param_groups
@@ -91,7 +83,7 @@ class StaticUpdate:
         """The step; what is launched does not depend on what changes.
 
         Args:
-            extents: int32 ``[groups, depth, 5]``.
+            extents: int32 ``[S, rows, columns]``, the sizes of S subnets.
             clip_grad: largest norm of the gradient; None for no clipping.
             scale: float32 ``[]``, what the loss was multiplied by; None for 1.
 
@@ -102,24 +94,16 @@ class StaticUpdate:
         adamw_static_(self._table, extents, largest=clip_grad, scale=scale)
         return self._table.found_inf
 
-    def recall(self) -> None:
-        """Step counts back to the optimizer's state."""
-        for p, counts in zip(self._parameters, self._table.steps.tolist(), strict=True):
-            state = self.optimizer.state[p]
-            if "shells" in state:
-                own = counts[-len(state["shells"]) :]
-                state["shells"] = [
-                    (edge, int(n)) for (edge, _), n in zip(state["shells"], own, strict=True)
-                ]
+    def hand_back(self) -> dict[Tensor, list[int]]:
+        """The step counts, see :class:`growtas.training.optimizer.Stepper`."""
+        counted = zip(self._parameters, self._table.steps.tolist(), strict=True)
+        return {p: [int(n) for n in counts[-len(self._shells(p)) :]] for p, counts in counted}
 
-    def _state(self, parameter: Tensor) -> dict[str, Any]:
-        return self.optimizer.begin(parameter)
-
-    def _shells(self, parameter: Tensor) -> list[tuple[tuple[int, ...], int]]:
-        return self._state(parameter).get("shells", [(tuple(parameter.shape), 0)])
+    def _shells(self, parameter: Tensor) -> Shells:
+        return self.optimizer.begin(parameter).get("shells", [(tuple(parameter.shape), 0)])
 
     def _rows(self) -> list[StaticRow]:
-        states = [(p, self._state(p)) for p in self._parameters]
+        states = [(p, self.optimizer.begin(p)) for p in self._parameters]
         return [
             StaticRow(
                 p.detach(),

@@ -6,19 +6,23 @@ import random
 
 import torch
 
-from growtas.kernels.adamw.static import Rates, Sides, StaticRow, StaticTable
+from growtas.kernels.adamw.row import Rates
+from growtas.kernels.adamw.static_table import Sides, StaticRow, StaticTable
 from growtas.training.optimizer import AdamW
 
 EMBED, HEADS, HEAD_DIM, HIDDEN, DEPTH = 24, 4, 8, 60, 3
+# The columns of the table, and how far they bound a dimension.
+WIDTH, HEAD, INNER, HEAD_WIDTH = ((column, 1) for column in (0, 1, 2, 4))
+ACTIVE, COLUMNS = 3, 6
 SIDES = [
-    ((EMBED,), Sides((("embed", 1),))),
-    ((1, 5, EMBED), Sides((None, None, ("embed", 1)))),
-    ((3, HEADS, HEAD_DIM, EMBED), Sides((None, ("heads", 1), None, ("embed", 1)), 1)),
-    ((3 * HEADS * HEAD_DIM,), Sides((("head_width", 3),), 1)),
-    ((HIDDEN, EMBED), Sides((("hidden", 1), ("embed", 1)), 2)),
-    ((EMBED, HIDDEN), Sides((("embed", 1), ("hidden", 1)), 2)),
-    ((EMBED,), Sides((("embed", 1),), 2)),
-    ((130, 37), Sides((None, None), 1)),
+    ((EMBED,), Sides((WIDTH,))),
+    ((1, 5, EMBED), Sides((None, None, WIDTH))),
+    ((3, HEADS, HEAD_DIM, EMBED), Sides((None, HEAD, None, WIDTH), 1, ACTIVE)),
+    ((3 * HEADS * HEAD_DIM,), Sides(((4, 3),), 1, ACTIVE)),
+    ((HIDDEN, EMBED), Sides((INNER, WIDTH), 2, ACTIVE)),
+    ((EMBED, HIDDEN), Sides((WIDTH, INNER), 2, ACTIVE)),
+    ((EMBED,), Sides((WIDTH,), 2, ACTIVE)),
+    ((130, 37), Sides((None, None), 1, ACTIVE)),
 ]
 GROUPS = (
     {"lr": 3e-2, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.1},
@@ -34,25 +38,25 @@ def random_extents(rng: random.Random, groups: int) -> torch.Tensor:
         rows = []
         for block in range(DEPTH):
             heads, hidden = rng.randint(1, HEADS), rng.randint(1, HIDDEN)
-            active = [embed, heads, hidden, 1, heads * HEAD_DIM]
-            rows.append(active if block < depth else [embed, 0, 0, 0, 0])
+            active = [embed, heads, hidden, 1, heads * HEAD_DIM, -1]
+            rows.append(active if block < depth else [embed, 0, 0, 0, 0, -1])
         table.append(rows)
     return torch.tensor(table, dtype=torch.int32)
 
 
 def boxes_of(extents: torch.Tensor) -> list[list[tuple[int, ...]]]:
     """For each group the box of each parameter, empty where inactive; on the host."""
-    names = ("embed", "heads", "hidden", "active", "head_width")
     found = []
     for table in extents.tolist():
         boxes = []
         for shape, sides in SIDES:
-            row = dict(zip(names, table[sides.row], strict=True))
+            row = table[sides.row]
             box = tuple(
                 size if side is None else side[1] * row[side[0]]
                 for size, side in zip(shape, sides.columns, strict=True)
             )
-            boxes.append(box if row["active"] else (0,) * len(shape))
+            reads = sides.active is None or row[sides.active]
+            boxes.append(box if reads else (0,) * len(shape))
         found.append(boxes)
     return found
 

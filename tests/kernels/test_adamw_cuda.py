@@ -25,8 +25,8 @@ from kernels.adamw_static_cases import (
 from oracles import bits_equal
 
 from growtas import kernels
-from growtas.kernels.adamw import static_launch
-from growtas.kernels.adamw.static import adamw_static_
+from growtas.kernels.adamw import native
+from growtas.kernels.adamw.api import adamw_static_
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "csrc/cuda/adamw_static.cu"
@@ -42,10 +42,11 @@ class Plan(ctypes.Structure):
         *((name, ctypes.c_void_p if kind == "p" else kind) for name, kind in (
             ("targets", "p"), ("count", ctypes.c_int64), ("tiles", "p"),
             ("tile_count", ctypes.c_int64), ("frozen", "p"), ("edges", "p"), ("steps", "p"),
-            ("active", "p"), ("rates", "p"), ("extents", "p"), ("groups", ctypes.c_int64),
-            ("depth", ctypes.c_int64), ("scale", "p"), ("blend", "p"), ("partials", "p"),
-            ("norm", "p"), ("found_inf", "p"), ("factor", "p"), ("largest", ctypes.c_float),
-            ("measure", ctypes.c_bool), ("inactive", ctypes.c_int64),
+            ("active", "p"), ("rates", "p"), ("extents", "p"), ("subnets", ctypes.c_int64),
+            ("rows", ctypes.c_int64), ("columns", ctypes.c_int64), ("scale", "p"),
+            ("blend", "p"), ("partials", "p"), ("norm", "p"), ("found_inf", "p"),
+            ("factor", "p"), ("largest", ctypes.c_float), ("measure", ctypes.c_bool),
+            ("inactive", ctypes.c_int64),
         )),
     )  # fmt: skip
 
@@ -87,28 +88,23 @@ def emulated(library, monkeypatch):
 
             plan = Plan(
                 at(targets), len(targets), at(tiles), len(tiles), at(frozen), at(edges), at(steps),
-                at(active), at(rates), at(extents), extents.shape[0], extents.shape[1], at(scale),
-                at(blend), at(partials), at(norm), at(found_inf), at(factor), largest, measure,
-                inactive,
+                at(active), at(rates), at(extents), *extents.shape, at(scale), at(blend),
+                at(partials), at(norm), at(found_inf), at(factor), largest, measure, inactive,
             )  # fmt: skip
             library.run(ctypes.byref(plan))
 
-    monkeypatch.setattr(static_launch.native_library, "operators", Operators)
-
-    def step(*arguments, **options):
-        static_launch.step_(*arguments, **options)
-
-    return step
+    monkeypatch.setattr(native.native_library, "operators", Operators)
+    return native.step_static_
 
 
-@pytest.mark.parametrize(("inactive", "groups"), [("dense", 1), ("skip", 2), ("masked", 3)])
-def test_steps_are_those_of_the_reference(emulated, inactive, groups):
+@pytest.mark.parametrize(("inactive", "subnets"), [("dense", 1), ("skip", 2), ("masked", 3)])
+def test_steps_are_those_of_the_reference(emulated, inactive, subnets):
     """Other subnets, frozen boxes, resets, rates and an infinite gradient."""
     ours, theirs = Static(inactive), Static(inactive)
-    rng, generator = random.Random(groups), torch.Generator().manual_seed(0)
+    rng, generator = random.Random(subnets), torch.Generator().manual_seed(0)
     scale = torch.tensor(64.0)
     for i in range(6):
-        extents = random_extents(rng, groups)
+        extents = random_extents(rng, subnets)
         gradients = [64.0 * g for g in random_gradients(extents, generator)]
         if i == 2:
             gradients[0][0] = math.inf

@@ -21,10 +21,9 @@ from oracles import bits_equal
 
 from growtas import kernels
 from growtas.kernels import native_library
-from growtas.kernels.adamw import static
-from growtas.kernels.adamw.static import Sides, StaticRow, StaticTable, adamw_static_
+from growtas.kernels.adamw.api import adamw_static_, static_unavailable
+from growtas.kernels.adamw.static_table import INACTIVE, Sides, StaticRow, StaticTable
 from growtas.kernels.dispatch import BackendUnavailable
-from growtas.kernels.extents import COLUMNS
 
 MODES = ["dense", "skip", "masked"]
 
@@ -247,15 +246,13 @@ def test_nothing_but_tensors_changes_between_subnets(monkeypatch):
 
 
 def test_constants_of_the_compiled_code():
-    assert COLUMNS[3] == "active"
-    assert len(COLUMNS) == 5
-    assert static.INACTIVE == ("dense", "skip", "masked")
+    assert INACTIVE == ("dense", "skip", "masked")
     assert len(GROUPS) == 2
 
 
 def test_what_does_not_fit_is_named():
     p = torch.zeros(3, 4)
-    sides = Sides((None, ("embed", 1)))
+    sides = Sides((None, (0, 1)), active=4)
     with pytest.raises(ValueError, match=r"shape \(3, 4\) with 1 sides"):
         StaticTable([StaticRow(p, p, p, p, Sides((None,)))], "dense")
     with pytest.raises(ValueError, match="inactive='masked' without counts"):
@@ -267,11 +264,14 @@ def test_what_does_not_fit_is_named():
     table = StaticTable([StaticRow(p, p, p, p, sides)], "dense")
     with pytest.raises(ValueError, match="must be above 0, got 0"):
         adamw_static_(table, torch.zeros(1, 1, 5, dtype=torch.int32), largest=0.0)
+    for shape in ((1, 1, 4), (1, 0, 5), (1, 5)):
+        with pytest.raises(ValueError, match="a table that looks in 1 rows and 5 columns"):
+            adamw_static_(table, torch.zeros(shape, dtype=torch.int32))
 
 
 def test_other_dtypes_go_the_plain_way_on_the_cpu_only():
     p = torch.zeros(3, dtype=torch.float64)
-    assert static.unavailable(p) is None
+    assert static_unavailable(p) is None
     if native_library.unavailable() is None:
         with kernels.use_backend("native"):
-            assert "not torch.float64" in static.unavailable(p)
+            assert "not torch.float64" in static_unavailable(p)

@@ -286,7 +286,7 @@ def test_where_adamw_cannot_step_on_the_device_it_follows(monkeypatch):
         assert (graphed.update_reason is not None) == (3 <= i < 6)
     assert_same_weights(graphed.model, ordinary.model)
     model = supernet()
-    monkeypatch.setattr(static_update, "unavailable", lambda parameter: "nothing here")
+    monkeypatch.setattr(static_update, "static_unavailable", lambda parameter: "nothing here")
     step = GraphedStep(model, optimizer_of(model), *next(batches(1)), average=supernet())
     step(*next(batches(1)), SPACE.largest(), decay=0.0)
     assert step.update_reason == "nothing here"
@@ -328,6 +328,8 @@ def test_what_it_cannot_do_is_said():
         step(images, labels, Subnet(12, (1,), (1.0,)))
     with pytest.raises(ValueError, match=r"dtype is torch.float16, which needs a loss scale"):
         GraphedStep(model, optimizer_of(model), images, labels, dtype=torch.float16)
+    with pytest.raises(TypeError, match="no option clip"):
+        GraphedStep(model, optimizer_of(model), images, labels, clip=1.0)
 
 
 @pytest.fixture

@@ -297,43 +297,51 @@ def test_clipping_is_torchs_over_what_moves(inactive, largest):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
 
 
-class Keeper:
+class Stepper:
     """Has taken a step in the optimizer's place."""
 
     def __init__(self, optimizer):
         self.optimizer, self.calls = optimizer, 0
 
-    def recall(self):
+    def hand_back(self):
         self.calls += 1
-        for state in self.optimizer.state.values():
-            state["shells"] = [(edge, count + 1) for edge, count in state["shells"]]
+        return {
+            p: [count + 1 for _, count in state["shells"]]
+            for p, state in self.optimizer.state.items()
+        }
 
 
-def test_who_counts_is_recalled_before_the_counts_are_needed():
+def test_who_steps_hands_back_before_the_counts_are_needed_or_anything_changes():
     (parameter,) = parameters()[1:2]
     optimizer = AdamW([parameter])
     parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    uses = [
-        optimizer.state_dict,
-        optimizer.step,
-        lambda: optimizer.reset({}, {parameter: (4, 6)}),
-        lambda: optimizer.lend(Keeper(optimizer)),
+    uses = [  # and how many steps are counted after each
+        (optimizer.state_dict, 2),
+        (optimizer.step, 4),
+        (lambda: optimizer.freeze({parameter: (1, 1)}), 5),
+        (lambda: optimizer.hand_over(Stepper(optimizer)), 6),
+        (lambda: optimizer.reset({}, {parameter: (4, 6)}), 0),
     ]
-    for use in uses:
-        keeper, changes = Keeper(optimizer), optimizer.changes
-        optimizer.lend(keeper)
+    for use, steps in uses:
+        stepper = Stepper(optimizer)
+        optimizer.hand_over(stepper)
+        assert optimizer.stepper is stepper
         use()
-        assert keeper.calls == 1
-        assert optimizer.changes > changes
+        assert stepper.calls == 1
+        assert optimizer.stepper is not stepper
+        assert optimizer.state[parameter]["shells"] == [((4, 6), steps)]
+        optimizer.stepper = None
     saved = optimizer.state_dict()
     for forget in (optimizer.restart, lambda: optimizer.load_state_dict(saved)):
-        keeper, changes = Keeper(optimizer), optimizer.changes
-        optimizer.lend(keeper)
+        stepper = Stepper(optimizer)
+        optimizer.hand_over(stepper)
         forget()
+        assert optimizer.stepper is None
+        restored = [state["shells"] for state in optimizer.state.values()]
+        assert restored in ([], [saved["state"][0]["shells"]])
         optimizer.state_dict()
-        assert keeper.calls == 0
-        assert optimizer.changes > changes
+        assert stepper.calls == 1
 
 
 @pytest.mark.parametrize("inactive", ["dense", "masked", "skip"])

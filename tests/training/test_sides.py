@@ -7,7 +7,6 @@ import random
 import pytest
 
 from growtas.supernet import Supernet
-from growtas.supernet.vit.extents import COLUMNS
 from growtas.training.sides import sampled_sides
 
 from .training_setup import SPACE
@@ -27,10 +26,10 @@ def test_sides_are_the_boxes_of_the_supernet(options):
         subnet = SPACE.sample(rng)
         extents.write(subnet)
         want = model.extents(subnet)
-        for name, (columns, row) in sides.items():
-            values = dict(zip(COLUMNS, extents.table[0, row].tolist(), strict=True))
+        for name, (columns, row, active) in sides.items():
+            values = extents.table[0, row].tolist()
             box = tuple(
                 size if column is None else column[1] * values[column[0]]
                 for size, column in zip(parameters[name].shape, columns, strict=True)
             )
-            assert (box if values["active"] else None) == want.get(name)
+            assert (box if values[active] else None) == want.get(name)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from growtas.kernels.adamw.row import Box, Clip, Row
+from growtas.kernels import native_library
+from growtas.kernels.adamw import native, reference
+from growtas.kernels.adamw.row import Clip, Rates, Row, Slices, Tables
+from growtas.kernels.adamw.static_table import StaticTable
 from growtas.kernels.arguments import FLOATING
-from growtas.kernels.dispatch import select
+from growtas.kernels.dispatch import BackendUnavailable, requested_backend, select
+from growtas.kernels.triton import support as triton_support
 
 
 @torch.no_grad()
@@ -22,12 +28,14 @@ def adamw_(
     eps: float = 1e-8,
     weight_decay: float = 0.0,
     clip: Clip | None = None,
+    tables: Tables | None = None,
 ) -> None:
     """One AdamW update of the weights inside each row's boxes; nothing outside them is touched.
 
     Loshchilov and Hutter, "Decoupled Weight Decay Regularization", algorithm 2, in
     `torch.optim.AdamW`'s terms. With `Row.counts`, every weight has its own number of updates and
-    so its own bias correction.
+    so its own bias correction. Rows that the backend does not take (arrays that are not contiguous)
+    go the plain way.
 
     Args:
         rows: parameters with state and boxes.
@@ -41,6 +49,10 @@ def adamw_(
         clip: ``(norm, largest)``: gradients count times ``min(1, largest / (norm + 1e-6))``, as
             after `torch.nn.utils.clip_grad_norm_`, but are not written. `norm` is one number on the
             device, for instance of :func:`gradient_norm`; nothing waits for it.
+        tables: what the call keeps on the device for the next one, an empty dictionary at first.
+            Whoever calls again with the same rows passes the same dictionary, so that only what
+            has changed of them is copied; it must live as long as a CUDA graph of the call. None:
+            nothing is kept.
 
     Raises:
         ValueError: an array without its parameter's shape or in the memory of another one, a box
@@ -50,21 +62,26 @@ def adamw_(
         TypeError: parameters, gradients or moments that are not floats, or a step that is neither
             number nor tensor.
     """
-    _check_settings(lr, betas, eps, weight_decay)
-    if clip is not None and not clip[1] > 0:
-        raise ValueError(f"the largest norm must be above 0, got {clip[1]}")
-    for group in _groups(rows):
-        backend = select("adamw", group[0].parameter, group[0].gradient)
-        backend.step_(group, lr, betas, eps, weight_decay, clip)
+    rates = Rates(lr, betas, eps, weight_decay)
+    _check_rates(rates)
+    if clip is not None:
+        _check_largest(clip[1])
+    for backend, own in _by_backend(rows):
+        kinds: dict[tuple[bool, bool], list[Row]] = {}
+        for row in own:
+            kinds.setdefault((row.counts is None, row.shadow is None), []).append(row)
+        for kind in kinds.values():
+            backend.step_(kind, rates, clip, {} if tables is None else tables)
 
 
 @torch.no_grad()
-def gradient_norm(rows: Sequence[Row]) -> Tensor:
+def gradient_norm(rows: Sequence[Row], *, tables: Tables | None = None) -> Tensor:
     """The 2-norm of all gradients inside the rows' boxes, those of one weight counted once.
 
     Args:
         rows: as for :func:`adamw_`, on one device; those of all parameter groups, for the norm of
             the whole gradient.
+        tables: as for :func:`adamw_`.
 
     Returns:
         One number of the gradients' dtype on their device, without waiting for it. Bit-equal on
@@ -73,35 +90,120 @@ def gradient_norm(rows: Sequence[Row]) -> Tensor:
     Raises:
         ValueError: as for :func:`adamw_`, or there are no rows.
     """
-    groups = _groups(rows)
-    if not groups:
+    norms = [
+        backend.gradient_norm(own, {} if tables is None else tables)
+        for backend, own in _by_backend(rows)
+    ]
+    if not norms:
         raise ValueError("gradient_norm needs at least one row")
-    norms = [select("adamw", g[0].parameter, g[0].gradient).gradient_norm(g) for g in groups]
     return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
 
 
-def _groups(rows: Sequence[Row]) -> list[list[Row]]:
-    """The rows, checked, by what decides on the backend."""
+@torch.no_grad()
+def adamw_static_(
+    table: StaticTable,
+    extents: Tensor,
+    *,
+    largest: float | None = None,
+    scale: Tensor | None = None,
+) -> None:
+    """One AdamW update of what the subnets in `extents` sampled, by ``table.inactive``: a fixed
+    sequence of launches, whatever that is, so a CUDA graph of it serves every subnet, every
+    learning rate and everything that is frozen.
+
+    As :class:`growtas.training.AdamW` does it on the host: "dense" moves all of a shell from the
+    first step on that samples any of it, "skip" only in such steps, "masked" moves the sampled
+    weights, each with a step count of its own; frozen boxes stay as they are. Averages become
+    ``lerp(average, parameter, table.blend)`` everywhere, with the new parameter.
+
+    Args:
+        table: parameters, state and settings.
+        extents: int32 ``[S, rows, columns]``, the sizes of S subnets, in which ``Sides`` of the
+            table's rows look; the sampled boxes are united.
+        largest: norm that the gradient is clipped to; None for no clipping.
+        scale: float32 ``[]``, what the loss was multiplied by. Then a gradient that is not finite
+            leaves the step out: nothing moves or counts but the averages.
+
+    Raises:
+        ValueError: extents without the rows or columns in which the table looks.
+        BackendUnavailable: there is no implementation for the parameters' device here.
+    """
+    if largest is not None:
+        _check_largest(largest)
+    rows, columns = table.looks_in
+    if extents.dim() != 3 or extents.shape[1] < rows or extents.shape[2] < columns:
+        raise ValueError(
+            f"extents {list(extents.shape)} for a table that looks in {rows} rows and {columns} "
+            "columns"
+        )
+    _static_backend(table.rows[0].parameter).step_static_(table, extents, largest, scale)
+
+
+def static_unavailable(parameter: Tensor) -> str | None:
+    """Why :func:`adamw_static_` cannot move such parameters; None if it can."""
+    try:
+        _static_backend(parameter)
+    except BackendUnavailable as error:
+        return str(error)
+    return None
+
+
+def _static_backend(parameter: Tensor) -> ModuleType:
+    """On CUDA devices the library in CUDA C++, else Triton; on the CPU the core, else the
+    reference. "triton" by name on the CPU: interpreted.
+
+    Raises:
+        BackendUnavailable: neither.
+    """
+    request, cuda = requested_backend(), parameter.device.type == "cuda"
+    if request == "reference":
+        return reference
+    reason = native_library.cuda_unavailable() if cuda else native_library.unavailable()
+    if parameter.dtype != torch.float32:
+        reason = f"it updates float32 parameters, not {parameter.dtype}"
+    elif reason is None and (cuda or request != "triton"):
+        return native
+    elif cuda or request == "triton":
+        reason = triton_support.unavailable() or triton_support.unsupported(parameter)
+        if reason is None:
+            return importlib.import_module("growtas.kernels.adamw.gpu")
+    if cuda or request != "auto":
+        raise BackendUnavailable(f"adamw with extents on {parameter.device.type}: {reason}")
+    return reference
+
+
+def _by_backend(rows: Sequence[Row]) -> Iterator[tuple[ModuleType, list[Row]]]:
+    """The rows, all of them checked, by the backend that moves them."""
     groups: dict[tuple, list[Row]] = {}
-    boxes: dict[int, list[Box]] = {}  # of each parameter, which may have several rows
+    boxes: dict[int, list[Slices]] = {}  # of each parameter, which may have several rows
     for row in rows:
         _check(row, boxes.setdefault(id(row.parameter), []))
         key = (row.parameter.device, row.parameter.dtype, row.gradient.dtype)
         groups.setdefault(key, []).append(row)
-    return list(groups.values())
+    for group in groups.values():
+        backend = select("adamw", group[0].parameter, group[0].gradient)
+        taken = [row for row in group if backend.takes(row)]
+        if taken:
+            yield backend, taken
+        if len(taken) < len(group):
+            yield reference, [row for row in group if not backend.takes(row)]
 
 
-def _check_settings(
-    lr: float | Tensor, betas: tuple[float, float], eps: float, weight_decay: float
-) -> None:
-    for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
+def _check_largest(largest: float) -> None:
+    if not largest > 0:
+        raise ValueError(f"the largest norm must be above 0, got {largest}")
+
+
+def _check_rates(rates: Rates) -> None:
+    for name in ("lr", "eps", "weight_decay"):
+        value = getattr(rates, name)
         if not isinstance(value, Tensor) and not 0.0 <= value < math.inf:
             raise ValueError(f"{name} must be 0 or more and finite, got {value}")
-    if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
-        raise ValueError(f"betas must be two numbers in [0, 1), got {betas}")
+    if len(rates.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in rates.betas):
+        raise ValueError(f"betas must be two numbers in [0, 1), got {rates.betas}")
 
 
-def _check(row: Row, taken: list[Box]) -> None:
+def _check(row: Row, taken: list[Slices]) -> None:
     """`taken`: boxes of the same parameter so far; the row's are added."""
     shape = row.parameter.shape
     places = set()
@@ -144,5 +246,5 @@ def _check(row: Row, taken: list[Box]) -> None:
         taken.append(box)
 
 
-def _overlap(one: Box, other: Box) -> bool:
+def _overlap(one: Slices, other: Slices) -> bool:
     return all(max(a.start, b.start) < min(a.stop, b.stop) for a, b in zip(one, other, strict=True))

@@ -9,11 +9,9 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from growtas.kernels.adamw import gpu, gpu_static
-from growtas.kernels.adamw.row import Row
-from growtas.kernels.adamw.static import INACTIVE, Sides, StaticRow, StaticTable
-
-BETAS = (0.9, 0.999)
+from growtas.kernels.adamw import gpu
+from growtas.kernels.adamw.row import Rates, Row
+from growtas.kernels.adamw.static_table import INACTIVE, Sides, StaticRow, StaticTable
 
 
 def calls() -> Iterator[tuple[str, Callable[[], None]]]:
@@ -50,13 +48,12 @@ def _rows(boxes: int, counts: bool = False, shadows: bool = False) -> list[Row]:
 
 
 def _norm(boxes: int) -> None:
-    gpu.gradient_norm(_rows(boxes))
+    gpu.gradient_norm(_rows(boxes), {})
 
 
 def _step(boxes: int, counts: bool, shadows: bool, clip: bool, on_device: bool) -> None:
-    lr = _empty() if on_device else 1e-3
-    norm = (_empty(), 1.0) if clip else None
-    gpu.step_(_rows(boxes, counts, shadows), lr, BETAS, 1e-8, 0.05, norm)
+    rates = Rates(_empty() if on_device else 1e-3)
+    gpu.step_(_rows(boxes, counts, shadows), rates, (_empty(), 1.0) if clip else None, {})
 
 
 def _fixed(inactive: str, clip: bool, scaled: bool, averages: bool) -> None:
@@ -68,5 +65,5 @@ def _fixed(inactive: str, clip: bool, scaled: bool, averages: bool) -> None:
         average=matrix if averages else None,
     )
     table = StaticTable([row], inactive)
-    extents = _empty(1, 1, 5, dtype=torch.int32)
-    gpu_static.step_(table, extents, 1.0 if clip else None, _empty() if scaled else None)
+    extents = _empty(1, 1, 1, dtype=torch.int32)
+    gpu.step_static_(table, extents, 1.0 if clip else None, _empty() if scaled else None)

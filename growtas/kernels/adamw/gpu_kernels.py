@@ -62,7 +62,7 @@ def tile(entry, task, ALIGN: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.co
 
 @triton.jit
 def address(entry, FIELD: tl.constexpr, dtype: tl.constexpr, ALIGN: tl.constexpr):
-    """A pointer of the entry."""
+    """A pointer that an entry of a table holds."""
     return tl.multiple_of(tl.load(entry + FIELD).to(tl.pointer_type(dtype)), 4 * ALIGN)
 
 
@@ -77,12 +77,26 @@ def minus_power(log_base, exponent):
 
 
 @triton.jit
+def moved(w, g, m, v, steps, lr, decay, blend_1, beta_2, blend_2, log_beta_1, log_beta_2, eps):
+    """Weights and both moments after a step: Loshchilov and Hutter, algorithm 2.
+
+    `steps`: updates, this one included, of each weight or of all; the rates as `Rates.numbers`.
+    """
+    m += (g - m) * blend_1
+    v = v * beta_2 + g * g * blend_2
+    root = tl.sqrt_rn(tl.div_rn(v, minus_power(log_beta_2, steps) + tl.zeros_like(v)))
+    step_size = lr / minus_power(log_beta_1, steps)
+    w = w * (1.0 - lr * decay) - tl.div_rn(m, root + eps) * step_size
+    return w, m, v
+
+
+@triton.jit
 def update(
-    entry, task, lr, factor, blend_1, beta_2, blend_2, log_beta_1, log_beta_2, eps, decay,
+    entry, task, factor, lr, decay, blend_1, beta_2, blend_2, log_beta_1, log_beta_2, eps,
     COUNTS: tl.constexpr, SHADOWS: tl.constexpr, CLIP: tl.constexpr,
     ALIGN: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """One tile of weights: Loshchilov and Hutter, algorithm 2, moments read and written once."""
+    """One tile of weights, moments read and written once."""
     at, inside = tile(entry, task, ALIGN, BLOCK_R, BLOCK_C)
     parameters = address(entry, PARAMETER, tl.float32, ALIGN) + at
     first_moments = address(entry, EXP_AVG, tl.float32, ALIGN) + at
@@ -99,11 +113,9 @@ def update(
         tl.store(counts, steps, inside)
     else:
         steps = tl.load(address(entry, STEP, tl.float32, 1))
-    m += (g - m) * blend_1
-    v = v * beta_2 + g * g * blend_2
-    root = tl.sqrt_rn(tl.div_rn(v, minus_power(log_beta_2, steps) + tl.zeros_like(v)))
-    step_size = lr / minus_power(log_beta_1, steps)
-    w = w * (1.0 - lr * decay) - tl.div_rn(m, root + eps) * step_size
+    w, m, v = moved(
+        w, g, m, v, steps, lr, decay, blend_1, beta_2, blend_2, log_beta_1, log_beta_2, eps
+    )
     tl.store(first_moments, m, inside)
     tl.store(second_moments, v, inside)
     tl.store(parameters, w, inside)
@@ -118,15 +130,15 @@ def adamw_kernel(
     table,  # [ENTRIES, FIELDS] int64                    then more than any task
     lr_at,  # float32 [1], read with DEVICE_LR
     norm_at,  # float32 [1], read with CLIP
-    lr,
     largest,  # norm
+    lr,
+    decay,
     blend_1,
     beta_2,
     blend_2,
     log_beta_1,
     log_beta_2,
     eps,
-    decay,
     COUNTS: tl.constexpr,
     SHADOWS: tl.constexpr,
     CLIP: tl.constexpr,
@@ -135,7 +147,6 @@ def adamw_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """blend = 1 - beta, given apart because float32 would lose it."""
     entry, task = find(first, table, ENTRIES)
     if DEVICE_LR:
         lr = tl.load(lr_at)
@@ -145,12 +156,12 @@ def adamw_kernel(
         factor = tl.where(factor > 1.0, 1.0, factor)  # NaN stays
     if tl.load(entry + ALIGNED) != 0:
         update(
-            entry, task, lr, factor, blend_1, beta_2, blend_2, log_beta_1, log_beta_2, eps, decay,
+            entry, task, factor, lr, decay, blend_1, beta_2, blend_2, log_beta_1, log_beta_2, eps,
             COUNTS, SHADOWS, CLIP, 4, BLOCK_R, BLOCK_C,
         )  # fmt: skip
     else:
         update(
-            entry, task, lr, factor, blend_1, beta_2, blend_2, log_beta_1, log_beta_2, eps, decay,
+            entry, task, factor, lr, decay, blend_1, beta_2, blend_2, log_beta_1, log_beta_2, eps,
             COUNTS, SHADOWS, CLIP, 1, BLOCK_R, BLOCK_C,
         )  # fmt: skip
 

@@ -3,21 +3,21 @@ the same tables as csrc/cuda/adamw_static.cu."""
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING
-
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from growtas.kernels.adamw.gpu_kernels import minus_power
-from growtas.kernels.triton.configs import Config
-from growtas.kernels.triton.launch import launch
+from growtas.kernels.adamw import static_table
+from growtas.kernels.adamw.gpu_kernels import address, moved
 
-if TYPE_CHECKING:
-    from growtas.kernels.adamw.static import StaticTable
-
-FIELDS = tl.constexpr(24)  # of a row of `targets`; the addresses first
+# The columns of `targets`, int64; the addresses of a row's arrays first.
+FIELDS = tl.constexpr(static_table.FIELDS)
+PARAMETER = tl.constexpr(0)
+GRADIENT = tl.constexpr(1)
+EXP_AVG = tl.constexpr(2)
+EXP_AVG_SQ = tl.constexpr(3)
+COUNT = tl.constexpr(4)
+SHADOW = tl.constexpr(5)
+AVERAGE = tl.constexpr(6)
 WEIGHTS = tl.constexpr(7)
 FIRST_TILE = tl.constexpr(8)
 ALIGNED = tl.constexpr(9)
@@ -25,38 +25,31 @@ SIZE = tl.constexpr(10)
 COLUMN = tl.constexpr(14)
 FACTOR = tl.constexpr(18)
 ROW = tl.constexpr(22)
-RATES = tl.constexpr(23)
-SHELLS = tl.constexpr(8)
-EXTENTS = tl.constexpr(5)  # columns of the table of extents
-ACTIVE = tl.constexpr(3)
-TILE = tl.constexpr(4096)
+ACTIVE = tl.constexpr(23)
+RATES = tl.constexpr(24)
+SHELLS = tl.constexpr(static_table.SHELLS)
+TILE = tl.constexpr(static_table.TILE)
 PIECE = tl.constexpr(1024)  # of a tile, in registers at once
 
 # Numbers that change with model and subnets, and pointers to what is read one by one, wherever it
 # lies: one compilation serves all.
 SCALARS = [
     "rates", "extents", "scale", "blend", "norm", "found_inf", "factor", "count", "tile_count",
-    "groups", "depth",
+    "subnets", "rows", "columns",
 ]  # fmt: skip
-
-CONFIG = Config((TILE.value,), 8, 1)
-DECISION = Config((256,), 4, 1)
 
 
 @triton.jit
 def box_side(entry, row, valid, D: tl.constexpr):
-    """Side D of what the group of `row` samples of a target."""
+    """Side D of what the subnet whose extents are at `row` samples of a target."""
     column = tl.load(entry + COLUMN + D, valid, 0)
     size = tl.load(entry + SIZE + D, valid, 0)
     side = tl.load(entry + FACTOR + D, valid, 0)
     side = side * tl.load(row + tl.maximum(column, 0), valid, 0)
     side = tl.where(column < 0, size, tl.minimum(side, size))
-    return tl.where(tl.load(row + ACTIVE, valid, 0) == 0, 0, side)
-
-
-@triton.jit
-def address(entry, FIELD: tl.constexpr, dtype: tl.constexpr, ALIGN: tl.constexpr):
-    return tl.multiple_of(tl.load(entry + FIELD).to(tl.pointer_type(dtype)), 4 * ALIGN)
+    active = tl.load(entry + ACTIVE, valid, -1)
+    off = (active >= 0) & (tl.load(row + tl.maximum(active, 0), valid, 0) == 0)
+    return tl.where(off, 0, side)
 
 
 @triton.jit
@@ -84,14 +77,14 @@ def square_sum_kernel(targets, tiles, frozen, partials):
     place = start + tl.arange(0, TILE)
     i0, i1, i2, i3 = locate(entry, place)
     free = (place < tl.load(entry + WEIGHTS)) & ~inside(frozen + p * 4, i0, i1, i2, i3)
-    g = tl.load(address(entry, 1, tl.float32, 1) + place, free, 0.0).to(tl.float64)
+    g = tl.load(address(entry, GRADIENT, tl.float32, 1) + place, free, 0.0).to(tl.float64)
     tl.store(partials + tl.program_id(0), tl.sum(g * g, 0))
 
 
 @triton.jit(do_not_specialize=SCALARS)
 def decision_kernel(
     targets, edges, steps, active, extents, scale, partials, norm, found_inf, factor, count,
-    tile_count, groups, depth, largest,
+    tile_count, subnets, rows, columns, largest,
     DENSE: tl.constexpr, MEASURE: tl.constexpr, SCALED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program: `conclude` and `decide` of csrc/cuda/adamw_static.h."""
@@ -123,8 +116,8 @@ def decision_kernel(
         moves = own < 0
         if DENSE:
             moves = done > 0
-        for g in range(groups):
-            row = extents + (g * depth + tl.load(entry + ROW, valid, 0)) * EXTENTS
+        for subnet in range(subnets):
+            row = extents + (subnet * rows + tl.load(entry + ROW, valid, 0)) * columns
             read = valid
             outside = own < 0
             for d in tl.static_range(4):
@@ -140,8 +133,8 @@ def decision_kernel(
 
 @triton.jit
 def update_piece(
-    piece, p, entry, frozen, edges, steps, active, rates, extents, blend, factor, groups, depth,
-    MASKED: tl.constexpr, AVERAGES: tl.constexpr, ALIGN: tl.constexpr,
+    piece, p, entry, frozen, edges, steps, active, rates, extents, blend, factor, subnets, rows,
+    columns, MASKED: tl.constexpr, AVERAGES: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     start = (tl.program_id(0) - tl.load(entry + FIRST_TILE)).to(tl.int32) * TILE
     place = start + piece * PIECE + tl.arange(0, PIECE)
@@ -150,14 +143,14 @@ def update_piece(
     count = tl.zeros([PIECE], tl.float32)  # of updates, this one included; 0: the weight stays
     if MASKED:
         sampled = place < 0
-        for g in range(groups):
-            row = extents + (g * depth + tl.load(entry + ROW)) * EXTENTS
+        for subnet in range(subnets):
+            row = extents + (subnet * rows + tl.load(entry + ROW)) * columns
             own = (i0 < box_side(entry, row, True, 0)) & (i1 < box_side(entry, row, True, 1))
             own = own & (i2 < box_side(entry, row, True, 2))
             sampled = sampled | (own & (i3 < box_side(entry, row, True, 3)))
         on = tl.zeros([PIECE], tl.int32) + tl.load(active + p * SHELLS + SHELLS - 1)
         sampled = sampled & exists & (on != 0)
-        counts = address(entry, 4, tl.float32, ALIGN) + place
+        counts = address(entry, COUNT, tl.float32, ALIGN) + place
         count = tl.where(sampled, tl.load(counts, sampled, 0.0) + 1.0, 0.0)
     else:
         for back in tl.static_range(SHELLS):
@@ -166,31 +159,29 @@ def update_piece(
             count = tl.where(inside(edges + s * 4, i0, i1, i2, i3), own, count)
     moves = exists & (count > 0) & ~inside(frozen + p * 4, i0, i1, i2, i3)
     rate = rates + tl.load(entry + RATES) * 8
-    lr = tl.load(rate)
-    weights = address(entry, 0, tl.float32, ALIGN) + place
-    first_moments = address(entry, 2, tl.float32, ALIGN) + place
-    second_moments = address(entry, 3, tl.float32, ALIGN) + place
+    weights = address(entry, PARAMETER, tl.float32, ALIGN) + place
+    first_moments = address(entry, EXP_AVG, tl.float32, ALIGN) + place
+    second_moments = address(entry, EXP_AVG_SQ, tl.float32, ALIGN) + place
     w = tl.load(weights, exists if AVERAGES else moves, 0.0)
-    g = tl.load(address(entry, 1, tl.float32, ALIGN) + place, moves, 0.0) * tl.load(factor)
+    g = tl.load(address(entry, GRADIENT, tl.float32, ALIGN) + place, moves, 0.0) * tl.load(factor)
     m = tl.load(first_moments, moves, 0.0)
     v = tl.load(second_moments, moves, 0.0)
     count = tl.where(moves, count, 1.0)
-    m += (g - m) * tl.load(rate + 2)
-    v = v * tl.load(rate + 3) + g * g * tl.load(rate + 4)
-    root = tl.sqrt_rn(tl.div_rn(v, minus_power(tl.load(rate + 6), count)))
-    step_size = lr / minus_power(tl.load(rate + 5), count)
-    moved = w * (1.0 - lr * tl.load(rate + 1)) - tl.div_rn(m, root + tl.load(rate + 7)) * step_size
-    w = tl.where(moves, moved, w)
+    after, m, v = moved(
+        w, g, m, v, count, tl.load(rate), tl.load(rate + 1), tl.load(rate + 2), tl.load(rate + 3),
+        tl.load(rate + 4), tl.load(rate + 5), tl.load(rate + 6), tl.load(rate + 7),
+    )  # fmt: skip
+    w = tl.where(moves, after, w)
     tl.store(first_moments, m, moves)
     tl.store(second_moments, v, moves)
     tl.store(weights, w, moves)
     if MASKED:
         tl.store(counts, count, moves)
-    if tl.load(entry + 5) != 0:
-        tl.store(address(entry, 5, tl.bfloat16, ALIGN) + place, w.to(tl.bfloat16), moves)
+    if tl.load(entry + SHADOW) != 0:
+        tl.store(address(entry, SHADOW, tl.bfloat16, ALIGN) + place, w.to(tl.bfloat16), moves)
     if AVERAGES:
         share = tl.load(blend)
-        averages = address(entry, 6, tl.float32, ALIGN) + place
+        averages = address(entry, AVERAGE, tl.float32, ALIGN) + place
         a = tl.load(averages, exists, 0.0)
         a = tl.where(share < 0.5, a + share * (w - a), w - (w - a) * (1.0 - share))
         tl.store(averages, a, exists)
@@ -198,8 +189,8 @@ def update_piece(
 
 @triton.jit(do_not_specialize=SCALARS)
 def update_kernel(
-    targets, tiles, frozen, edges, steps, active, rates, extents, blend, factor, groups, depth,
-    MASKED: tl.constexpr, AVERAGES: tl.constexpr,
+    targets, tiles, frozen, edges, steps, active, rates, extents, blend, factor, subnets, rows,
+    columns, MASKED: tl.constexpr, AVERAGES: tl.constexpr,
 ):  # fmt: skip
     p = tl.load(tiles + tl.program_id(0))
     entry = targets + p * FIELDS
@@ -208,43 +199,10 @@ def update_kernel(
         if aligned:
             update_piece(
                 piece, p, entry, frozen, edges, steps, active, rates, extents, blend, factor,
-                groups, depth, MASKED, AVERAGES, 4,
+                subnets, rows, columns, MASKED, AVERAGES, 4,
             )  # fmt: skip
         else:
             update_piece(
                 piece, p, entry, frozen, edges, steps, active, rates, extents, blend, factor,
-                groups, depth, MASKED, AVERAGES, 1,
+                subnets, rows, columns, MASKED, AVERAGES, 1,
             )  # fmt: skip
-
-
-def step_(table: StaticTable, extents: Tensor, largest: float | None, scale: Tensor | None) -> None:
-    """See :func:`growtas.kernels.adamw.static.adamw_static_`."""
-    groups, depth, _ = extents.shape
-    tiles, measure = len(table.tiles), largest is not None or scale is not None
-    if measure:
-        launch(
-            square_sum_kernel, tiles, (table.targets, table.tiles, table.frozen, table.partials),
-            {}, CONFIG,
-        )  # fmt: skip
-    deciding = (
-        table.targets, table.edges, table.steps, table.active, extents,
-        table.factor if scale is None else scale, table.partials, table.norm, table.found_inf,
-        table.factor, len(table.targets), tiles, groups, depth,
-        math.inf if largest is None else float(largest),
-    )  # fmt: skip
-    constants: dict[str, bool | int] = {
-        "DENSE": table.inactive == "dense",
-        "MEASURE": measure,
-        "SCALED": scale is not None,
-        "BLOCK": DECISION.blocks[0],
-    }
-    launch(decision_kernel, 1, deciding, constants, DECISION)
-    updating = (
-        table.targets, table.tiles, table.frozen, table.edges, table.steps, table.active,
-        table.rates, extents, table.blend, table.factor, groups, depth,
-    )  # fmt: skip
-    constants = {
-        "MASKED": table.inactive == "masked",
-        "AVERAGES": any(row.average is not None for row in table.rows),
-    }
-    launch(update_kernel, tiles, updating, constants, CONFIG)

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from itertools import accumulate
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from growtas.kernels.adamw.gpu_kernels import FIELDS
 from growtas.kernels.adamw.gpu_pieces import Piece, pieces
-from growtas.kernels.adamw.row import Row
+from growtas.kernels.adamw.row import Row, Tables
+from growtas.kernels.extents import copy_from_host
 
 BEYOND = 2**31 - 1  # more than any task
 ALIGNMENT = 4  # weights in 16 bytes
 
-_tables: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # first parameter -> use -> table
 
-
-def table_of(rows: Sequence[Row], use: str, blocks: tuple[int, ...]) -> Table:
-    """The table of these rows, at least one. It is kept with the first parameter, one for every
-    `use`, and written again only where rows have changed."""
-    owner = rows[0].parameter
-    tables = _tables.setdefault(owner, {})
-    table = tables.get(use)
+def table_of(tables: Tables, use: Hashable, rows: Sequence[Row], blocks: tuple[int, ...]) -> Table:
+    """The table of these rows, at least one: the one that `tables` has for such a use on their
+    device, written again only where rows have changed."""
+    device = rows[0].parameter.device
+    table = tables.get((use, device))
     if table is None:
-        table = tables[use] = Table(owner.device, blocks)
+        table = tables[use, device] = Table(device, blocks)
     table.refresh(rows)
     return table
 
@@ -60,7 +57,7 @@ class Table:
             self._rows, self._host_steps = seen, []
         steps = [0.0 if isinstance(row.step, Tensor) else float(row.step) for row in rows]
         if steps != self._host_steps:
-            self._copy(self._steps[: len(steps)], steps)
+            copy_from_host(self._steps[: len(steps)], steps)
             self._host_steps = steps
 
     def _write(self, rows: Sequence[Row]) -> None:
@@ -85,14 +82,8 @@ class Table:
         fields.append([0] * 7 + [0, 0, 0, 0, 1, 1, 0, 0, 0])  # no runs
         first = list(accumulate(tasks, initial=0))
         self.tasks = first[-1]
-        self._copy(self.first, first + [BEYOND] * (self.entries - len(first)))
-        self._copy(self.table[: len(fields)], fields)
-
-    def _copy(self, target: Tensor, values: list) -> None:
-        """Through pinned memory: the host does not wait for the device."""
-        cuda = self.device.type == "cuda"
-        source = torch.tensor(values, dtype=target.dtype, pin_memory=cuda)
-        target.copy_(source, non_blocking=cuda)
+        copy_from_host(self.first, first + [BEYOND] * (self.entries - len(first)))
+        copy_from_host(self.table[: len(fields)], fields)
 
 
 def _room(count: int) -> int:

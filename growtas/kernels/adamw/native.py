@@ -1,20 +1,20 @@
-"""adamw_ on the CPU: one compiled pass over all boxes of all parameters."""
+"""AdamW in the compiled libraries: the CPU's, and for steps with extents the CUDA devices'."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from growtas.kernels import native_library
-from growtas.kernels.adamw import reference
-from growtas.kernels.adamw.row import Clip, Row, clip_factor, packed
+from growtas.kernels.adamw.row import Clip, Rates, Row, Tables, clip_factor, packed
+from growtas.kernels.adamw.static_table import INACTIVE, SIDES, StaticTable
 
-__all__ = ["available", "gradient_norm", "step_", "unsupported"]
+__all__ = ["available", "gradient_norm", "step_", "step_static_", "takes", "unsupported"]
 
 available = native_library.unavailable
-MAX_DIMS = 4
 
 
 def unsupported(*tensors: Tensor) -> str | None:
@@ -26,47 +26,13 @@ def unsupported(*tensors: Tensor) -> str | None:
     return reason
 
 
-def step_(
-    rows: Sequence[Row],
-    lr: float | Tensor,
-    betas: tuple[float, float],
-    eps: float,
-    weight_decay: float,
-    clip: Clip | None,
-) -> None:
-    """See :func:`growtas.kernels.adamw.api.adamw_`. Rows that are not contiguous, or have more
-    dimensions than the core takes, go the plain way."""
-    lr = float(lr)
-    factor = 1.0 if clip is None else float(clip_factor(*clip))
-    plain = [row for row in rows if not _packed(row)]
-    if plain:
-        reference.step_(plain, lr, betas, eps, weight_decay, clip)
-    kinds: dict[tuple[bool, bool], list[Row]] = {}
-    for row in rows:
-        if _packed(row):
-            kinds.setdefault((row.counts is None, row.shadow is None), []).append(row)
-    for kind in kinds.values():
-        _launch(kind, lr, betas, eps, weight_decay, factor)
+def takes(row: Row) -> bool:
+    """What is contiguous and has no more dimensions than the core knows."""
+    return row.parameter.dim() <= SIDES and packed(row)
 
 
-def gradient_norm(rows: Sequence[Row]) -> Tensor:
-    """See :func:`growtas.kernels.adamw.api.gradient_norm`."""
-    if not all(row.gradient.is_contiguous() and row.gradient.dim() <= MAX_DIMS for row in rows):
-        return reference.gradient_norm(rows)
-    norm = torch.empty((), dtype=torch.float64)
-    gradients = [row.gradient for row in rows]
-    native_library.operators().gradient_norm_(gradients, _boxes(rows), norm)
-    return norm.to(gradients[0].dtype)
-
-
-def _launch(
-    rows: list[Row],
-    lr: float,
-    betas: tuple[float, float],
-    eps: float,
-    weight_decay: float,
-    factor: float,
-) -> None:
+def step_(rows: Sequence[Row], rates: Rates, clip: Clip | None, tables: Tables) -> None:
+    """See :func:`growtas.kernels.adamw.api.adamw_`: one pass over all boxes of all parameters."""
     boxes = _boxes(rows)
     if boxes:
         native_library.operators().adamw_(
@@ -77,20 +43,39 @@ def _launch(
             [row.counts for row in rows if row.counts is not None],
             [row.shadow for row in rows if row.shadow is not None],
             [] if rows[0].counts is not None else [float(row.step) for row in rows],
-            boxes, lr, *betas, eps, weight_decay, factor,
-        )  # fmt: skip
+            boxes,
+            list(rates._replace(lr=float(rates.lr)).numbers),
+            1.0 if clip is None else float(clip_factor(*clip)),
+        )
+
+
+def gradient_norm(rows: Sequence[Row], tables: Tables) -> Tensor:
+    """See :func:`growtas.kernels.adamw.api.gradient_norm`."""
+    norm = torch.empty((), dtype=torch.float64)
+    gradients = [row.gradient for row in rows]
+    native_library.operators().gradient_norm_(gradients, _boxes(rows), norm)
+    return norm.to(gradients[0].dtype)
+
+
+def step_static_(
+    table: StaticTable, extents: Tensor, largest: float | None, scale: Tensor | None
+) -> None:
+    """See :func:`growtas.kernels.adamw.api.adamw_static_`: two launches, three where the norm is
+    needed."""
+    native_library.operators().adamw_static_(
+        table.targets, table.tiles, table.frozen, table.edges, table.steps, table.active,
+        table.rates, extents, scale, table.blend if table.averages else None, table.partials,
+        table.norm, table.found_inf, table.factor, math.inf if largest is None else largest,
+        largest is not None or scale is not None, INACTIVE.index(table.inactive),
+    )  # fmt: skip
 
 
 def _boxes(rows: Sequence[Row]) -> list[int]:
-    """The number of its row, starts and extents of every box."""
+    """The number of its row, starts and lengths of every box."""
     boxes: list[int] = []
     for index, row in enumerate(rows):
-        fill = MAX_DIMS - row.parameter.dim()
+        fill = SIDES - row.parameter.dim()
         for box in row.boxes:
             boxes += [index, *[0] * fill, *(side.start for side in box)]
             boxes += [*[1] * fill, *(side.stop - side.start for side in box)]
     return boxes
-
-
-def _packed(row: Row) -> bool:
-    return row.parameter.dim() <= MAX_DIMS and packed(row)

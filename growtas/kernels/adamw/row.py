@@ -1,16 +1,19 @@
-"""One parameter of an AdamW step and what of it moves."""
+"""What an AdamW step is given: parameters with their state, what of them moves, and how fast."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import math
+from collections.abc import Hashable, Sequence
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-Box = tuple[slice, ...]
+Slices = tuple[slice, ...]  # part of a tensor: explicit bounds in every dimension
 # Norm of the gradients, on their device, and the largest it may have: gradients count as scaled
 # down to that, in the way of `torch.nn.utils.clip_grad_norm_`; they are not written.
 Clip = tuple[Tensor, float]
+# What a backend keeps on the device between calls with the same rows, for whoever makes the calls.
+Tables = dict[Hashable, Any]
 
 
 class Row(NamedTuple):
@@ -32,7 +35,7 @@ class Row(NamedTuple):
     gradient: Tensor
     exp_avg: Tensor
     exp_avg_sq: Tensor
-    boxes: Sequence[Box]
+    boxes: Sequence[Slices]
     step: float | Tensor = 0.0
     counts: Tensor | None = None
     shadow: Tensor | None = None
@@ -45,6 +48,27 @@ class Row(NamedTuple):
         )  # fmt: skip
 
 
+class Rates(NamedTuple):
+    """Hyperparameters, as for :func:`growtas.kernels.adamw_`."""
+
+    lr: float | Tensor
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+
+    @property
+    def numbers(self) -> tuple[Any, ...]:
+        """What the formula is written in, in every language and in this order: lr, decay, blend_1,
+        beta_2, blend_2, log_beta_1, log_beta_2, eps. ``blend = 1 - beta``, which float32 would
+        lose."""
+        beta_1, beta_2 = self.betas
+        logarithms = [math.log(beta) if beta else -math.inf for beta in self.betas]
+        return self.lr, self.weight_decay, 1.0 - beta_1, beta_2, 1.0 - beta_2, *logarithms, self.eps
+
+
+RATES = 8  # numbers of a `Rates`
+
+
 def packed(row: Row) -> bool:
     """Whether all arrays of the row are contiguous."""
     return all(array is None or array.is_contiguous() for array in row.arrays)
@@ -53,11 +77,3 @@ def packed(row: Row) -> bool:
 def clip_factor(norm: Tensor, largest: float) -> Tensor:
     """What gradients count times; NaN stays."""
     return (largest / (norm + 1e-6)).clamp(max=1.0)
-
-
-def clipped(rows: Sequence[Row], clip: Clip | None) -> Sequence[Row]:
-    """The rows with gradients scaled as `clip` asks, in memory of their own."""
-    if clip is None:
-        return rows
-    factor = clip_factor(*clip)
-    return [row._replace(gradient=row.gradient * factor) for row in rows]

@@ -8,6 +8,7 @@ from adamw_cases import SETTINGS, SHAPES, arrays, assert_close, box
 from oracles import bits_equal
 
 from growtas.kernels import AdamWRow, adamw_, gradient_norm
+from growtas.kernels.adamw import reference
 
 SETTINGS_BUT_LR = {key: value for key, value in SETTINGS.items() if key != "lr"}
 # Beyond one tile in either direction; five dimensions of which none can be joined.
@@ -34,13 +35,12 @@ def cut(values):
 @pytest.fixture
 def no_other_way(monkeypatch, device):
     """The plain path is not taken."""
-    from growtas.kernels.adamw import gpu
 
     def fail(*arguments):
         raise AssertionError("rows went the plain way")
 
-    monkeypatch.setattr(gpu.reference, "step_", fail)
-    monkeypatch.setattr(gpu.reference, "gradient_norm", fail)
+    monkeypatch.setattr(reference, "step_", fail)
+    monkeypatch.setattr(reference, "gradient_norm", fail)
 
 
 @pytest.mark.parametrize("shape", [*SHAPES, *LARGE], ids=str)
@@ -162,6 +162,7 @@ def test_table_follows_what_changes(device, no_other_way):
     many = [row_of(arrays((8,), seed=n), device, boxes=[whole((8,))], step=n + 1)
             for n in range(70)]  # fmt: skip
     state = [t.cpu().clone() for t in moved(first)]
+    tables = {}
 
     def expect(part, gradient, before):
         inputs = [state[0], gradient, *state[1:]]
@@ -172,15 +173,15 @@ def test_table_follows_what_changes(device, no_other_way):
         assert all(bits_equal(a[outside], b[outside]) for a, b in zip(got, state, strict=True))
         state[:] = [t.clone() for t in got]
 
-    adamw_([first], **SETTINGS)
+    adamw_([first], **SETTINGS, tables=tables)
     expect(first.boxes[0], values[1], 0)
-    adamw_([second], **SETTINGS)
+    adamw_([second], **SETTINGS, tables=tables)
     expect(second.boxes[0], values[1] * 2, 4)
-    adamw_([first, *many], **SETTINGS)
+    adamw_([first, *many], **SETTINGS, tables=tables)
     expect(first.boxes[0], values[1], 0)
     for n, row in enumerate(many):
         assert_close([t.cpu() for t in moved(row)], arrays((8,), seed=n), n, SETTINGS)
-    adamw_([second], **SETTINGS)
+    adamw_([second], **SETTINGS, tables=tables)
     expect(second.boxes[0], values[1] * 2, 4)
 
 
@@ -191,11 +192,16 @@ def test_table_is_written_only_when_rows_change(device, monkeypatch):
     write = Table._write
     monkeypatch.setattr(Table, "_write", lambda self, rows: written.append(1) or write(self, rows))
     row = row_of(arrays((40, 24)), device, boxes=[whole((40, 24))], step=1)
+    tables = {}
     for step in range(1, 4):
-        adamw_([row._replace(step=step)], **SETTINGS)
-    assert len(written) == 1
-    adamw_([row._replace(boxes=[(slice(0, 3), slice(0, 8))])], **SETTINGS)
+        adamw_([row._replace(step=step)], **SETTINGS, tables=tables)
+        gradient_norm([row], tables=tables)
     assert len(written) == 2
+    other = row._replace(boxes=[(slice(0, 3), slice(0, 8))])
+    adamw_([other], **SETTINGS, tables=tables)
+    assert len(written) == 3
+    adamw_([other], **SETTINGS)  # nothing is kept
+    assert len(written) == 4
 
 
 def test_rows_that_are_not_contiguous(device):

@@ -9,6 +9,7 @@ import random
 import pytest
 import torch
 from kernels.adamw_static_cases import (
+    COLUMNS,
     SIDES,
     Static,
     boxes_of,
@@ -20,18 +21,18 @@ from oracles import bits_equal
 
 from growtas import kernels
 from growtas.kernels import native_library
-from growtas.kernels.adamw import gpu_static, static, static_launch
-from growtas.kernels.adamw.static import adamw_static_
+from growtas.kernels.adamw import gpu, native
+from growtas.kernels.adamw.api import adamw_static_
 
 
 @pytest.fixture(params=["cuda", "triton"])
 def step(request, device):
-    """An implementation's ``step_``."""
+    """An implementation's ``step_static_``."""
     if request.param == "triton":
-        return gpu_static.step_
+        return gpu.step_static_
     if device != "cuda" or native_library.cuda_unavailable() is not None:
         pytest.skip("needs a CUDA device, and nvcc when growtas was installed")
-    return static_launch.step_
+    return native.step_static_
 
 
 def assert_same(ours, theirs):
@@ -42,16 +43,16 @@ def assert_same(ours, theirs):
     torch.testing.assert_close(ours.table.norm.cpu(), theirs.table.norm, rtol=1e-5, atol=0.0)
 
 
-@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("subnets", [1, 3])
 @pytest.mark.parametrize("inactive", ["dense", "skip", "masked"])
 @pytest.mark.parametrize("graphed", [False, True])
-def test_steps_are_those_of_the_reference(step, device, inactive, groups, graphed):
+def test_steps_are_those_of_the_reference(step, device, inactive, subnets, graphed):
     """Other subnets, frozen boxes, resets, rates and infinite gradients, from one capture."""
     if graphed and device != "cuda":
         pytest.skip("a CUDA graph needs a CUDA device")
     ours, theirs = Static(inactive, shadows=True, device=device), Static(inactive)
     rng, generator = random.Random(0), torch.Generator().manual_seed(0)
-    extents = torch.zeros(groups, 3, 5, dtype=torch.int32, device=device)
+    extents = torch.zeros(subnets, 3, COLUMNS, dtype=torch.int32, device=device)
     scale = torch.tensor(64.0)
     scale_there = scale.to(device)
     if graphed:
@@ -60,7 +61,7 @@ def test_steps_are_those_of_the_reference(step, device, inactive, groups, graphe
         with torch.cuda.graph(graph):
             step(ours.table, extents, 2.0, scale_there)
     for i in range(8):
-        table = random_extents(rng, groups)
+        table = random_extents(rng, subnets)
         gradients = [64.0 * g for g in random_gradients(table, generator)]
         if i == 3:
             gradients[2][0] = math.inf
@@ -115,8 +116,3 @@ def test_without_norm_and_averages_what_does_not_move_keeps_its_bits(step, devic
             assert bits_equal(array.cpu()[~mask], was[~mask])
         assert row.parameter.cpu()[mask].isfinite().all()
         assert not mask.any() or not torch.equal(row.parameter.cpu()[mask], old[0][mask])
-
-
-def test_the_constants_are_the_tables():
-    assert gpu_static.SHELLS.value == static.SHELLS
-    assert gpu_static.TILE.value == static.TILE

@@ -163,11 +163,11 @@ record = stand_in_driver.install(90)
 
 import growtas
 from growtas.kernels import GradientAccumulator
-from growtas.kernels.adamw import gpu_static, static_launch
+from growtas.kernels.adamw import gpu, native
 from growtas.training.graph import GraphedStep
 from growtas.training.optimizer import AdamW
 
-static_launch.step_ = gpu_static.step_  # as where there is no library for CUDA devices
+native.step_static_ = gpu.step_static_  # as where there is no library for CUDA devices
 space = growtas.SearchSpace(
     embed_dim=(192, 216), depth=(1, 2), num_heads=(3, 4), mlp_ratio=(3.5, 4.0), head_dim=64
 )

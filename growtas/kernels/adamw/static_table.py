@@ -1,45 +1,46 @@
-"""AdamW in one fixed sequence of launches, whatever a step samples: what changes from step to step
-lies in tensors on the parameters' device.
+"""What AdamW reads on the device when it does not know which subnets a step samples: everything
+that changes from step to step lies in tensors on the parameters' device.
 
-The boxes of a step come from a table of extents (:class:`growtas.kernels.Extents`), so a CUDA graph
-of :func:`adamw_static_` serves every subnet, every learning rate and everything that is frozen.
+The boxes of a step come from a table of the subnets' sizes (:class:`growtas.kernels.Extents`).
 """
 
 from __future__ import annotations
 
-import importlib
-import math
 from collections.abc import Sequence
 from itertools import chain
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from growtas.kernels import native_library
-from growtas.kernels.adamw import static_launch, static_reference
-from growtas.kernels.dispatch import BackendUnavailable, requested_backend
-from growtas.kernels.extents import COLUMNS, copy_from_host
-from growtas.kernels.triton import support as triton_support
+from growtas.kernels.adamw.row import RATES, Rates
+from growtas.kernels.extents import copy_from_host
 
+# What happens to weights that a step did not sample, see `growtas.training.AdamW`.
 INACTIVE = ("dense", "skip", "masked")
 SIDES = 4  # dimensions of a parameter, at most
 SHELLS = 8  # nested boxes of a parameter that count their steps on their own, at most
 TILE = 4096  # weights of a task
+FIELDS = 25  # of a row of `StaticTable.targets`: `Target` of csrc/cuda/adamw_static.h
 Shells = Sequence[tuple[Sequence[int], int]]
 
 
 class Sides(NamedTuple):
-    """The leading box of a parameter that a subnet reads, in terms of a table of extents.
+    """The leading box of a parameter that a subnet reads, in terms of a table of extents, int32
+    ``[S, rows, columns]``; how many columns it has and what they stand for is its owner's matter.
 
     Attributes:
-        columns: for each dimension the name of a column and a factor, or None for all of it.
-        row: of the table; the box is empty where the row is inactive.
+        columns: for each dimension of the parameter None, for all of it, or the index of a column
+            and a factor: the box then ends at the column's value times the factor, or with the
+            dimension.
+        row: of the table, in which all columns are looked up.
+        active: index of the column that says whether the row counts: where it holds 0, the subnet
+            reads nothing of the parameter. None: every subnet reads it.
     """
 
-    columns: tuple[tuple[str, int] | None, ...]
+    columns: tuple[tuple[int, int] | None, ...]
     row: int = 0
+    active: int | None = None
 
 
 class StaticRow(NamedTuple):
@@ -73,17 +74,9 @@ class StaticRow(NamedTuple):
         )  # fmt: skip
 
 
-class Rates(NamedTuple):
-    """Hyperparameters, as for :func:`growtas.kernels.adamw_`."""
-
-    lr: float
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-
-
 class StaticTable:
-    """What :func:`adamw_static_` reads on the device. Every write goes to the same memory.
+    """What :func:`growtas.kernels.adamw.api.adamw_static_` reads on the device; every write goes to
+    the same memory.
 
     Args:
         rows: the parameters, at least one, all on one device.
@@ -92,9 +85,11 @@ class StaticTable:
         rate_count: how many sets of hyperparameters there are.
 
     Attributes:
-        steps: updates of each shell so far, ``[rows, SHELLS]``; :func:`adamw_static_` counts on.
+        steps: updates of each shell so far, ``[rows, SHELLS]``; `adamw_static_` counts on.
         norm: of all gradients that are not frozen, ``[]``; written where it is needed.
         found_inf: ``[]``: 1 if the last step was left out.
+        averages: whether any row has an average.
+        looks_in: how many rows and columns a table of extents must have.
 
     Raises:
         ValueError: arrays that do not fit their row.
@@ -112,7 +107,7 @@ class StaticTable:
         def zeros(*shape: int, dtype: torch.dtype = self.dtype) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=self.device)
 
-        self.targets = zeros(count, 24, dtype=torch.int64)
+        self.targets = zeros(count, FIELDS, dtype=torch.int64)
         self.tiles = torch.tensor(owners, dtype=torch.int32, device=self.device)
         self.frozen = zeros(count, SIDES, dtype=torch.int32)
         self.edges = zeros(count, SHELLS, SIDES, dtype=torch.int32)
@@ -120,8 +115,8 @@ class StaticTable:
         self.active = zeros(count, SHELLS, dtype=torch.int32)
         self.partials = zeros(sum(tiles), dtype=torch.float64)
         self.norm, self.found_inf, self.factor = zeros(), zeros(), zeros()
-        self._numbers = zeros(1 + 8 * rate_count)
-        self.blend, self.rates = self._numbers[0], self._numbers[1:].view(rate_count, 8)
+        self._numbers = zeros(1 + RATES * rate_count)
+        self.blend, self.rates = self._numbers[0], self._numbers[1:].view(rate_count, RATES)
         self.write_rows(rows)
 
     def write_rows(self, rows: Sequence[StaticRow]) -> None:
@@ -129,6 +124,11 @@ class StaticTable:
         for row in rows:
             _check(row, self.inactive)
         self.rows = list(rows)
+        self.averages = any(row.average is not None for row in rows)
+        self.looks_in = (
+            max(row.sides.row for row in rows) + 1,
+            max(max(_columns(row.sides)) for row in rows) + 1,
+        )
         copy_from_host(self.targets, [*map(self._fields, self.rows, self._first_tiles)])
 
     def _fields(self, row: StaticRow, first_tile: int) -> list[int]:
@@ -136,11 +136,11 @@ class StaticTable:
         addresses = [0 if array is None else array.data_ptr() for array in row.arrays]
         sizes = padded(p.shape, 1)
         aligned = sizes[-1] % 4 == 0 and not any(address % 16 for address in addresses)
-        columns = [-1 if side is None else COLUMNS.index(side[0]) for side in row.sides.columns]
+        *columns, active = _columns(row.sides)
         factors = [1 if side is None else side[1] for side in row.sides.columns]
         return [
             *addresses, p.numel(), first_tile, aligned, *sizes, *padded(columns, -1),
-            *padded(factors, 1), row.sides.row, row.rates,
+            *padded(factors, 1), row.sides.row, active, row.rates,
         ]  # fmt: skip
 
     def write_frozen(self, boxes: Sequence[Sequence[int] | None]) -> None:
@@ -161,71 +161,7 @@ class StaticTable:
 
     def write_rates(self, rates: Sequence[Rates], blend: float = 0.0) -> None:
         """The hyperparameters, and the share of new weights in the averages, in one copy."""
-        copy_from_host(self._numbers, [blend, *chain.from_iterable(map(_fields_of_rates, rates))])
-
-
-@torch.no_grad()
-def adamw_static_(
-    table: StaticTable,
-    extents: Tensor,
-    *,
-    largest: float | None = None,
-    scale: Tensor | None = None,
-) -> None:
-    """One AdamW update of what the subnets in `extents` sampled, by ``table.inactive``.
-
-    As :class:`growtas.training.AdamW` does it on the host: "dense" moves all of a shell from the
-    first step on that samples any of it, "skip" only in such steps, "masked" moves the sampled
-    weights, each with a step count of its own; frozen boxes stay as they are. Averages become
-    ``lerp(average, parameter, table.blend)`` everywhere, with the new parameter.
-
-    Args:
-        table: parameters, state and settings.
-        extents: int32 ``[groups, depth, 5]``, `Extents.table`; the sampled boxes are united.
-        largest: norm that the gradient is clipped to; None for no clipping.
-        scale: float32 ``[]``, what the loss was multiplied by. Then a gradient that is not finite
-            leaves the step out: nothing moves or counts but the averages.
-
-    Raises:
-        BackendUnavailable: there is no implementation for the parameters' device here.
-    """
-    if largest is not None and not largest > 0:
-        raise ValueError(f"the largest norm must be above 0, got {largest}")
-    implementation(table.rows[0].parameter).step_(table, extents, largest, scale)
-
-
-def unavailable(parameter: Tensor) -> str | None:
-    """Why :func:`adamw_static_` cannot move such parameters; None if it can."""
-    try:
-        implementation(parameter)
-    except BackendUnavailable as error:
-        return str(error)
-    return None
-
-
-def implementation(parameter: Tensor) -> ModuleType:
-    """The module whose ``step_`` moves such parameters: on CUDA devices the library in CUDA C++,
-    else Triton; on the CPU the core, else the reference. "triton" by name on the CPU: interpreted.
-
-    Raises:
-        BackendUnavailable: neither.
-    """
-    request = requested_backend()
-    if request == "reference":
-        return static_reference
-    cuda = parameter.device.type == "cuda"
-    reason = native_library.cuda_unavailable() if cuda else native_library.unavailable()
-    if parameter.dtype != torch.float32:
-        reason = f"it updates float32 parameters, not {parameter.dtype}"
-    elif reason is None and (cuda or request != "triton"):
-        return static_launch
-    elif cuda or request == "triton":
-        reason = triton_support.unavailable() or triton_support.unsupported(parameter)
-        if reason is None:
-            return importlib.import_module("growtas.kernels.adamw.gpu_static")
-    if cuda or request != "auto":
-        raise BackendUnavailable(f"adamw with extents on {parameter.device.type}: {reason}")
-    return static_reference
+        copy_from_host(self._numbers, [blend, *chain.from_iterable(own.numbers for own in rates)])
 
 
 def padded(values: Sequence[int], fill: int) -> list[int]:
@@ -233,12 +169,10 @@ def padded(values: Sequence[int], fill: int) -> list[int]:
     return [fill] * (SIDES - len(values)) + list(values)
 
 
-def _fields_of_rates(rates: Rates) -> tuple[float, ...]:
-    logarithms = [math.log(beta) if beta else -math.inf for beta in rates.betas]
-    return (
-        rates.lr, rates.weight_decay, 1.0 - rates.betas[0], rates.betas[1], 1.0 - rates.betas[1],
-        *logarithms, rates.eps,
-    )  # fmt: skip
+def _columns(sides: Sides) -> list[int]:
+    """The columns in which the sides look, then the active one; -1 for none."""
+    columns = [-1 if side is None else side[0] for side in sides.columns]
+    return [*columns, -1 if sides.active is None else sides.active]
 
 
 def _check(row: StaticRow, inactive: str) -> None:
