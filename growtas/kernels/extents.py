@@ -18,7 +18,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from growtas.kernels.library import observed
+from growtas.kernels.call import observed
 
 COPY_BYTES = 16  # that one copy of a kernel moves: eight two-byte values
 COLUMNS = ("embed", "heads", "hidden", "active", "head_width")
