@@ -26,7 +26,8 @@ def randn(*shape, dtype=torch.float32):
 
 
 def check(operator, call, *, parameters=1):
-    """Both of an operator's entries, as the dispatcher calls them."""
+    """Both of an operator's entries, as the dispatcher calls them. Extents are all there is: what
+    lies beyond them is never twice the same."""
     flat = operator.flatten(call)
     assert operator.rebuild(flat) == call
     forward, backward = (
@@ -45,7 +46,7 @@ def check(operator, call, *, parameters=1):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_opcheck_linear(backend, dtype):
     x, weight, bias = randn(2, 5, 6, dtype=dtype), randn(3, 2, 4, 8), randn(3, 2, 4)
-    extents = LinearSizes(*torch.tensor([[3], [5]], dtype=torch.int32), 1)
+    extents = LinearSizes(*torch.tensor([[4], [6]], dtype=torch.int32), 1)
     for around in (Around(True, randn(2), randn(2, 5, 12)), Around(False, None, None)):
         for sizes in (None, extents):
             check(LINEAR, LinearCall(x, weight, bias, 4, around, sizes), parameters=2)
@@ -55,8 +56,8 @@ def test_opcheck_linear(backend, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_opcheck_layer_norm(backend, dtype):
     x, weight, bias = randn(2, 5, 6, dtype=dtype), randn(8), randn(8)
-    size = torch.tensor([4], dtype=torch.int32)
-    for extents, present in ((None, None), (size, size)):
+    width, one = torch.tensor([[6], [1]], dtype=torch.int32)
+    for extents, present in ((None, None), (width, one)):
         call = LayerNormCall(x, weight, bias, 1e-5, torch.bfloat16, extents, present)
         check(LAYER_NORM, call, parameters=2)
 
@@ -64,7 +65,7 @@ def test_opcheck_layer_norm(backend, dtype):
 @pytest.mark.parametrize("relative", [True, False])
 def test_opcheck_attention(backend, relative):
     qkv, tables = randn(2, 7, 3 * 2 * 8), randn(4, 6, 8) if relative else None
-    for extents in (None, torch.tensor([1], dtype=torch.int32)):
+    for extents in (None, torch.tensor([2], dtype=torch.int32)):
         check(ATTENTION, AttentionCall(qkv, tables, 2, 2, 3, 8**-0.5, extents))
 
 

@@ -43,7 +43,8 @@ def backward(call: AttentionCall, saved: Sequence[Tensor], dy: Tensor, grads: Gr
     if call.extents is not None:
         if heads := int(call.extents):
             dy = _heads(dy, 1, call.num_heads, heads).flatten(-3)
-            found = backward(_narrow(call, heads), (lse[:, :heads].flatten(1),), dy, grads)
+            mine_lse = lse[:, :heads].flatten(1).contiguous()
+            found = backward(_narrow(call, heads), (mine_lse,), dy, grads)
             _heads(dqkv, 3, call.num_heads, heads).copy_(found.unflatten(-1, (3, heads, -1)))
         return dqkv
     operators().attention_backward(

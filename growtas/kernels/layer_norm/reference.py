@@ -24,7 +24,9 @@ def forward(call: LayerNormCall) -> tuple[Tensor, Tensor, Tensor]:
     x = call.x.to(dtype)
     mean = _mean(x, call.extents)
     rstd = _mean((x - mean).square(), call.extents).add(call.eps).rsqrt()
-    y = (x - mean) * rstd * _weight(call, dtype) + call.bias[: x.shape[-1]].to(dtype)
+    # Nothing reads an output that is not present: its weight only has no part in a derivative.
+    w = _weight(call if torch.is_grad_enabled() else call._replace(present=None), dtype)
+    y = (x - mean) * rstd * w + call.bias[: x.shape[-1]].to(dtype)
     return y.to(call.out_dtype), mean.squeeze(-1), rstd.squeeze(-1)
 
 
