@@ -12,10 +12,10 @@ A backend is a module with two functions::
 
 from __future__ import annotations
 
-import functools
+import operator
 import types
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -58,13 +58,6 @@ def observed(first: Tensor) -> bool:
     )
 
 
-def _through_dispatcher(first: Tensor) -> bool:
-    """Where nobody observes operators they are called directly: a way through the dispatcher costs
-    as much Python as the rest of a call. So they are under ``torch.func``, whose transforms want to
-    see plain PyTorch."""
-    return observed(first) and (torch.compiler.is_dynamo_compiling() or not transformed())
-
-
 def _own_function(first: Tensor, gradients: GradientAccumulator | None) -> bool:
     """Whether a call that needs a derivative goes through `_Function`. Who observes operators sees
     the operator itself, whose derivative is registered; an accumulator is no argument of it.
@@ -82,33 +75,14 @@ def _own_function(first: Tensor, gradients: GradientAccumulator | None) -> bool:
     return True
 
 
-def _without_autocast(method: Callable) -> Callable:
-    """The operators choose their own precision: inside them autocast would round what is float32
-    on purpose (logits, sums)."""
-
-    @functools.wraps(method)
-    def run(operator: Operator, call: Any, *rest: Any) -> Any:
-        device = call[0].device.type
-        if not torch.is_autocast_enabled(device):
-            return method(operator, call, *rest)
-        with torch.autocast(device, enabled=False):
-            return method(operator, call, *rest)
-
-    return run
-
-
-class _Field(NamedTuple):
-    """One argument of the schema."""
-
-    name: str
-    kind: str
-
-
 class _Nested(NamedTuple):
-    """A tuple inside a call: its class, and how many arguments of the schema it is."""
+    """A tuple inside a call: its class, whether None may stand for it, and its fields' places among
+    the arguments of the schema."""
 
     kind: Any
-    size: int
+    optional: bool
+    start: int
+    end: int
 
 
 def _kind(hint: Any) -> tuple[Any, bool]:
@@ -119,15 +93,48 @@ def _kind(hint: Any) -> tuple[Any, bool]:
     return kind, True
 
 
-def _fields(call: Any, prefix: str = "", optional: bool = False) -> Iterator[_Field | _Nested]:
-    """Of a call's class in their order; behind a nested tuple's `_Nested` come its own."""
+def _arguments(call: Any) -> tuple[dict[str, str], list[_Nested]]:
+    """Names and types of the schema's arguments, from the fields of a call's class."""
+    arguments: dict[str, str] = {}
+    nested = []
     for name, hint in typing.get_type_hints(call).items():
-        kind, maybe = _kind(hint)
+        kind, optional = _kind(hint)
         if kind in _TYPES:
-            yield _Field(prefix + name, _TYPES[kind] + "?" * (maybe or optional))
-        else:
-            yield _Nested(kind, len(kind._fields))
-            yield from _fields(kind, f"{prefix}{name}_", maybe)
+            arguments[name] = _TYPES[kind] + "?" * optional
+            continue
+        inner, _ = _arguments(kind)
+        start = len(arguments)
+        for field, type_ in inner.items():
+            arguments[f"{name}_{field}"] = type_ + "?" * (optional and not type_.endswith("?"))
+        nested.append(_Nested(kind, optional, start, len(arguments)))
+    return arguments, nested
+
+
+def _written_out(call: Any, nested: Sequence[_Nested]) -> tuple[Callable, Callable]:
+    """From a call to the arguments of the schema, and back: written out once, because loops over
+    fields would take as long as the rest of a call."""
+    if not nested:
+        return (lambda call: call), (lambda flat: tuple.__new__(call, flat))
+    plain = nested[0].start
+    flat, fields = [f"*call[:{plain}]"], [f"*flat[:{plain}]"]
+    for at, (_, optional, start, end) in enumerate(nested):
+        inner = f"call[{plain + at}]"
+        made = f"new(kinds[{at}], flat[{start}:{end}])"
+        absent = (None,) * (end - start)
+        flat.append(f"*({absent} if {inner} is None else {inner})" if optional else f"*{inner}")
+        fields.append(f"None if flat[{start}] is None else {made}" if optional else made)
+    scope = {"new": tuple.__new__, "kind": call, "kinds": [inner.kind for inner in nested]}
+    return (
+        eval(f"lambda call: ({', '.join(flat)},)", scope),
+        eval(f"lambda flat: new(kind, ({', '.join(fields)},))", scope),
+    )
+
+
+def _picker(places: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
+    """What picks these places of a sequence, where no compiler looks."""
+    if len(places) > 1:
+        return operator.itemgetter(*places)
+    return lambda flat: tuple([flat[place] for place in places])
 
 
 class Operator:
@@ -143,8 +150,12 @@ class Operator:
             and ``boxes()``, the leading box of every parameter that is read.
         parameters: how many whole parameters there are.
         saved: how many tensors `forward` returns besides y.
-        keeps_y: whether `backward` wants y too, first of what is saved.
+        keeps_y: whether `backward` wants y too, first of what is saved; only with `saved`.
         passed_on: the schema's name of a tensor that is added to y, whose gradient is y's.
+
+    Attributes:
+        flatten: from a call to the arguments of the schema.
+        rebuild: back.
     """
 
     def __init__(
@@ -157,41 +168,45 @@ class Operator:
         keeps_y: bool = False,
         passed_on: str | None = None,
     ) -> None:
-        found = list(_fields(call))
-        fields = [field for field in found if isinstance(field, _Field)]
-        self.name, self._call = name, call
-        self._inputs = 1 + parameters
+        arguments, nested = _arguments(call)
+        names = list(arguments)
+        self.name = name
+        self.flatten, self.rebuild = _written_out(call, nested)
+        self._size = len(names)
+        self._end = 1 + parameters
         self._returns_more = saved > 0
         self._first_saved = 0 if keeps_y else 1  # among what `forward` returns
         self._saved = saved + keeps_y
-        self._nested = tuple(nested for nested in found if isinstance(nested, _Nested))
-        self._plain = len(call._fields) - len(self._nested)
-        self._passed = next((i for i, f in enumerate(fields) if f.name == passed_on), None)
-        tensors = [i for i, f in enumerate(fields) if f.kind.startswith("Tensor")]
-        self._kept = [i for i in tensors if i != self._passed]
-        self._rest = [i for i in range(len(fields)) if i not in tensors]
-        order = [*self._kept, *self._rest, self._passed]
-        self._order = [order.index(i) for i in range(len(fields))]
-        self._shared = frozenset(range(1, self._inputs))
         self._has_extents = "extents" in call._fields
-        self._register([f"{f.kind} {f.name}" for f in fields], [f.name for f in fields])
+        self._passed = None if passed_on is None else names.index(passed_on)
+        tensors = [i for i, kind in enumerate(arguments.values()) if kind.startswith("Tensor")]
+        kept = [i for i in tensors if i != self._passed]
+        rest = [i for i in range(len(names)) if i not in tensors]
+        order = [*kept, *rest, self._passed]
+        self._kept_count = len(kept)
+        self._kept, self._rest = _picker(kept), _picker(rest)
+        self._order = _picker([order.index(i) for i in range(len(names))])
+        self._register([f"{kind} {name}" for name, kind in arguments.items()], names)
 
     def _register(self, arguments: Sequence[str], names: Sequence[str]) -> None:
         saved = [f"Tensor saved_{i}" for i in range(self._saved)]
         buffers = [
             f"Tensor({chr(ord('a') + i)}!)? grad_{name}"
-            for i, name in enumerate(names[1 : self._inputs])
+            for i, name in enumerate(names[1 : self._end])
         ]
         count = self._first_saved + self._saved
         returns = f"({', '.join(['Tensor'] * count)})" if self._returns_more else "Tensor"
         backward = ["Tensor dy", *arguments, *saved, "bool dx", *buffers, "Tensor? added"]
         _LIBRARY.define(f"{self.name}({', '.join(arguments)}) -> {returns}")
         _LIBRARY.define(f"{self.name}_backward({', '.join(backward)}) -> Tensor")
-        functions = (
-            (self.name, lambda *flat: self._run(self.rebuild(flat)), self._fake),
-            (f"{self.name}_backward", self._backward_flat, self._backward_fake),
-        )
-        for name, implementation, fake in functions:
+        for name, implementation, fake in (
+            (
+                self.name,
+                lambda *flat: self._run(self.rebuild(flat)),
+                lambda *flat: self.rebuild(flat).outputs(),
+            ),
+            (f"{self.name}_backward", self._run_backward_flat, self._backward_fake),
+        ):
             _LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
             torch.library.register_fake(f"growtas::{name}", fake, lib=_LIBRARY)
         # Compilers keep an operator with a registered derivative whole, and need not trace an
@@ -212,7 +227,7 @@ class Operator:
         then made where that of the first is computed."""
         if torch.is_grad_enabled():
             flat = self.flatten(call)
-            inputs = flat[: self._inputs]
+            inputs = flat[: self._end]
             if self._passed is not None:
                 inputs = (*inputs, flat[self._passed])
             for tensor in inputs:
@@ -220,25 +235,9 @@ class Operator:
                     if not _own_function(call[0], gradients):
                         break
                     return _Function.apply(self, call, flat, gradients, leaving, *inputs)
-        y = self._forward(call)[0]
+        outputs = self._forward(call)
+        y = outputs[0] if self._returns_more else outputs
         return (y, call[0]) if leaving else y
-
-    def flatten(self, call: Any) -> tuple[Any, ...]:
-        """The arguments of the schema."""
-        flat = call[: self._plain]
-        for nested, (_, size) in zip(call[self._plain :], self._nested, strict=True):
-            flat = (*flat, *((None,) * size if nested is None else nested))
-        return flat
-
-    def rebuild(self, flat: Sequence[Any]) -> Any:
-        """The call of such arguments."""
-        fields = [*flat[: self._plain]]
-        start = self._plain
-        for kind, size in self._nested:
-            end = start + size
-            fields.append(None if flat[start] is None else kind._make(flat[start:end]))
-            start = end
-        return self._call._make(fields)
 
     def of_subnets(self, call: Any) -> list[Any]:
         """The calls of the subnets that share the batch, each with its part of all but the
@@ -246,95 +245,101 @@ class Operator:
         count = self._subnets(call)
         columns = [
             value.tensor_split(count)
-            if isinstance(value, Tensor) and i not in self._shared
+            if isinstance(value, Tensor) and not 1 <= i < self._end
             else (value,) * count
             for i, value in enumerate(self.flatten(call))
         ]
         return [self.rebuild(flat) for flat in zip(*columns, strict=True)]
 
-    def _subnets(self, call: Any) -> int:
+    def _divides(self, backend: Any, call: Any) -> bool:
+        """Whether the backend gets a call for each subnet."""
         if not self._has_extents or call.extents is None:
-            return 1
+            return False
+        return self._subnets(call) > 1 and not getattr(backend, "SEVERAL_SUBNETS", False)
+
+    def _subnets(self, call: Any) -> int:
         return len(call.extents if isinstance(call.extents, Tensor) else call.extents[0])
 
-    def _backend(self, call: Any) -> Any:
-        tensors = call[:2] if call[1] is not None else call[:1]
-        return select(self.name, *tensors, call=call)
+    def _forward(self, call: Any) -> Any:
+        """What a backend's `forward` returns. Where nobody observes operators they are called
+        directly: a way through the dispatcher costs as much Python as the rest of a call. So they
+        are under ``torch.func``, whose transforms want to see plain PyTorch."""
+        if observed(call[0]) and (torch.compiler.is_dynamo_compiling() or not transformed()):
+            return self._overload(*self.flatten(call))
+        return self._run(call)
 
-    def _forward(self, call: Any) -> tuple[Tensor, ...]:
-        """y and what is saved."""
-        if _through_dispatcher(call[0]):
-            outputs = self._overload(*self.flatten(call))
-        else:
-            outputs = self._run(call)
-        return outputs if self._returns_more else (outputs,)
-
-    @_without_autocast
     def _run(self, call: Any) -> Any:
-        return self._forward_on(self._backend(call), call)
+        device = call[0].device.type
+        if torch.is_autocast_enabled(device):
+            # The operators choose their own precision: autocast would round what is float32 on
+            # purpose (logits, sums).
+            with torch.autocast(device, enabled=False):
+                return self._run(call)
+        return self._forward_on(select(self.name, call[0], call[1], call=call), call)
 
     def _forward_on(self, backend: Any, call: Any) -> Any:
-        if self._subnets(call) == 1 or getattr(backend, "SEVERAL_SUBNETS", False):
+        if not self._divides(backend, call):
             return backend.forward(call)
-        parts = [backend.forward(one) for one in self.of_subnets(call)]
+        found = [backend.forward(one) for one in self.of_subnets(call)]
         if self._returns_more:
-            return tuple(map(torch.cat, zip(*parts, strict=True)))
-        return torch.cat(parts)
+            return tuple(map(torch.cat, zip(*found, strict=True)))
+        return torch.cat(found)
 
     def _backward(self, call: Any, saved: Sequence[Tensor], dy: Tensor, grads: Grads) -> Any:
-        if _through_dispatcher(call[0]):
+        if observed(call[0]) and (torch.compiler.is_dynamo_compiling() or not transformed()):
             parameters, dx, added = grads
             flat = self.flatten(call)
             return self._backward_overload(dy, *flat, *saved, dx, *parameters, added)
         return self._run_backward(call, saved, dy, grads)
 
-    @_without_autocast
     def _run_backward(self, call: Any, saved: Sequence[Tensor], dy: Tensor, grads: Grads) -> Any:
-        backend = self._backend(call)
-        count = self._subnets(call)
-        if count == 1 or getattr(backend, "SEVERAL_SUBNETS", False):
+        device = call[0].device.type
+        if torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
+                return self._run_backward(call, saved, dy, grads)
+        backend = select(self.name, call[0], call[1], call=call)
+        if not self._divides(backend, call):
             return backend.backward(call, saved, dy, grads)
-        divided = (dy, *saved, *(() if grads.added is None else (grads.added,)))
-        parts = []
-        for one, shares in zip(
-            self.of_subnets(call),
-            zip(*(tensor.tensor_split(count) for tensor in divided), strict=True),
-            strict=True,
-        ):
-            end = 1 + self._saved
-            added = shares[end] if len(shares) > end else None
-            mine = grads._replace(added=added)
-            parts.append(backend.backward(one, shares[1:end], shares[0], mine))
-        return torch.cat(parts) if grads.dx else None
+        count = self._subnets(call)
+        added = (None,) * count if grads.added is None else grads.added.tensor_split(count)
+        divided = zip(*(tensor.tensor_split(count) for tensor in (dy, *saved)), strict=True)
+        found = [
+            backend.backward(one, of_saved, of_dy, grads._replace(added=of_added))
+            for one, (of_dy, *of_saved), of_added in zip(
+                self.of_subnets(call), divided, added, strict=True
+            )
+        ]
+        return torch.cat(found) if grads.dx else None
 
-    def _backward_flat(self, dy: Tensor, *flat: Any) -> Tensor:
-        end = len(self._order)
-        call, saved = self.rebuild(flat[:end]), flat[end : end + self._saved]
-        need, *parameters, added = flat[end + self._saved :]
+    def _run_backward_flat(self, dy: Tensor, *flat: Any) -> Tensor:
+        end = self._size + self._saved
+        call, saved = self.rebuild(flat[: self._size]), flat[self._size : end]
+        need, *parameters, added = flat[end:]
         dx = self._run_backward(call, saved, dy, Grads(tuple(parameters), need, added))
         return dx if need else call[0].new_empty(0)
 
-    def _fake(self, *flat: Any) -> Any:
-        return self.rebuild(flat).outputs()
-
-    def _backward_fake(self, dy: Tensor, x: Tensor, *flat: Any) -> Tensor:
-        return x.new_empty(x.shape if flat[len(self._order) - 1 + self._saved] else (0,))
+    def _backward_fake(self, dy: Tensor, *flat: Any) -> Tensor:
+        need = flat[self._size + self._saved]
+        return flat[0].new_empty(flat[0].shape if need else (0,))
 
     def keep(
         self,
         ctx: Any,
         flat: Sequence[Any],
-        outputs: Sequence[Tensor],
+        outputs: Any,
         gradients: GradientAccumulator | None,
     ) -> None:
         """What the backward pass needs of a call."""
-        ctx.save_for_backward(*[flat[i] for i in self._kept], *outputs[self._first_saved :])
-        ctx.rest = [flat[i] for i in self._rest]
+        saved = outputs[self._first_saved :] if self._saved else ()
+        ctx.save_for_backward(*self._kept(flat), *saved)
+        ctx.rest = self._rest(flat)
         ctx.gradients = gradients
-        # the parameters themselves: saved tensors may come back as other objects
-        ctx.parameters = None if gradients is None else flat[1 : self._inputs]
-        passed = None if self._passed is None else flat[self._passed]
-        ctx.passed_dtype = None if passed is None else passed.dtype
+        if gradients is not None:
+            # the parameters themselves: saved tensors may come back as other objects
+            ctx.parameters = flat[1 : self._end]
+        if self._passed is not None:
+            passed = flat[self._passed]
+            ctx.passed_dtype = None if passed is None else passed.dtype
         ctx.set_materialize_grads(False)
 
     def gradients(
@@ -342,28 +347,33 @@ class Operator:
     ) -> tuple[Tensor | None, ...]:
         """Of x and the parameters, and of what is passed on if this operator has such a tensor."""
         if dy is None:
-            return added, *(None,) * (self._inputs - (self._passed is None))
+            return added, *(None,) * (self._end - (self._passed is None))
         tensors = ctx.saved_tensors
-        values = (*tensors[: len(self._kept)], *ctx.rest, None)
-        call, saved = self.rebuild([values[i] for i in self._order]), tensors[len(self._kept) :]
-        passed = (
-            () if self._passed is None
-            else (None,) if ctx.passed_dtype is None else (dy.to(ctx.passed_dtype),)
-        )  # fmt: skip
+        call = self.rebuild(self._order((*tensors[: self._kept_count], *ctx.rest, None)))
+        saved = tensors[self._kept_count :]
         if torch.is_grad_enabled():
-            return *self._second_order(ctx, call, dy, added), *passed
-        wanted = needed[1 : self._inputs]
-        if ctx.gradients is None:
-            parameters = zip(call[1 : self._inputs], wanted, strict=True)
-            buffers = tuple([full_size_zeros(p) if want else None for p, want in parameters])
+            found = self._second_order(ctx, call, dy, added)
         else:
-            boxes = zip(ctx.parameters, call.boxes(), wanted, strict=True)
-            buffers = tuple([ctx.gradients.buffer(p, box) if want else None
-                             for p, box, want in boxes])  # fmt: skip
-        dx = self._backward(call, saved, dy, Grads(buffers, needed[0], added))
-        if ctx.gradients is not None:
-            buffers = (None,) * len(buffers)
-        return dx if needed[0] else None, *buffers, *passed
+            parameters = call[1 : self._end]
+            if ctx.gradients is None:
+                buffers = [
+                    full_size_zeros(parameter) if need else None
+                    for parameter, need in zip(parameters, needed[1 : self._end], strict=True)
+                ]
+            else:
+                buffers = [
+                    ctx.gradients.buffer(parameter, box) if need else None
+                    for parameter, box, need in zip(
+                        ctx.parameters, call.boxes(), needed[1 : self._end], strict=True
+                    )
+                ]
+            dx = self._backward(call, saved, dy, Grads(tuple(buffers), needed[0], added))
+            if ctx.gradients is not None:
+                buffers = [None] * len(buffers)
+            found = (dx if needed[0] else None, *buffers)
+        if self._passed is None:
+            return found
+        return *found, None if ctx.passed_dtype is None else dy.to(ctx.passed_dtype)
 
     def _second_order(
         self, ctx: Any, call: Any, dy: Tensor, added: Tensor | None
@@ -382,10 +392,8 @@ class Operator:
         reference = plain(self.name, "a second derivative")
         with torch.enable_grad():
             # Views, so that the gradient of an input stops there and does not pass to another one.
-            views = [None if t is None else t.view_as(t) for t in call[: self._inputs]]
-            outputs = self._forward_on(
-                reference, self._call._make((*views, *call[self._inputs :]))
-            )  # fmt: skip
+            views = [None if t is None else t.view_as(t) for t in call[: self._end]]
+            outputs = self._forward_on(reference, call._make((*views, *call[self._end :])))
             y = outputs[0] if self._returns_more else outputs
             wanted = [v for v in views if v is not None and v.requires_grad]
             found = iter(torch.autograd.grad(y, wanted, dy.to(y.dtype), create_graph=True))
@@ -393,14 +401,14 @@ class Operator:
         return dx if added is None or dx is None else dx + added, *rest
 
     def _setup_context(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        outputs = output if self._returns_more else (output,)
-        ctx.mark_non_differentiable(*outputs[1:])
-        self.keep(ctx, inputs, outputs, None)
+        if self._returns_more:
+            ctx.mark_non_differentiable(*output[1:])
+        self.keep(ctx, inputs, output, None)
 
     def _registered_backward(self, ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Any, ...]:
-        found: list[Tensor | None] = [None] * len(self._order)
+        found: list[Tensor | None] = [None] * self._size
         gradients = self.gradients(ctx, dy, None, ctx.needs_input_grad)
-        found[: self._inputs] = gradients[: self._inputs]
+        found[: self._end] = gradients[: self._end]
         if self._passed is not None:
             found[self._passed] = gradients[-1]
         return tuple(found)
@@ -420,12 +428,14 @@ class _Function(torch.autograd.Function):
         x: Tensor,
         *_: Tensor | None,
     ) -> Any:
-        outputs = operator._forward(call)
+        # With an accumulator somebody may observe operators; without one nobody does.
+        outputs = operator._run(call) if gradients is None else operator._forward(call)
         operator.keep(ctx, flat, outputs, gradients)
         ctx.operator = operator
-        return (outputs[0], x.view_as(x)) if leaving else outputs[0]
+        y = outputs[0] if operator._returns_more else outputs
+        return (y, x.view_as(x)) if leaving else y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, added: Tensor | None = None) -> Any:
         found = ctx.operator.gradients(ctx, dy, added, ctx.needs_input_grad[5:])
-        return *(None,) * 5, *found
+        return None, None, None, None, None, *found

@@ -147,7 +147,9 @@ def plain(operator: str, purpose: str) -> ModuleType:
     return _module(operator, "reference")
 
 
-def select(operator: str, *tensors: Tensor, call: Any = None) -> ModuleType:
+def select(
+    operator: str, first: Tensor, second: Tensor | None = None, *, call: Any = None
+) -> ModuleType:
     """The backend module that runs ``operator`` on tensors of these devices and dtypes; under a
     transform of ``torch.func`` the reference. With `call`, the one that runs that call.
 
@@ -157,9 +159,13 @@ def select(operator: str, *tensors: Tensor, call: Any = None) -> ModuleType:
     if transformed():
         return plain(operator, "torch.func")
     request = requested_backend()
-    key = (operator, request, *[t.device for t in tensors], *[t.dtype for t in tensors])
+    key = (
+        (operator, request, first.device, first.dtype) if second is None
+        else (operator, request, first.device, first.dtype, second.device, second.dtype)
+    )  # fmt: skip
     candidates = _cache.get(key)
     if candidates is None:
+        tensors = (first,) if second is None else (first, second)
         candidates = _cache[key] = _candidates(operator, request, tensors)
     for module, prefers in candidates:
         if prefers is None or call is None or prefers(call):

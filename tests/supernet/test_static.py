@@ -272,7 +272,7 @@ def recorded(monkeypatch, step):
 
     with monkeypatch.context() as patch:
         for module in (linear_reference, layer_norm_reference, attention_reference):
-            for name in ("forward", "backward_"):
+            for name in ("forward", "backward"):
                 patch.setattr(module, name, watched(getattr(module, name)))
         with kernels.use_backend("reference"), recorder:
             step()

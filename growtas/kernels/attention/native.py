@@ -74,4 +74,4 @@ def _heads(x: Tensor, parts: int, num_heads: int, heads: int) -> Tensor:
 
 def _of_heads(lse: Tensor, heads: int) -> Tensor:
     """View ``[B, h, N]``."""
-    return lse.view(lse.shape[0], heads, -1)
+    return lse.view(lse.shape[0], heads, lse.shape[1] // heads)
