@@ -228,11 +228,11 @@ void attention_backward(const Tensor& dout, const Tensor& qkv, const std::option
                               table_gradient);
 }
 
-// A weight [R, in_max] or [G, R, in_max] with contiguous rows, of which the first `out` rows of
-// each group are meant.
+// A weight [R, in_max] or [P, R, in_max] with contiguous rows, of which the first `out` rows of
+// each part are meant.
 growtas::StackedRows weight_rows(const Tensor& t, const char* name, int64_t out, int64_t in) {
   const int64_t rows = t.dim() - 2;
-  STD_TORCH_CHECK(t.dim() == 2 || t.dim() == 3, name, ": must be [out, in] or [groups, out, in]");
+  STD_TORCH_CHECK(t.dim() == 2 || t.dim() == 3, name, ": must be [out, in] or [parts, out, in]");
   STD_TORCH_CHECK(out >= 1 && out <= t.size(rows) && in >= 1 && in <= t.size(rows + 1), name,
                   ": has no slice of ", out, " x ", in);
   STD_TORCH_CHECK(t.size(rows + 1) == 1 || t.stride(rows + 1) == 1, name,
@@ -240,15 +240,15 @@ growtas::StackedRows weight_rows(const Tensor& t, const char* name, int64_t out,
   return {out, t.dim() == 3 ? t.stride(0) : 0, t.stride(rows)};
 }
 
-int64_t groups_of(const Tensor& weight) { return weight.dim() == 3 ? weight.size(0) : 1; }
+int64_t parts_of(const Tensor& weight) { return weight.dim() == 3 ? weight.size(0) : 1; }
 
-// A bias [G * out_max], of which a prefix is meant, or [G, out_max], sliced like the weight.
-growtas::StackedRows bias_rows(const Tensor& t, const char* name, int64_t groups, int64_t out) {
+// A bias [P * out_max], of which a prefix is meant, or [P, out_max], sliced like the weight.
+growtas::StackedRows bias_rows(const Tensor& t, const char* name, int64_t parts, int64_t out) {
   check_contiguous(t, name);
   const bool stacked = t.dim() == 2;
-  STD_TORCH_CHECK((t.dim() == 1 && t.size(0) >= groups * out) ||
-                      (stacked && t.size(0) == groups && t.size(1) >= out),
-                  name, ": has no slice of ", groups, " x ", out);
+  STD_TORCH_CHECK((t.dim() == 1 && t.size(0) >= parts * out) ||
+                      (stacked && t.size(0) == parts && t.size(1) >= out),
+                  name, ": has no slice of ", parts, " x ", out);
   return {out, stacked ? t.size(1) : out, 1};
 }
 
@@ -271,15 +271,14 @@ ConstBuffer optional_rows(const std::optional<Tensor>& t, const char* name, int6
 }
 
 void linear_forward(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
-                    int64_t out_features, bool gelu_of_x, bool gelu_of_sum,
-                    const std::optional<Tensor>& scale, const std::optional<Tensor>& residual,
-                    const Tensor& y, const std::optional<Tensor>& preactivation) {
+                    int64_t out_features, bool gelu_of_x, const std::optional<Tensor>& scale,
+                    const std::optional<Tensor>& residual, const Tensor& y) {
   STD_TORCH_CHECK(x.dim() == 2, "x: must be [rows, in]");
-  const int64_t groups = groups_of(weight);
+  const int64_t parts = parts_of(weight);
   growtas::RowsProduct a = {};
   a.rows = x.size(0);
   a.depth = x.size(1);
-  a.columns = groups * out_features;
+  a.columns = parts * out_features;
   growtas::WeightPacking w = {};
   w.weight = input(weight, "weight");
   w.rows = weight_rows(weight, "weight", out_features, a.depth);
@@ -289,18 +288,13 @@ void linear_forward(const Tensor& x, const Tensor& weight, const std::optional<T
   a.a_stride = check_rows(x, "x", a.rows, a.depth);
   a.product = growtas::product_of(a.a.dtype);
   a.gelu_of_a = gelu_of_x;
-  a.gelu_of_sum = gelu_of_sum;
   a.scale = sample_scale(scale, a.rows, a.a.dtype);
   a.residual = optional_rows(residual, "residual", a.rows, a.columns, a.residual_stride);
   a.c = output(y, "y");
   a.c_stride = check_rows(y, "y", a.rows, a.columns);
-  if (preactivation.has_value()) {
-    a.preactivation = output(*preactivation, "preactivation");
-    a.preactivation_stride = check_rows(*preactivation, "preactivation", a.rows, a.columns);
-  }
   growtas::rows_product(
       a, w, bias.has_value() ? input(*bias, "bias") : ConstBuffer{},
-      bias.has_value() ? bias_rows(*bias, "bias", groups, out_features) : growtas::StackedRows{});
+      bias.has_value() ? bias_rows(*bias, "bias", parts, out_features) : growtas::StackedRows{});
 }
 
 void linear_backward(const Tensor& dy, const Tensor& x, const Tensor& weight, int64_t out_features,
@@ -308,10 +302,10 @@ void linear_backward(const Tensor& dy, const Tensor& x, const Tensor& weight, in
                      const std::optional<Tensor>& dx, const std::optional<Tensor>& dweight,
                      const std::optional<Tensor>& dbias) {
   STD_TORCH_CHECK(x.dim() == 2, "x: must be [rows, in]");
-  const int64_t groups = groups_of(weight);
+  const int64_t parts = parts_of(weight);
   growtas::LinearBackward a = {};
   a.rows = x.size(0);
-  a.out = groups * out_features;
+  a.out = parts * out_features;
   a.in = x.size(1);
   a.dy = input(dy, "dy");
   a.x = input(x, "x");
@@ -331,13 +325,13 @@ void linear_backward(const Tensor& dy, const Tensor& x, const Tensor& weight, in
     a.dx_stride = check_rows(*dx, "dx", a.rows, a.in);
   }
   if (dweight.has_value()) {
-    STD_TORCH_CHECK(groups_of(*dweight) == groups, "dweight: must have ", groups, " groups");
+    STD_TORCH_CHECK(parts_of(*dweight) == parts, "dweight: must have ", parts, " parts");
     a.dweight = output(*dweight, "dweight");
     a.dweight_rows = weight_rows(*dweight, "dweight", out_features, a.in);
   }
   if (dbias.has_value()) {
     a.dbias = output(*dbias, "dbias");
-    a.dbias_rows = bias_rows(*dbias, "dbias", groups, out_features);
+    a.dbias_rows = bias_rows(*dbias, "dbias", parts, out_features);
   }
   growtas::linear_backward(a, w);
 }
@@ -352,8 +346,7 @@ void run_adamw_static(const growtas::StaticAdamW& plan, const Tensor& targets) {
 STABLE_TORCH_LIBRARY(growtas_native, m) {
   m.def(
       "linear_forward(Tensor x, Tensor weight, Tensor? bias, int out_features, bool gelu_of_x, "
-      "bool gelu_of_sum, Tensor? scale, Tensor? residual, Tensor(a!) y, "
-      "Tensor(b!)? preactivation) -> ()");
+      "Tensor? scale, Tensor? residual, Tensor(a!) y) -> ()");
   m.def(
       "linear_backward(Tensor dy, Tensor x, Tensor weight, int out_features, bool gelu_of_x, "
       "Tensor? scale, Tensor(a!)? dx, Tensor(b!)? dweight, Tensor(c!)? dbias) -> ()");

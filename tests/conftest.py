@@ -18,8 +18,9 @@ if not torch.cuda.is_available() and importlib.util.find_spec("triton") is not N
     try:
         from growtas.kernels.dispatch import OPERATORS
 
-        for operator in OPERATORS:
-            importlib.import_module(f"growtas.kernels.{operator}.gpu_builds")  # and all it calls
+        for name in [f"growtas.kernels.{operator}.gpu_builds" for operator in OPERATORS]:
+            if importlib.util.find_spec(name) is not None:
+                importlib.import_module(name)  # and all it calls
     finally:
         if before is None:
             del os.environ["TRITON_INTERPRET"]

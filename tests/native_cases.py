@@ -29,20 +29,20 @@ def run_attention(function, inputs, cotangent, dtype, **arguments):
     return outputs_and_gradients(function, given, cotangent, dtype, **arguments)
 
 
-def linear_inputs(rows, in_features, out_features, *, groups=2, dtype=torch.float64):
+def linear_inputs(rows, in_features, out_features, *, parts=2, dtype=torch.float64):
     """A stacked weight inside NaN, a bias sliced like it, and a cotangent; all exact in dtype."""
     generator = torch.Generator().manual_seed(rows * 10007 + in_features * 101 + out_features)
 
     def randn(*shape):
         return torch.randn(*shape, generator=generator).to(dtype).double()
 
-    weight = torch.full((groups, out_features + 3, in_features + 5), float("nan")).double()
+    weight = torch.full((parts, out_features + 3, in_features + 5), float("nan")).double()
     weight[:, :out_features, :in_features] = (
-        randn(groups, out_features, in_features) * in_features**-0.5
+        randn(parts, out_features, in_features) * in_features**-0.5
     )
-    bias = torch.full((groups, out_features + 3), float("nan")).double()
-    bias[:, :out_features] = randn(groups, out_features)
-    width = groups * out_features
+    bias = torch.full((parts, out_features + 3), float("nan")).double()
+    bias[:, :out_features] = randn(parts, out_features)
+    width = parts * out_features
     inputs = {
         "x": randn(rows, in_features),
         "weight": weight.to(dtype).double(),

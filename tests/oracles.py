@@ -21,25 +21,22 @@ HIDDEN_WIDTHS = [672, 756, 768, 840, 864, 960, 1344, 1568, 1792, 1848, 2184, 249
 
 
 def linear(
-    x, weight, bias=None, *, out_features, input_activation=None, activation=None,
-    sample_scale=None, residual=None,
+    x, weight, bias=None, *, out_features, input_activation=None, sample_scale=None, residual=None
 ):  # fmt: skip
-    """y = residual + s act(act'(x) W^T + b); stacked weights give stacked outputs."""
+    """y = residual + s (act(x) W^T + b); stacked weights give stacked outputs."""
     if input_activation == "gelu":
         x = F.gelu(x)
     matrices = [weight] if weight.dim() == 2 else [w.reshape(-1, w.shape[-1]) for w in weight]
     outputs = []
-    for group, matrix in enumerate(matrices):
+    for part, matrix in enumerate(matrices):
         y = x @ matrix[:out_features, : x.shape[-1]].T
         if bias is not None:
             if bias.dim() == 1:
-                y = y + bias[group * out_features : (group + 1) * out_features]
+                y = y + bias[part * out_features : (part + 1) * out_features]
             else:
-                y = y + bias[group].reshape(-1)[:out_features]
+                y = y + bias[part].reshape(-1)[:out_features]
         outputs.append(y)
     y = torch.cat(outputs, -1)
-    if activation == "gelu":
-        y = F.gelu(y)
     if sample_scale is not None:
         y = y * sample_scale.to(y.dtype).reshape(-1, *(1,) * (y.dim() - 1))
     return y if residual is None else residual + y

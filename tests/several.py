@@ -1,6 +1,6 @@
 """Several subnets in one call of an operator: what must hold on every backend.
 
-Subnet s has an equal part of the batch and sizes of its own. Activations are NaN beyond them and
+Subnet s has an equal share of the batch and sizes of its own. Activations are NaN beyond them and
 parameters where no subnet reads, and gradient buffers keep what they held there.
 """
 
@@ -41,27 +41,27 @@ def widened(x, width):
     return wide
 
 
-def check(run, oracle, parts, parameters, boxes, widths, dtype, exact):
+def check(run, oracle, shares, parameters, boxes, widths, dtype, exact):
     """Outputs and gradients of one call for all subnets.
 
     Args:
         run: the operator, of subnets' numbers, wide activations, parameters and an accumulator.
         oracle: the formula: of a subnet's number, narrow activations by name and parameters.
-        parts: of every subnet, narrow activations by name; the cotangent's is "cotangent".
+        shares: of every subnet, narrow activations by name; the cotangent's is "cotangent".
         parameters: by name, NaN where no subnet reads.
         boxes: by name, bool where some subnet reads.
-        widths: of the launched activations, by name; last dimensions are [groups, width].
+        widths: of the launched activations, by name; last dimensions are [parts, width].
         exact: one call or one for each subnet, parameter gradients have the same bits.
     """
     device = next(iter(parameters.values())).device
-    count = len(parts)
+    count = len(shares)
 
     def wide(name, subnets):
-        if parts[0][name] is None:
+        if shares[0][name] is None:
             return None
-        return torch.cat([widened(parts[s][name], widths[name]).flatten(2) for s in subnets])
+        return torch.cat([widened(shares[s][name], widths[name]).flatten(2) for s in subnets])
 
-    names = [name for name in parts[0] if name != "cotangent"]
+    names = [name for name in shares[0] if name != "cotangent"]
 
     def step(calls):
         leaves = {name: torch.nn.Parameter(p.clone()) for name, p in parameters.items()}
@@ -88,12 +88,12 @@ def check(run, oracle, parts, parameters, boxes, widths, dtype, exact):
 
     golden, plain, cut, cut_again, cut_single = {}, {}, {}, {}, {}
     sums = [{}, {}]
-    for s, part in enumerate(parts):
+    for s, share in enumerate(shares):
         for to, results, total in ((torch.float64, golden, sums[0]), (dtype, plain, sums[1])):
             finite = {name: torch.nan_to_num(p) for name, p in parameters.items()}
             wanted = oracles.outputs_and_gradients(
                 lambda s=s, **given: oracle(s, **given),
-                {name: part[name] for name in names} | finite, part["cotangent"], to,
+                {name: share[name] for name in names} | finite, share["cotangent"], to,
             )  # fmt: skip
             for name, value in wanted.items():
                 if name in parameters:
@@ -130,21 +130,21 @@ def check_linear(sizes, *, device="cpu", dtype=torch.float32, exact, stacked=Fal
                  fused=True, images=2, launched=(20, 12)):  # fmt: skip
     """`sizes`: rows and columns of each subnet, at most `launched`. A subnet without columns has no
     layer; one without rows has no outputs, and `fused` must then be False."""
-    groups = 2 if stacked else 1
+    parts = 2 if stacked else 1
     given = {"dtype": dtype, "device": device}
     out_max, in_max = launched[0] + 4, launched[1] + 3
-    used = torch.zeros(groups, out_max, in_max, dtype=torch.bool, device=device)
-    used_bias = torch.zeros(groups, out_max, dtype=torch.bool, device=device)
+    used = torch.zeros(parts, out_max, in_max, dtype=torch.bool, device=device)
+    used_bias = torch.zeros(parts, out_max, dtype=torch.bool, device=device)
     for out, in_ in sizes:
         used[:, :out, :in_] = True
         if in_ and flat:
-            used_bias.view(-1)[: groups * out] = True
+            used_bias.view(-1)[: parts * out] = True
         elif in_:
             used_bias[:, :out] = True
-    weight = random(groups, out_max, in_max, seed=1, **given) * 0.3
-    bias = random(groups, out_max, seed=2, **given)
-    shape = (groups, 4, out_max // 4) if stacked else (out_max,)
-    bias_shape = (groups * out_max,) if flat else shape
+    weight = random(parts, out_max, in_max, seed=1, **given) * 0.3
+    bias = random(parts, out_max, seed=2, **given)
+    shape = (parts, 4, out_max // 4) if stacked else (out_max,)
+    bias_shape = (parts * out_max,) if flat else shape
     parameters = {
         "weight": torch.where(used, weight, NAN).view(*shape, in_max),
         "bias": torch.where(used_bias, bias, NAN).view(bias_shape),
@@ -152,15 +152,15 @@ def check_linear(sizes, *, device="cpu", dtype=torch.float32, exact, stacked=Fal
     boxes = {"weight": used.view(*shape, in_max), "bias": used_bias.view(bias_shape)}
     scale = torch.rand(len(sizes) * images, generator=torch.Generator().manual_seed(3)).to(device)
     extents = [column([size[i] for size in sizes], device, 2 + i) for i in (0, 1)]
-    parts = [
+    shares = [
         {
             "x": random(images, 5, in_, seed=10 + s, **given),
-            "residual": random(images, 5, groups, out, seed=20 + s, **given) if fused else None,
-            "cotangent": random(images, 5, groups, out, seed=30 + s, **given),
+            "residual": random(images, 5, parts, out, seed=20 + s, **given) if fused else None,
+            "cotangent": random(images, 5, parts, out, seed=30 + s, **given),
         }
         for s, (out, in_) in enumerate(sizes)
     ]  # fmt: skip
-    options = {"input_activation": "gelu", "activation": "gelu"} if fused else {}
+    options = {"input_activation": "gelu"} if fused else {}
 
     def scaled(subnets):
         if not fused:
@@ -177,18 +177,18 @@ def check_linear(sizes, *, device="cpu", dtype=torch.float32, exact, stacked=Fal
 
     def oracle(subnet, x, weight, bias, residual=None):
         out, in_ = sizes[subnet]
-        if not in_:  # a gradient of zeros for what has no part
+        if not in_:  # a gradient of zeros for what has no share
             nothing = 0 * (weight.sum() + bias.sum() + x.sum())
-            return nothing + residual if fused else nothing.expand(images, 5, groups, out)
+            return nothing + residual if fused else nothing.expand(images, 5, parts, out)
         y = oracles.linear(
             x, weight if stacked else weight.view(out_max, in_max), bias, out_features=out,
             residual=None if residual is None else residual.flatten(2), **options,
             **scaled([subnet]),
         )  # fmt: skip
-        return y.unflatten(-1, (groups, out))
+        return y.unflatten(-1, (parts, out))
 
     widths = dict.fromkeys(("output", "residual", "cotangent"), launched[0])
-    check(run, oracle, parts, parameters, boxes, widths | {"x": launched[1]}, dtype, exact)
+    check(run, oracle, shares, parameters, boxes, widths | {"x": launched[1]}, dtype, exact)
 
 
 def check_layer_norm(widths, *, device="cpu", dtype=torch.float32, exact, images=2, largest=40,
@@ -200,10 +200,10 @@ def check_layer_norm(widths, *, device="cpu", dtype=torch.float32, exact, images
         name: torch.where(used, random(largest + 4, seed=1 + centre, **given) + centre, NAN)
         for name, centre in (("weight", 1), ("bias", 0))
     }
-    parts = []
+    shares = []
     for s, width in enumerate(widths):
         cotangent = random(images, 5, width, seed=30 + s, **given)
-        parts.append({
+        shares.append({
             "x": random(images, 5, width, seed=10 + s, **given) * 2 + s,
             "cotangent": cotangent * 0 if s in absent else cotangent,
         })  # fmt: skip
@@ -222,6 +222,6 @@ def check_layer_norm(widths, *, device="cpu", dtype=torch.float32, exact, images
         return x + oracles.layer_norm(x, weight, bias)
 
     check(
-        run, oracle, parts, parameters, dict.fromkeys(parameters, used),
+        run, oracle, shares, parameters, dict.fromkeys(parameters, used),
         dict.fromkeys(("x", "output", "cotangent"), largest), dtype, exact,
     )  # fmt: skip

@@ -159,7 +159,7 @@ def install(capability: int) -> Record:
 
     class TritonAlways(dict):
         def get(self, key: tuple, default: object = None) -> Any:
-            return importlib.import_module(f"growtas.kernels.{key[0]}.gpu")
+            return ((importlib.import_module(f"growtas.kernels.{key[0]}.gpu"), None),)
 
     dispatch._cache = TritonAlways()
     return record

@@ -13,7 +13,7 @@ from growtas import kernels
 
 def linear(width):
     weight, bias = torch.zeros(64, 64), torch.zeros(64)
-    kernels.linear(torch.zeros(4, width), weight, bias, out_features=32, activation="gelu")
+    kernels.linear(torch.zeros(4, width), weight, bias, out_features=32, input_activation="gelu")
 
 linear(32)
 linear(48)

@@ -71,9 +71,9 @@ struct AttentionBackward {
 
 // Row j of a stack of matrices of which the first `rows` rows each are meant.
 struct StackedRows {
-  int64_t rows, group_stride, row_stride;
+  int64_t rows, part_stride, row_stride;
 
-  int64_t offset(int64_t j) const { return j / rows * group_stride + j % rows * row_stride; }
+  int64_t offset(int64_t j) const { return j / rows * part_stride + j % rows * row_stride; }
 };
 
 // A factor per sample: row m of an activation is scaled by data[m / rows]. No factor when null.
@@ -86,14 +86,13 @@ struct SampleScale {
 struct WeightPacking {
   ConstBuffer weight;
   StackedRows rows;
-  int64_t out, in;     // out counts the rows of all groups
+  int64_t out, in;     // out counts the rows of all parts
   bool out_is_reduced; // for the input gradient; else `in` is, for the forward product
   Product product;
   void* packed;
 };
 
-// c = act(act(a) B + bias) * scale + residual, at most one of the two activations. Rows are
-// contiguous.
+// c = (act(a) B + bias) * scale + residual. Rows are contiguous.
 struct RowsProduct {
   int64_t rows, depth, columns;
   Product product;
@@ -102,12 +101,10 @@ struct RowsProduct {
   bool gelu_of_a;
   const void* packed;
   const void* bias;  // arithmetic type, padded with zeros to whole panels; or null
-  Buffer preactivation;  // receives the sum with bias; or null
-  bool gelu_of_sum;
   SampleScale scale;
   ConstBuffer residual;  // or null
   Buffer c;
-  int64_t preactivation_stride, residual_stride, c_stride;
+  int64_t residual_stride, c_stride;
 };
 
 // With g = scale dy: dx = (g W) * act'(x), dweight += g^T act(x), dbias += the sum of g over rows.

@@ -69,9 +69,7 @@ void rows_product(RowsProduct args, WeightPacking weight, ConstBuffer bias, Stac
   }
 
   int64_t row_bytes = depth * product_bytes(args.product);
-  for (const ConstBuffer& other :
-       {ConstBuffer{args.c.data, args.c.dtype}, args.residual,
-        ConstBuffer{args.preactivation.data, args.preactivation.dtype}})
+  for (const ConstBuffer& other : {ConstBuffer{args.c.data, args.c.dtype}, args.residual})
     if (other.data != nullptr) row_bytes += args.columns * element_size(other.dtype);
   const int64_t unit = k.tile_rows(args.product);
   const int64_t limit = std::clamp(kRowsBytes / row_bytes, unit, kMaxRows);

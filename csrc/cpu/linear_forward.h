@@ -37,9 +37,6 @@ GROWTAS_INLINE void finish_tile(const RowsProduct& p, int64_t m, int64_t height,
       const int64_t left = columns - v * kLanes<S>;
       const int64_t count = left > kLanes<S> ? kLanes<S> : left;
       Vec<S> sum = load(row + v * kLanes<S>) + bias[v];
-      if (p.preactivation.data != nullptr)
-        store_values<S>(p.preactivation, i * p.preactivation_stride + j, sum, count);
-      if (p.gelu_of_sum) sum = gelu<S>(sum);
       if (p.scale.data != nullptr) sum *= splat(sample_scale<S>(p.scale, i));
       if (p.residual.data != nullptr)
         sum += load_values<S>(p.residual, i * p.residual_stride + j, count);
@@ -59,8 +56,7 @@ GROWTAS_INLINE void finish_tile(const RowsProduct& p, int64_t m, int64_t height,
 }
 
 GROWTAS_INLINE bool is_plain(const RowsProduct& p) {
-  return p.preactivation.data == nullptr && !p.gelu_of_sum && p.scale.data == nullptr &&
-         p.residual.data == nullptr;
+  return p.scale.data == nullptr && p.residual.data == nullptr;
 }
 
 // Fetches the rows that finish_tile will read and write, while the sums are formed.

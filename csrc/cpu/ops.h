@@ -18,7 +18,7 @@ void attention_forward(AttentionForward args, ConstBuffer tables);
 // dtables.data may be null; else the gradient is added.
 void attention_backward(AttentionBackward args, ConstBuffer tables, Buffer dtables);
 
-// weight is [out over all groups, in] by `weight_rows`; the packed weight, bias and scale of the
+// weight is [out over all parts, in] by `weight_rows`; the packed weight, bias and scale of the
 // product are filled in here.
 void rows_product(RowsProduct args, WeightPacking weight, ConstBuffer bias, StackedRows bias_rows);
 // Fills in `chunk` and the packed weight.

@@ -1,10 +1,15 @@
 """Which implementation of an operator runs, and why another one does not.
 
-An operator's folder holds one module per backend. A backend module exposes its launchers and
-``unsupported(*tensors) -> str | None``: the reason it cannot take such tensors, which may depend
-on their devices and dtypes only (the answer is cached by them). A request is either ``auto``
-(the first backend that can) or a backend's name, and a named one that cannot run raises.
-``gpu`` modules import Triton, so what `triton_support` can refuse is refused without them.
+An operator's folder holds one module per backend, with its functions and, where it needs them,
+
+- ``available() -> str | None``: the reason it cannot run in this process at all;
+- ``unsupported(*tensors) -> str | None``: the reason it cannot take such tensors, which may depend
+  on their devices and dtypes only (the answer is cached by them);
+- ``prefers(call) -> bool``: whether this very call is one for it, asked under ``auto`` only.
+
+A request is either ``auto`` (the first backend that can and wants to) or a backend's name, and a
+named one that cannot run raises. ``gpu`` modules import Triton, so what `triton_support` can refuse
+is refused without them.
 """
 
 from __future__ import annotations
@@ -12,10 +17,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,8 +47,15 @@ class Choice(NamedTuple):
     rejected: dict[str, str]  # backend -> why it does not run
 
 
+class _Candidate(NamedTuple):
+    """A backend that can run, and what it is asked whether it also wants to."""
+
+    module: ModuleType
+    prefers: Callable[[Any], bool] | None
+
+
 _requests: list[list[str]] = []  # of the use_backend blocks in force, the newest last
-_cache: dict[tuple, ModuleType] = {}
+_cache: dict[tuple, tuple[_Candidate, ...]] = {}
 
 
 def _check_name(name: str, source: str) -> str:
@@ -96,7 +108,7 @@ def _missing(operator: str, backend: str) -> str | None:
         return f"there is no {backend} implementation of {operator} in this version"
     if backend == "triton":
         return triton_support.unavailable()
-    available = getattr(importlib.import_module(module_name), "available", None)
+    available = getattr(_module(operator, backend), "available", None)
     return available() if available is not None else None
 
 
@@ -107,9 +119,13 @@ def _rejection(operator: str, backend: str, tensors: tuple[Tensor, ...], named: 
         if reason is None and triton_support.interpreted() and not named:
             reason = "Triton's interpreter is for tests: it runs only when asked for by name"
     if reason is None:
-        module = importlib.import_module(f"growtas.kernels.{operator}.{BACKENDS[backend]}")
-        reason = module.unsupported(*tensors)
+        unsupported = getattr(_module(operator, backend), "unsupported", None)
+        reason = None if unsupported is None else unsupported(*tensors)
     return reason
+
+
+def _module(operator: str, backend: str) -> ModuleType:
+    return importlib.import_module(f"growtas.kernels.{operator}.{BACKENDS[backend]}")
 
 
 def transformed() -> bool:
@@ -128,12 +144,14 @@ def plain(operator: str, purpose: str) -> ModuleType:
         raise BackendUnavailable(
             f"backend {request!r} has no {operator} for {purpose}; use_backend('reference') has"
         )
-    return importlib.import_module(f"growtas.kernels.{operator}.{BACKENDS['reference']}")
+    return _module(operator, "reference")
 
 
-def select(operator: str, *tensors: Tensor) -> ModuleType:
+def select(
+    operator: str, first: Tensor, second: Tensor | None = None, *, call: Any = None
+) -> ModuleType:
     """The backend module that runs ``operator`` on tensors of these devices and dtypes; under a
-    transform of ``torch.func`` the reference.
+    transform of ``torch.func`` the reference. With `call`, the one that runs that call.
 
     Raises:
         BackendUnavailable: the backend asked for by name cannot; the message says why.
@@ -141,21 +159,36 @@ def select(operator: str, *tensors: Tensor) -> ModuleType:
     if transformed():
         return plain(operator, "torch.func")
     request = requested_backend()
-    key = (operator, request, *[t.device for t in tensors], *[t.dtype for t in tensors])
-    module = _cache.get(key)
-    if module is None:
-        rejected = {}
-        for backend in BACKENDS if request == "auto" else (request,):
-            reason = _rejection(operator, backend, tensors, request == backend)
-            if reason is None:
-                module = importlib.import_module(f"growtas.kernels.{operator}.{BACKENDS[backend]}")
-                break
+    key = (
+        (operator, request, first.device, first.dtype) if second is None
+        else (operator, request, first.device, first.dtype, second.device, second.dtype)
+    )  # fmt: skip
+    candidates = _cache.get(key)
+    if candidates is None:
+        tensors = (first,) if second is None else (first, second)
+        candidates = _cache[key] = _candidates(operator, request, tensors)
+    for module, prefers in candidates:
+        if prefers is None or call is None or prefers(call):
+            return module
+    raise AssertionError("the last candidate takes every call")
+
+
+def _candidates(operator: str, request: str, tensors: tuple[Tensor, ...]) -> tuple[_Candidate, ...]:
+    """The backends among which a call decides, up to the first that does not choose its calls."""
+    rejected: dict[str, str] = {}
+    found: list[_Candidate] = []
+    for backend in BACKENDS if request == "auto" else (request,):
+        reason = _rejection(operator, backend, tensors, request == backend)
+        if reason is not None:
             rejected[backend] = reason
-        else:
-            reasons = "; ".join(f"{name}: {why}" for name, why in rejected.items())
-            raise BackendUnavailable(f"no backend runs {operator} ({reasons})")
-        _cache[key] = module
-    return module
+            continue
+        module = _module(operator, backend)
+        prefers = getattr(module, "prefers", None) if request == "auto" else None
+        found.append(_Candidate(module, prefers))
+        if prefers is None:
+            return tuple(found)
+    reasons = "; ".join(f"{name}: {why}" for name, why in rejected.items())
+    raise BackendUnavailable(f"no backend runs {operator} ({reasons})")
 
 
 def explain(devices: tuple[str, ...] | None = None) -> list[Choice]:

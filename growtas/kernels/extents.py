@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from growtas.kernels.library import observed
+from growtas.kernels.call import observed
 
 COLUMNS = ("embed", "heads", "hidden", "active", "head_width")
 

@@ -1,10 +1,7 @@
-"""Operands in the shapes that compiled kernels take: last dimension contiguous, groups first."""
+"""Operands in the shapes that compiled kernels take: last dimension contiguous, parts first."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
 from torch import Tensor
 
 
@@ -18,23 +15,13 @@ def as_rows(x: Tensor) -> Tensor:
 
 
 def as_matrices(weight: Tensor) -> Tensor:
-    """A weight ``[out_max, in_max]`` or ``[G, ..., in_max]`` as ``[G, out_max, in_max]`` with
+    """A weight ``[out_max, in_max]`` or ``[P, ..., in_max]`` as ``[P, out_max, in_max]`` with
     contiguous rows; a copy only if it must be."""
     return _contiguous_rows(weight.unsqueeze(0) if weight.dim() == 2 else weight.flatten(1, -2))
 
 
 def as_vectors(bias: Tensor | None) -> Tensor | None:
-    """A bias as ``[entries]`` or ``[G, out_max]``, contiguous."""
+    """A bias as ``[entries]`` or ``[P, out_max]``, contiguous."""
     if bias is None:
         return None
     return (bias if bias.dim() == 1 else bias.flatten(1)).contiguous()
-
-
-def shares(tensor: Tensor | None, count: int) -> Sequence[Tensor | None]:
-    """What each of so many subnets has of a batch: equal consecutive parts, as views."""
-    return (None,) * count if tensor is None else tensor.tensor_split(count)
-
-
-def result_dtype(x: Tensor, residual: Tensor | None) -> torch.dtype:
-    """Of a layer's output: x's, promoted with that of the residual added to it."""
-    return x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)

@@ -7,15 +7,11 @@ from oracles import BACKENDS
 from poison import poison_uninitialised_memory
 
 from growtas import kernels
-from growtas.kernels import attention, layer_norm, linear  # noqa: F401  registers the operators
-from growtas.kernels.linear import native as native_linear
 
 
 @pytest.fixture(params=BACKENDS)
-def backend(request, monkeypatch):
-    """The name of the backend in use for the test; skipped where csrc was not built. The native
-    linear would leave the tests' few rows to BLAS."""
-    monkeypatch.setattr(native_linear, "MIN_ROWS", 0)
+def backend(request):
+    """The name of the backend in use for the test; skipped where csrc was not built."""
     try:
         with kernels.use_backend(request.param):
             yield request.param

@@ -85,7 +85,7 @@ def test_explicit_request_that_cannot_take_the_tensors_raises(backend):
     """Every backend says why it refuses a device instead of running elsewhere."""
     tensor = torch.empty(0, device="meta")
     if backend == "reference":
-        assert dispatch.select("linear", tensor).unsupported(tensor) is None
+        assert dispatch.select("linear", tensor).__name__.endswith("linear.reference")
     else:
         with pytest.raises(kernels.BackendUnavailable, match="meta"):
             dispatch.select("linear", tensor)

@@ -22,9 +22,9 @@ def case(in_features, out_features, *, rows=(2, 7), in_max=None, out_max=None, s
     flat = (
         weight.view(1, out_max, in_max) if stacked is None else weight.view(stacked[0], -1, in_max)
     )
-    groups = flat.shape[0]
+    parts = flat.shape[0]
     flat[:, :out_features, :in_features] = (
-        torch.randn(groups, out_features, in_features, generator=g) * in_features**-0.5
+        torch.randn(parts, out_features, in_features, generator=g) * in_features**-0.5
     )
     inputs = {
         "x": torch.randn(*rows, in_features, generator=g),
@@ -32,10 +32,10 @@ def case(in_features, out_features, *, rows=(2, 7), in_max=None, out_max=None, s
         "bias": None,
     }
     if bias:
-        values = torch.full((groups, flat.shape[1]), float("nan"))
-        values[:, :out_features] = torch.randn(groups, out_features, generator=g)
+        values = torch.full((parts, flat.shape[1]), float("nan"))
+        values[:, :out_features] = torch.randn(parts, out_features, generator=g)
         inputs["bias"] = values[0] if stacked is None else values.view(stacked)
-    width = groups * out_features
+    width = parts * out_features
     inputs["residual"] = torch.randn(*rows, width, generator=g) if residual else None
     return inputs, torch.randn(*rows, width, generator=g)
 
@@ -57,18 +57,17 @@ def run_all(inputs, cotangent, dtype, **arguments):
 def test_matches_float64(backend, dtype, activation, residual, in_features, out_features):
     inputs, cotangent = case(in_features, out_features, residual=residual)
     actual, golden, plain = run_all(
-        inputs, cotangent, dtype, out_features=out_features, activation=activation
+        inputs, cotangent, dtype, out_features=out_features, input_activation=activation
     )
     assert_within_budget(actual, golden, plain, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("activation", [None, "gelu"])
 @pytest.mark.parametrize("residual", [False, True], ids=["plain", "residual"])
-def test_input_activation_and_sample_scale(backend, dtype, activation, residual):
+def test_input_activation_and_sample_scale(backend, dtype, residual):
     inputs, cotangent = case(35, 18, rows=(3, 5), stacked=(2, 3, 7), residual=residual)
     actual, golden, plain = run_all(
-        inputs, cotangent, dtype, out_features=18, input_activation="gelu", activation=activation,
+        inputs, cotangent, dtype, out_features=18, input_activation="gelu",
         sample_scale=torch.tensor([0.0, 1.25, 1.0]),
     )  # fmt: skip
     assert_within_budget(actual, golden, plain, dtype)
@@ -88,12 +87,10 @@ def test_autoformer_embed_widths(backend, dtype, embed):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("hidden", HIDDEN_WIDTHS)
 def test_autoformer_hidden_widths(backend, dtype, hidden):
-    """fc1 with GELU, then fc2 with a residual, at every kind of hidden width."""
+    """fc1, then fc2 with a residual, at every kind of hidden width."""
     inputs, cotangent = case(216, hidden, rows=(5,), in_max=256, out_max=2560)
-    actual, golden, plain = run_all(
-        inputs, cotangent, dtype, out_features=hidden, activation="gelu"
-    )
-    assert_within_budget(actual, golden, plain, dtype)
+    actual, golden, plain = run_all(inputs, cotangent, dtype, out_features=hidden)
+    assert_within_budget(actual, golden, plain, dtype, epsilons=6)  # as above
     inputs, cotangent = case(hidden, 216, rows=(5,), in_max=2560, out_max=256, residual=True)
     actual, golden, plain = run_all(inputs, cotangent, dtype, out_features=216)
     assert_within_budget(actual, golden, plain, dtype)
@@ -170,7 +167,7 @@ def test_bit_equal_repetition(backend):
     inputs, cotangent = case(200, 300, rows=(64,), residual=True)
     first, second = (
         oracles.outputs_and_gradients(
-            kernels.linear, inputs, cotangent, out_features=300, activation="gelu"
+            kernels.linear, inputs, cotangent, out_features=300, input_activation="gelu"
         )
         for _ in range(2)
     )
@@ -186,7 +183,7 @@ def test_gradcheck(backend):
 
     def function(x, weight, bias, residual):
         return kernels.linear(
-            x, weight, bias, out_features=6, input_activation="gelu", activation="gelu",
+            x, weight, bias, out_features=6, input_activation="gelu",
             sample_scale=torch.tensor([0.5, 0.0, 2.0]), residual=residual,
         )  # fmt: skip
 
@@ -210,7 +207,6 @@ def test_autocast_computes_in_the_autocast_dtype(backend):
     [
         ({"out_features": 9}, r"out_features is 9, the weight has 1 to 8"),
         ({"out_features": 0}, r"out_features must be at least 1, got 0"),
-        ({"activation": "relu"}, r"activation is 'relu', allowed: None, 'gelu'"),
         ({"input_activation": "relu"}, r"input_activation is 'relu', allowed: None, 'gelu'"),
         ({"sample_scale": torch.ones(3)}, r"sample_scale is \(3,\), x \(2, 6\) needs one factor"),
         ({"bias": torch.zeros(7)}, r"bias has 7 entries"),

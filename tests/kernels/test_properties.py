@@ -51,7 +51,7 @@ def test_linear(backend, out_features, in_features, rows, spare, activation, dty
     actual = compare(
         kernels.linear, oracles.linear, inputs,
         torch.randn(rows, out_features, generator=g), dtype,
-        out_features=out_features, activation=activation,
+        out_features=out_features, input_activation=activation,
     )  # fmt: skip
     outside = torch.ones(weight.shape, dtype=torch.bool)
     outside[:out_features, :in_features] = False

@@ -13,6 +13,10 @@ from torch._dynamo.utils import counters
 from torch.library import opcheck
 
 from growtas import kernels
+from growtas.kernels.attention.api import ATTENTION, AttentionCall
+from growtas.kernels.extents import LinearSizes
+from growtas.kernels.layer_norm.api import LAYER_NORM, LayerNormCall
+from growtas.kernels.linear.api import LINEAR, Around, LinearCall
 
 ops = torch.ops.growtas
 
@@ -21,48 +25,48 @@ def randn(*shape, dtype=torch.float32):
     return torch.randn(*shape, dtype=dtype)
 
 
+def check(operator, call, *, parameters=1):
+    """Both of an operator's entries, as the dispatcher calls them. Extents are all there is: what
+    lies beyond them is never twice the same."""
+    flat = operator.flatten(call)
+    assert operator.rebuild(flat) == call
+    forward, backward = (
+        getattr(ops, operator.name + suffix).default for suffix in ("", "_backward")
+    )
+    opcheck(forward, flat)
+    outputs = forward(*flat)
+    y, *saved = outputs if isinstance(outputs, tuple) else (outputs,)
+    saved = [y, *saved] if operator.name == "attention" else saved
+    for need in (True, False):
+        buffers = [None if p is None else torch.zeros_like(p) for p in call[1 : 1 + parameters]]
+        opcheck(backward, (torch.randn_like(y), *flat, *saved, need, *buffers, None))
+    opcheck(backward, (torch.randn_like(y), *flat, *saved, True, *[None] * parameters, None))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_opcheck_linear(backend, dtype):
     x, weight, bias = randn(2, 5, 6, dtype=dtype), randn(3, 2, 4, 8), randn(3, 2, 4)
-    residual, preactivation = randn(2, 5, 12), randn(2, 5, 12, dtype=dtype)
-    scale = randn(2)
-    for activation in ("", "gelu"):
-        for save in (True, False):
-            opcheck(
-                ops.linear.default, (x, weight, bias, 4, "gelu", activation, scale, residual, save)
-            )
-        opcheck(ops.linear.default, (x, weight, None, 4, "", activation, None, None, True))
-        saved = preactivation if activation else x.new_zeros(0)
-        for need_dx in (True, False):
-            opcheck(
-                ops.linear_backward.default,
-                (residual, x, weight, saved, 4, "gelu", activation, scale, need_dx,
-                 torch.zeros(3, 2, 4, 8), torch.zeros(3, 2, 4)),
-            )  # fmt: skip
+    extents = LinearSizes(*torch.tensor([[4], [6]], dtype=torch.int32), 1)
+    for around in (Around(True, randn(2), randn(2, 5, 12)), Around(False, None, None)):
+        for sizes in (None, extents):
+            check(LINEAR, LinearCall(x, weight, bias, 4, around, sizes), parameters=2)
+        check(LINEAR, LinearCall(x, weight, None, 4, around, None), parameters=2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_opcheck_layer_norm(backend, dtype):
     x, weight, bias = randn(2, 5, 6, dtype=dtype), randn(8), randn(8)
-    opcheck(ops.layer_norm.default, (x, weight, bias, 1e-5, torch.bfloat16))
-    y, mean, rstd = ops.layer_norm.default(x, weight, bias, 1e-5, dtype)
-    opcheck(
-        ops.layer_norm_backward.default,
-        (torch.randn_like(y), x, weight, mean, rstd, torch.zeros(8), torch.zeros(8)),
-    )
+    width, one = torch.tensor([[6], [1]], dtype=torch.int32)
+    for extents, present in ((None, None), (width, one)):
+        call = LayerNormCall(x, weight, bias, 1e-5, torch.bfloat16, extents, present)
+        check(LAYER_NORM, call, parameters=2)
 
 
 @pytest.mark.parametrize("relative", [True, False])
 def test_opcheck_attention(backend, relative):
     qkv, tables = randn(2, 7, 3 * 2 * 8), randn(4, 6, 8) if relative else None
-    arguments = (2, 2, 3, 8**-0.5)
-    opcheck(ops.attention.default, (qkv, tables, *arguments))
-    out, lse = ops.attention.default(qkv, tables, *arguments)
-    grad_tables = torch.zeros(4, 6, 8) if relative else None
-    opcheck(
-        ops.attention_backward.default,
-        (torch.randn_like(out), qkv, tables, out, lse, *arguments, grad_tables),
-    )
+    for extents in (None, torch.tensor([2], dtype=torch.int32)):
+        check(ATTENTION, AttentionCall(qkv, tables, 2, 2, 3, 8**-0.5, extents))
 
 
 def block(x, norm, qkv, tables, proj, fc1, fc2, heads, hidden):
@@ -73,8 +77,8 @@ def block(x, norm, qkv, tables, proj, fc1, fc2, heads, hidden):
     y = kernels.attention(y, tables, num_heads=heads, grid=(3, 3))
     x = kernels.linear(y, *proj, out_features=embed, residual=x)
     y = kernels.layer_norm(x, *norm)
-    y = kernels.linear(y, *fc1, out_features=hidden, activation="gelu")
-    return kernels.linear(y, *fc2, out_features=embed, residual=x)
+    y = kernels.linear(y, *fc1, out_features=hidden)
+    return kernels.linear(y, *fc2, out_features=embed, input_activation="gelu", residual=x)
 
 
 def parameters():

@@ -26,7 +26,7 @@ def column(value):
 
 def linear(x, weight, bias, residual, **options):
     return kernels.linear(
-        x, weight, bias, out_features=4, input_activation="gelu", activation="gelu",
+        x, weight, bias, out_features=4, input_activation="gelu",
         sample_scale=torch.tensor([0.5, 2.0]), residual=residual, **options,
     )  # fmt: skip
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from growtas import SearchSpace, Subnet, Supernet, kernels
-from growtas.kernels.linear import native as native_linear
 from growtas.search import Evaluator, Score
 from growtas.search.operators import crossover, mutate
 from growtas.search.population import turns
@@ -19,8 +18,7 @@ SPACE = SearchSpace.preset("digits").restrict(depth=(4, 5))
 
 
 @pytest.fixture(params=["reference", "native"])
-def backend(request, monkeypatch):
-    monkeypatch.setattr(native_linear, "MIN_ROWS", 0)
+def backend(request):
     try:
         with kernels.use_backend(request.param):
             yield request.param

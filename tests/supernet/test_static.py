@@ -15,7 +15,6 @@ from growtas import Subnet, kernels
 from growtas.kernels import attention, layer_norm, linear  # noqa: F401  registers the operators
 from growtas.kernels.attention import reference as attention_reference
 from growtas.kernels.layer_norm import reference as layer_norm_reference
-from growtas.kernels.linear import native as native_linear
 from growtas.kernels.linear import reference as linear_reference
 from growtas.supernet.vit.layers import Block
 
@@ -25,8 +24,7 @@ NAN = float("nan")
 
 
 @pytest.fixture(params=BACKENDS)
-def backend(request, monkeypatch):
-    monkeypatch.setattr(native_linear, "MIN_ROWS", 0)
+def backend(request):
     try:
         with kernels.use_backend(request.param):
             yield request.param
@@ -274,7 +272,7 @@ def recorded(monkeypatch, step):
 
     with monkeypatch.context() as patch:
         for module in (linear_reference, layer_norm_reference, attention_reference):
-            for name in ("forward", "backward_"):
+            for name in ("forward", "backward"):
                 patch.setattr(module, name, watched(getattr(module, name)))
         with kernels.use_backend("reference"), recorder:
             step()

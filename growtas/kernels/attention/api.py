@@ -2,19 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from growtas.kernels.arguments import check_floating, whole
-from growtas.kernels.attention.reference import accumulation_dtype
 from growtas.kernels.autocast import cast_to_autocast
-from growtas.kernels.dispatch import select
+from growtas.kernels.call import Operator
+from growtas.kernels.dtypes import accumulation_dtype
 from growtas.kernels.extents import check_extent
-from growtas.kernels.gradients import GradientAccumulator, full_size_zeros
-from growtas.kernels.library import define, differentiable, own_function, second_order
+from growtas.kernels.gradients import GradientAccumulator
+
+
+class AttentionCall(NamedTuple):
+    """One call of :func:`attention`: its arguments, checked.
+
+    Attributes:
+        num_heads: heads of the subnet; with `extents` the most there can be.
+        height, width: of the grid of patches.
+        scale: of the logits.
+        extents: heads on the device.
+    """
+
+    qkv: Tensor
+    tables: Tensor | None
+    num_heads: int
+    height: int
+    width: int
+    scale: float
+    extents: Tensor | None
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.height, self.width
+
+    def outputs(self) -> tuple[Tensor, Tensor]:
+        """out ``[B, N, h * d]`` and the log-sum-exp of the logits ``[B, h * N]``, not filled. The
+        latter is flat, because compiled code would ask of a dimension of its own whether it is 1: a
+        graph for every pattern of blocks with one head."""
+        batch, tokens, features = self.qkv.shape
+        dtype = accumulation_dtype(self.qkv.dtype)
+        lse = self.qkv.new_empty(batch, self.num_heads * tokens, dtype=dtype)
+        return self.qkv.new_empty(batch, tokens, features // 3), lse
+
+    def boxes(self) -> tuple[tuple[int, ...]]:
+        """Of the tables: all of them."""
+        return (() if self.tables is None else tuple(self.tables.shape),)
 
 
 def attention(
@@ -40,7 +75,7 @@ def attention(
         grid: ``(H, W)`` of the patches, any size.
         scale: default ``head_dim ** -0.5``; applied to the relative term too.
         gradients: None for dense gradients, or an accumulator for the tables' ``.grad``.
-        extents: int32 ``[G]`` on the device: the heads there are, 0 or more, for each of G equal
+        extents: int32 ``[S]`` on the device: the heads there are, 0 or more, for each of S equal
             parts of the batch. Then `num_heads` is the most that can occur; other heads are not
             read, nor meaningful in outputs.
 
@@ -49,8 +84,8 @@ def attention(
         float64).
 
     Raises:
-        ValueError: shapes that do not fit together, or extents that are not int32 ``[G]`` on qkv's
-            device with G dividing the batch, or, where they are on the CPU, not within `num_heads`.
+        ValueError: shapes that do not fit together, or extents that are not int32 ``[S]`` on qkv's
+            device with S dividing the batch, or, where they are on the CPU, not within `num_heads`.
         TypeError: a qkv that is no tensor of these dtypes, a size that is no integer, a grid that
             is no pair, or tables that are neither float32 nor of qkv's dtype.
     """
@@ -82,154 +117,8 @@ def attention(
     check_extent("extents", extents, qkv, 0, num_heads)
     if scale is None:
         scale = float(head_dim) ** -0.5
-    arguments = (qkv, tables, num_heads, height, width, scale, extents)
-    differentiated = torch.is_grad_enabled() and (
-        qkv.requires_grad or (tables is not None and tables.requires_grad)
-    )
-    if differentiated and own_function(qkv, gradients):
-        return _Attention.apply(*arguments, gradients)
-    return _forward(*arguments)[0]
+    call = AttentionCall(qkv, tables, num_heads, height, width, scale, extents)
+    return ATTENTION(call, gradients)
 
 
-class _Attention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, *given: Any) -> Tensor:
-        """The operator's arguments, and the accumulator."""
-        arguments, gradients = given[:-1], given[-1]
-        out, lse = _forward(*arguments)
-        _keep(ctx, arguments, out, lse, gradients)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, dout: Tensor | None) -> tuple[Tensor | None, ...]:
-        if dout is None:
-            return (None,) * 8
-        qkv, tables, out, lse, extents = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return *_second_order(ctx, dout), *(None,) * 6
-        grad_tables = None
-        if ctx.needs_input_grad[1]:
-            if ctx.gradients is None:
-                grad_tables = full_size_zeros(tables)
-            else:
-                grad_tables = ctx.gradients.buffer(ctx.parameters[0], tables.shape)
-        dqkv = _backward(dout, qkv, tables, out, lse, *ctx.options, grad_tables, extents)
-        if ctx.gradients is not None:
-            grad_tables = None
-        return dqkv, grad_tables, *(None,) * 6
-
-
-def _keep(
-    ctx: Any,
-    arguments: Sequence[Any],
-    out: Tensor,
-    lse: Tensor,
-    gradients: GradientAccumulator | None,
-) -> None:
-    """What the backward pass needs of a call."""
-    qkv, tables, *options, extents = arguments
-    ctx.save_for_backward(qkv, tables, out, lse, extents)
-    ctx.options = options
-    ctx.gradients = gradients
-    # the parameters themselves: saved tensors may come back as other objects
-    ctx.parameters = (tables,) if gradients is not None else None
-    ctx.set_materialize_grads(False)
-
-
-def _second_order(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-    qkv, tables, _, _, extents = ctx.saved_tensors
-    num_heads, height, width, scale = ctx.options
-
-    def call(forward: Callable, qkv: Tensor, tables: Tensor | None) -> Tensor:
-        return forward(qkv, tables, num_heads, (height, width), scale, extents)[0]
-
-    return second_order("attention", ctx, call, (qkv, tables), dout)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.mark_non_differentiable(output[1])
-    _keep(ctx, inputs, *output, None)
-
-
-def _forward_impl(
-    qkv: Tensor,
-    tables: Tensor | None,
-    num_heads: int,
-    height: int,
-    width: int,
-    scale: float,
-    extents: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    backend = select("attention", qkv)
-    out, lse = backend.forward(qkv, tables, num_heads, (height, width), scale, extents)
-    # Flat, because compiled code would ask of a dimension of its own whether it is 1: a graph for
-    # every pattern of blocks with one head.
-    return out, lse.view(qkv.shape[0], num_heads * qkv.shape[1])
-
-
-def _forward_fake(
-    qkv: Tensor,
-    tables: Tensor | None,
-    num_heads: int,
-    height: int,
-    width: int,
-    scale: float,
-    extents: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    batch, tokens, features = qkv.shape
-    lse = qkv.new_empty(batch, num_heads * tokens, dtype=accumulation_dtype(qkv.dtype))
-    return qkv.new_empty(batch, tokens, features // 3), lse
-
-
-def _backward_impl(
-    dout: Tensor,
-    qkv: Tensor,
-    tables: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    num_heads: int,
-    height: int,
-    width: int,
-    scale: float,
-    grad_tables: Tensor | None,
-    extents: Tensor | None = None,
-) -> Tensor:
-    backend = select("attention", qkv)
-    lse = lse.view(qkv.shape[0], num_heads, qkv.shape[1])
-    return backend.backward_(
-        dout, qkv, tables, out, lse, num_heads, (height, width), scale, grad_tables, extents
-    )
-
-
-def _backward_fake(
-    dout: Tensor,
-    qkv: Tensor,
-    tables: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    num_heads: int,
-    height: int,
-    width: int,
-    scale: float,
-    grad_tables: Tensor | None,
-    extents: Tensor | None = None,
-) -> Tensor:
-    return qkv.new_empty(qkv.shape)
-
-
-_forward = define(
-    "attention(Tensor qkv, Tensor? tables, SymInt num_heads, SymInt height, SymInt width, "
-    "float scale, Tensor? extents=None) -> (Tensor, Tensor)",
-    _forward_impl,
-    _forward_fake,
-)
-_backward = define(
-    "attention_backward(Tensor dout, Tensor qkv, Tensor? tables, Tensor out, Tensor lse, "
-    "SymInt num_heads, SymInt height, SymInt width, float scale, Tensor(a!)? grad_tables, "
-    "Tensor? extents=None) -> Tensor",
-    _backward_impl,
-    _backward_fake,
-)
-differentiable(
-    "attention", _setup_context, lambda ctx, dout, _: _Attention.backward(ctx, dout)[:-1]
-)
+ATTENTION = Operator("attention", AttentionCall, parameters=1, saved=1, keeps_y=True)

@@ -9,6 +9,8 @@ from functools import partial
 import torch
 
 from growtas.kernels.attention import gpu
+from growtas.kernels.attention.api import AttentionCall
+from growtas.kernels.call import Grads
 from growtas.kernels.triton.support import float32_products
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -59,7 +61,7 @@ def _both(
 ) -> None:
     qkv = torch.empty(2, 1 + side**2, 3 * HEADS * head_dim, dtype=dtype, device="meta")
     extents = torch.empty(1, dtype=torch.int32, device="meta") if on_device else None
-    shape = (HEADS, (side, side), 0.125)
+    call = AttentionCall(qkv, tables, HEADS, side, side, 0.125, extents)
     with float32_products(precision):
-        out, lse = gpu.forward(qkv, tables, *shape, extents)
-        gpu.backward_(out, qkv, tables, out, lse, *shape, tables, extents)
+        out, lse = gpu.forward(call)
+        gpu.backward(call, (out, lse), out, Grads((tables,), True, None))

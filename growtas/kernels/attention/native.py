@@ -1,88 +1,77 @@
-"""attention on the CPU by the compiled operators. Numbers of heads in a tensor cost nothing to
-read here: the same kernels run on the part of qkv that each of them says."""
+"""attention on the CPU by the compiled operators. A number of heads in a tensor costs nothing to
+read here: the same kernels run on the part of qkv that it says."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
-from growtas.kernels.attention.reference import accumulation_dtype, groups
-from growtas.kernels.native_library import operators, unavailable, unsupported
+from growtas.kernels.attention.api import AttentionCall
+from growtas.kernels.call import Grads
+from growtas.kernels.native_library import operators, unsupported
+from growtas.kernels.native_library import unavailable as available
 
-__all__ = ["available", "backward_", "forward", "unsupported"]
-
-available = unavailable
+__all__ = ["available", "backward", "forward", "unsupported"]
 
 
-def forward(
-    qkv: Tensor,
-    tables: Tensor | None,
-    num_heads: int,
-    grid: tuple[int, int],
-    scale: float,
-    extents: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+def forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
     """See :func:`growtas.kernels.attention.reference.forward`."""
-    batch, tokens, features = qkv.shape
-    out = qkv.new_empty(batch, tokens, features // 3)
-    lse = qkv.new_empty(batch, num_heads, tokens, dtype=accumulation_dtype(qkv.dtype))
-    if extents is not None:
-        for extent, images, target, target_lse in groups(extents, qkv, out, lse):
-            if heads := int(extent):
-                part, target_lse[:, :heads] = forward(
-                    _heads(images, 3, num_heads, heads), tables, heads, grid, scale
-                )
-                target[..., : part.shape[-1]] = part
+    out, lse = call.outputs()
+    if call.extents is not None:
+        if heads := int(call.extents):
+            mine, mine_lse = forward(_narrow(call, heads))
+            _heads(out, 1, call.num_heads, heads).copy_(mine.unflatten(-1, (1, heads, -1)))
+            _of_heads(lse, call.num_heads)[:, :heads] = _of_heads(mine_lse, heads)
         return out, lse
     operators().attention_forward(
-        qkv.contiguous(),
-        None if tables is None else tables.contiguous(),
-        num_heads,
-        *grid,
-        scale,
+        call.qkv.contiguous(),
+        None if call.tables is None else call.tables.contiguous(),
+        call.num_heads,
+        *call.grid,
+        call.scale,
         out,
-        lse,
+        _of_heads(lse, call.num_heads),
     )
     return out, lse
 
 
-def backward_(
-    dout: Tensor,
-    qkv: Tensor,
-    tables: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    num_heads: int,
-    grid: tuple[int, int],
-    scale: float,
-    grad_tables: Tensor | None,
-    extents: Tensor | None = None,
-) -> Tensor:
-    """See :func:`growtas.kernels.attention.reference.backward_`; ``out`` is not read."""
+def backward(call: AttentionCall, saved: Sequence[Tensor], dy: Tensor, grads: Grads) -> Tensor:
+    """dqkv; the output that was saved is not read."""
+    qkv, lse = call.qkv, _of_heads(saved[-1], call.num_heads)
     dqkv = qkv.new_empty(qkv.shape)
-    if extents is not None:
-        for extent, douts, images, lses, target in groups(extents, dout, qkv, lse, dqkv):
-            if heads := int(extent):
-                part = backward_(
-                    _heads(douts, 1, num_heads, heads), _heads(images, 3, num_heads, heads),
-                    tables, out, lses[:, :heads].contiguous(), heads, grid, scale, grad_tables,
-                )  # fmt: skip
-                target = target.unflatten(-1, (3, num_heads, -1))[..., :heads, :]
-                target.copy_(part.unflatten(-1, (3, heads, -1)))
+    if call.extents is not None:
+        if heads := int(call.extents):
+            dy = _heads(dy, 1, call.num_heads, heads).flatten(-3)
+            mine_lse = lse[:, :heads].flatten(1).contiguous()
+            found = backward(_narrow(call, heads), (mine_lse,), dy, grads)
+            _heads(dqkv, 3, call.num_heads, heads).copy_(found.unflatten(-1, (3, heads, -1)))
         return dqkv
     operators().attention_backward(
-        dout.contiguous(),
+        dy.contiguous(),
         qkv.contiguous(),
-        None if tables is None else tables.contiguous(),
+        None if call.tables is None else call.tables.contiguous(),
         lse,
-        num_heads,
-        *grid,
-        scale,
+        call.num_heads,
+        *call.grid,
+        call.scale,
         dqkv,
-        grad_tables,
+        *grads.parameters,
     )
     return dqkv
 
 
+def _narrow(call: AttentionCall, heads: int) -> AttentionCall:
+    """The same call of so many heads, on a copy of their part of qkv."""
+    qkv = _heads(call.qkv, 3, call.num_heads, heads).flatten(-3)
+    return call._replace(qkv=qkv, num_heads=heads, extents=None)
+
+
 def _heads(x: Tensor, parts: int, num_heads: int, heads: int) -> Tensor:
-    """The first heads of each part of ``[..., parts * num_heads * d]``."""
-    return x.unflatten(-1, (parts, num_heads, -1))[..., :heads, :].flatten(-3)
+    """View ``[..., parts, heads, d]`` of the first heads of each part."""
+    return x.unflatten(-1, (parts, num_heads, -1))[..., :heads, :]
+
+
+def _of_heads(lse: Tensor, heads: int) -> Tensor:
+    """View ``[B, h, N]``."""
+    return lse.view(lse.shape[0], heads, lse.shape[1] // heads)

@@ -9,29 +9,22 @@ For query i and key j (AutoFormer; relative position after Shaw et al., split in
 Between patches a = clamp(row_j - row_i, -r, r) + r + 1 and b the same with columns; a = b = 0
 where either is the class token. RK is never built: because an entry depends on the key only
 through its row or its column, q against a table is one small product, picked by index.
-Unlike every other backend, this one stores the B x h x N x N probabilities.
+Unlike every other backend, this one stores the B x h x N x N probabilities. With the number of
+heads on the device those beyond it are masked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from growtas.kernels.attention.api import AttentionCall
+from growtas.kernels.call import Grads
+from growtas.kernels.dtypes import accumulation_dtype
 from growtas.kernels.extents import inside
-
-
-def unsupported(*tensors: Tensor) -> str | None:
-    """None: plain PyTorch takes every device and dtype."""
-    return None
-
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float32, or float64 for float64."""
-    return torch.promote_types(dtype, torch.float32)
-
 
 Index = tuple[Tensor, ...]  # table rows by row distance and by column distance; empty for none
 
@@ -52,17 +45,11 @@ def relative_index(tokens: int, grid: tuple[int, int], rows: int, device: torch.
     return tuple(indices)
 
 
-def groups(extents: Tensor, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Of every subnet its extent, int32 ``[1]``, and its equal part of each tensor's images."""
-    count = len(extents)
-    return zip(extents.split(1), *(t.tensor_split(count) for t in tensors), strict=True)
-
-
-def _split(qkv: Tensor, num_heads: int, extents: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _split(call: AttentionCall) -> tuple[Tensor, Tensor, Tensor]:
     """q, k, v ``[B, h, N, d]`` in the accumulation dtype; zeros in heads beyond the extent."""
-    q, k, v = qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
-    dtype = accumulation_dtype(qkv.dtype)
-    q, k, v = (_existing(t.to(dtype), extents) for t in (q, k, v))
+    q, k, v = call.qkv.unflatten(-1, (3, call.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    dtype = accumulation_dtype(call.qkv.dtype)
+    q, k, v = (_existing(t.to(dtype), call.extents) for t in (q, k, v))
     return q, k, v
 
 
@@ -88,80 +75,46 @@ def _bucket_sums(values: Tensor, rows: Tensor, num_rows: int) -> Tensor:
     return sums.scatter_add_(-1, rows.expand_as(values), values)
 
 
-def forward(
-    qkv: Tensor,
-    tables: Tensor | None,
-    num_heads: int,
-    grid: tuple[int, int],
-    scale: float,
-    extents: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Returns out ``[B, N, h * d]`` and the log-sum-exp of the logits ``[B, h, N]``.
+def _tables(call: AttentionCall, dtype: torch.dtype) -> tuple[Tensor | None, Index]:
+    """The tables in this dtype, and which of their rows every query and key take."""
+    if call.tables is None:
+        return None, ()
+    index = relative_index(call.qkv.shape[1], call.grid, call.tables.shape[1], call.qkv.device)
+    return call.tables.to(dtype), index
 
-    With the number of heads on the device, one for each group of images, those beyond it are
-    masked.
-    """
-    if extents is not None and len(extents) > 1:
-        parts = [
-            forward(images, tables, num_heads, grid, scale, extent)
-            for extent, images in groups(extents, qkv)
-        ]
-        out, lse = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-        return out, lse
-    q, k, v = _split(qkv, num_heads, extents)
-    index: Index = ()
-    if tables is not None:
-        index = relative_index(qkv.shape[1], grid, tables.shape[1], qkv.device)
-        tables = tables.to(q.dtype)
-    logits = _logits(q, k, tables, index, scale)
-    lse = logits.logsumexp(-1)
+
+def forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
+    """out ``[B, N, h * d]`` and the log-sum-exp of the logits ``[B, h * N]``."""
+    q, k, v = _split(call)
+    tables, index = _tables(call, q.dtype)
+    logits = _logits(q, k, tables, index, call.scale)
     probabilities = logits.softmax(-1)
     out = probabilities @ v
     if tables is not None:
         for table, rows in zip(tables[2:], index, strict=True):
             out = out + _bucket_sums(probabilities, rows, table.shape[0]) @ table
-    return out.transpose(1, 2).flatten(2).to(qkv.dtype), lse
+    out = out.transpose(1, 2).flatten(2).to(call.qkv.dtype)
+    return out, logits.logsumexp(-1).flatten(1)
 
 
-def backward_(
-    dout: Tensor,
-    qkv: Tensor,
-    tables: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    num_heads: int,
-    grid: tuple[int, int],
-    scale: float,
-    grad_tables: Tensor | None,
-    extents: Tensor | None = None,
-) -> Tensor:
-    """Adds the tables' gradient into ``grad_tables``; returns dqkv ``[B, N, 3 * h * d]``.
-
-    Other backends recompute the probabilities from ``lse``; here softmax is run again.
-    """
-    if extents is not None and len(extents) > 1:
-        parts = [
-            backward_(douts, qkvs, tables, out, lse, num_heads, grid, scale, grad_tables, extent)
-            for extent, douts, qkvs in groups(extents, dout, qkv)
-        ]
-        return torch.cat(parts)
-    q, k, v = _split(qkv, num_heads, extents)
-    index: Index = ()
-    if tables is not None:
-        index = relative_index(qkv.shape[1], grid, tables.shape[1], qkv.device)
-        tables = tables.to(q.dtype)
-    probabilities = _logits(q, k, tables, index, scale).softmax(-1)
-    do = dout.unflatten(-1, (num_heads, -1)).transpose(1, 2).to(q.dtype)
-    do = _existing(do, extents)
+def backward(call: AttentionCall, saved: Sequence[Tensor], dy: Tensor, grads: Grads) -> Tensor:
+    """dqkv ``[B, N, 3 * h * d]``. Other backends recompute the probabilities from the log-sum-exp;
+    here softmax is run again."""
+    (grad_tables,) = grads.parameters
+    q, k, v = _split(call)
+    tables, index = _tables(call, q.dtype)
+    probabilities = _logits(q, k, tables, index, call.scale).softmax(-1)
+    do = dy.unflatten(-1, (call.num_heads, -1)).transpose(1, 2).to(q.dtype)
+    do = _existing(do, call.extents)
 
     dv = probabilities.mT @ do
     dp = do @ v.mT
     if tables is not None:
         for table, rows in zip(tables[2:], index, strict=True):
             dp = dp + (do @ table.mT).gather(-1, rows.expand_as(dp))
-    ds = probabilities * (dp - (probabilities * dp).sum(-1, keepdim=True)) * scale
+    ds = probabilities * (dp - (probabilities * dp).sum(-1, keepdim=True)) * call.scale
     # Tables that no head reads may hold anything: it must not reach their gradient.
-    ds, probabilities = _existing(ds, extents), _existing(probabilities, extents)
+    ds, probabilities = (_existing(t, call.extents) for t in (ds, probabilities))
     dq, dk = ds @ k, ds.mT @ q
     if tables is not None:
         for which, rows in enumerate(index):
@@ -172,4 +125,4 @@ def backward_(
                 grad_tables[which].add_(torch.einsum("bhnr,bhnd->rd", key_sums, q))
                 grad_tables[which + 2].add_(torch.einsum("bhnr,bhnd->rd", value_sums, do))
     dqkv = torch.stack([dq, dk, dv]).permute(1, 3, 0, 2, 4)  # [B, N, 3, h, d]
-    return dqkv.flatten(2).to(qkv.dtype)
+    return dqkv.flatten(2).to(call.qkv.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,17 +11,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from growtas.kernels.call import Grads
+from growtas.kernels.layer_norm.api import LayerNormCall
 from growtas.kernels.layout import as_rows
 from growtas.kernels.triton.configs import architecture, choose
 from growtas.kernels.triton.counters import counters
 from growtas.kernels.triton.functions import aligned, extent, last_to_arrive, tile_of_rows
 from growtas.kernels.triton.launch import launch
-from growtas.kernels.triton.support import power_of_two, unsupported
+from growtas.kernels.triton.support import power_of_two
 
-__all__ = ["backward_", "forward", "unsupported"]
-
+SEVERAL_SUBNETS = True
 PROGRAMS = 264  # of the backward: two for each of an H100's processors
-TEAM = 16  # of them whose sums are added by one: about the root of their number
+TEAM = 16  # programs whose sums one of them adds up: about the root of their number
 # Arguments that change from subnet to subnet, the address of an extent with the block: one
 # compilation serves all values of one ALIGNMENT.
 SIZES = [
@@ -177,20 +179,18 @@ def layer_norm_backward_kernel(
                     tl.store(dbias + e, total.to(dbias.dtype.element_ty), e < widest)
 
 
-class _Call:
-    """How the kernels are launched for some width."""
+class _Launcher:
+    """How the kernels are launched for the width of a call."""
 
-    def __init__(
-        self, x: Tensor, strides: tuple[int, ...], extents: Tensor | None, backward: bool
-    ) -> None:
-        width = x.shape[-1]
+    def __init__(self, call: LayerNormCall, strides: tuple[int, ...], backward: bool) -> None:
+        width, extents = call.x.shape[-1], call.extents
         self.block_e = power_of_two(width)
         self.subnets = 1 if extents is None else len(extents)
         self.width: tuple[Any, int] = (
             (width, 0) if extents is None else (extents, extents.stride(0))
         )
         self.config = choose(
-            architecture(x.device), "layer_norm_kernel", torch.float32, (self.block_e,)
+            architecture(call.x.device), "layer_norm_kernel", torch.float32, (self.block_e,)
         )
         # Backward a program holds several tiles at once: of half as many rows.
         self.block_r = max(1, self.config.blocks[0] // 2) if backward else self.config.blocks[0]
@@ -202,80 +202,55 @@ class _Call:
         }
 
 
-def forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-    out_dtype: torch.dtype,
-    extents: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """See :func:`growtas.kernels.layer_norm.reference.forward`.
-
-    Args:
-        extents: int32 ``[G]`` on the device: the width of each subnet, a multiple of 8 and at most
-            x's last size, which then only is the pitch; beyond it nothing is read or written.
-    """
-    rows = as_rows(x)
-    y = x.new_empty(x.shape, dtype=out_dtype)
-    mean = x.new_empty(x.shape[:-1], dtype=torch.float32)
-    rstd = torch.empty_like(mean)
+def forward(call: LayerNormCall) -> tuple[Tensor, Tensor, Tensor]:
+    """See :func:`growtas.kernels.layer_norm.reference.forward`. With extents on the device x's last
+    size is the pitch only: beyond the widths nothing is read or written."""
+    y, mean, rstd = call.outputs()
+    rows = as_rows(call.x)
     count, pitch = rows.shape
     if count:
-        call = _Call(x, (rows.stride(0), pitch), extents, False)
-        of_each = count // call.subnets
+        launcher = _Launcher(call, (rows.stride(0), pitch), False)
+        of_each = count // launcher.subnets
         arguments = (
-            rows, weight, bias, y, mean, rstd, of_each, *call.width, rows.stride(0), pitch, eps,
+            rows, call.weight, call.bias, y, mean, rstd, of_each, *launcher.width, rows.stride(0),
+            pitch, call.eps,
         )  # fmt: skip
-        programs = call.subnets * triton.cdiv(of_each, call.block_r)
-        launch(layer_norm_forward_kernel, programs, arguments, call.constants, call.config)
+        programs = launcher.subnets * triton.cdiv(of_each, launcher.block_r)
+        launch(
+            layer_norm_forward_kernel, programs, arguments, launcher.constants, launcher.config
+        )  # fmt: skip
     return y, mean, rstd
 
 
-def backward_(
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    grad_weight: Tensor | None,
-    grad_bias: Tensor | None,
-    extents: Tensor | None = None,
-    present: Tensor | None = None,
-    added: Tensor | None = None,
-) -> Tensor:
-    """See :func:`growtas.kernels.layer_norm.reference.backward_`. Deterministic.
-
-    Args:
-        extents: as in :func:`forward`.
-        present: int32 ``[G]``.
-        added: like x.
-    """
-    dy_rows, rows = as_rows(dy), as_rows(x)
-    dx = x.new_empty(x.shape)
+def backward(call: LayerNormCall, saved: Sequence[Tensor], dy: Tensor, grads: Grads) -> Tensor:
+    """dx. Deterministic."""
+    mean, rstd = saved
+    dy, rows = as_rows(dy), as_rows(call.x)
+    dx = call.x.new_empty(call.x.shape)
     count, pitch = rows.shape
     if count == 0:
         return dx
-    more = dy_rows if added is None else as_rows(added)
-    call = _Call(x, (dy_rows.stride(0), rows.stride(0), more.stride(0), pitch), extents, True)
-    programs = min(PROGRAMS, triton.cdiv(count, call.block_r))
+    (grad_weight, grad_bias), present = grads.parameters, call.present
+    added = dy if grads.added is None else as_rows(grads.added)
+    launcher = _Launcher(call, (dy.stride(0), rows.stride(0), added.stride(0), pitch), True)
+    programs = min(PROGRAMS, triton.cdiv(count, launcher.block_r))
     teams = triton.cdiv(programs, TEAM)
-    partials = mean.new_empty(programs + teams, 2, call.block_e)
+    partials = mean.new_empty(programs + teams, 2, launcher.block_e)
     arguments = (
-        dy_rows, rows, weight, mean, rstd, dx, partials, counters(x.device, 1 + teams),
+        dy, rows, call.weight, mean, rstd, dx, partials, counters(rows.device, 1 + teams),
         partials if grad_weight is None else grad_weight,
-        partials if grad_bias is None else grad_bias, more,
-        partials if present is None else present, count // call.subnets, *call.width,
-        0 if present is None else present.stride(0), call.subnets, dy_rows.stride(0),
-        rows.stride(0), pitch, more.stride(0),
+        partials if grad_bias is None else grad_bias, added,
+        partials if present is None else present, count // launcher.subnets, *launcher.width,
+        0 if present is None else present.stride(0), launcher.subnets, dy.stride(0),
+        rows.stride(0), pitch, added.stride(0),
     )  # fmt: skip
     constants = {
         "WEIGHT": grad_weight is not None,
         "BIAS": grad_bias is not None,
-        "ADDED": added is not None,
+        "ADDED": grads.added is not None,
         "PRESENT": present is not None,
         "TEAM": TEAM,
-        **call.constants,
+        **launcher.constants,
     }
-    launch(layer_norm_backward_kernel, programs, arguments, constants, call.config)
+    launch(layer_norm_backward_kernel, programs, arguments, constants, launcher.config)
     return dx

@@ -7,7 +7,9 @@ from functools import partial
 
 import torch
 
+from growtas.kernels.call import Grads
 from growtas.kernels.layer_norm import gpu
+from growtas.kernels.layer_norm.api import LayerNormCall
 
 # Of AutoFormer-S, -T, -B and beyond: one that divides by 16, and one by 8 only.
 WIDTHS = ((384, 360), (192, 216), (624, 584), (1040, 1032))
@@ -38,6 +40,7 @@ def _both(
     x = torch.empty(2, 197, width, dtype=stream, device="meta")
     weight, bias = (torch.empty(width, dtype=stored, device="meta") for _ in range(2))
     size = torch.empty(1, dtype=torch.int32, device="meta") if on_device else None
-    y, mean, rstd = gpu.forward(x, weight, bias, 1e-5, out, size)
+    call = LayerNormCall(x, weight, bias, 1e-5, out, size, None)
+    y, *saved = gpu.forward(call)
     for added, present in ((x, size), (None, None)):
-        gpu.backward_(y, x, weight, mean, rstd, weight, bias, size, present, added)
+        gpu.backward(call._replace(present=present), saved, y, Grads((weight, bias), True, added))

@@ -2,24 +2,25 @@
 
 The Triton kernels read slices of whole parameters, whatever their layout or dtype, and take GELU,
 factor, residual and derivatives along. A plain product of one matrix in its own dtype is left to
-cuBLAS, which takes a slice as a view.
+cuBLAS, which takes a slice as a view. With extents on the device ``out_features`` and the width of
+x are the largest that can occur; what lies beyond the extents is neither read nor written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from growtas.kernels.extents import LinearSizes
-from growtas.kernels.layout import as_matrices, as_rows, as_vectors, result_dtype, shares
+from growtas.kernels.call import Grads
+from growtas.kernels.layout import as_rows
+from growtas.kernels.linear.api import LINEAR, LinearCall
 from growtas.kernels.linear.gpu_plan import (
     Fold,
-    Options,
     Target,
+    in_rows,
     plan_fold,
     plan_forward,
     plan_input_gradient,
@@ -27,9 +28,9 @@ from growtas.kernels.linear.gpu_plan import (
 )
 from growtas.kernels.triton.configs import TABLES, architecture
 from growtas.kernels.triton.launch import Launch
-from growtas.kernels.triton.support import dot_precision, interpreted, unsupported
+from growtas.kernels.triton.support import dot_precision, interpreted
 
-__all__ = ["backward_", "forward", "unsupported"]
+SEVERAL_SUBNETS = True
 
 # Products that cuBLAS computes when nothing is fused with them, by architecture and bytes of a
 # value. Not measured yet. Gradients of two-byte weights are summed in float32 buffers, which
@@ -40,141 +41,85 @@ CUBLAS: dict[int, dict[str, tuple[int, ...]]] = {
 }
 
 
-def left_to_cublas(product: str, options: Options, x: Tensor, *operands: Tensor | None) -> bool:
-    """Whether a product of these operands, all that are not None, is one for cuBLAS."""
-    plain = not (options.input_gelu or options.gelu or options.scale is not None)
+def left_to_cublas(product: str, call: LinearCall, *operands: Tensor | None) -> bool:
+    """Whether a product of x and these operands, all that are not None, is one for cuBLAS."""
+    x, around = call.x, call.around
+    plain = not around.input_gelu and around.sample_scale is None and around.residual is None
     alike = all(t is None or (t.dtype == x.dtype and t.dim() <= 2) for t in operands)
-    if interpreted() or not plain or not alike:
+    if interpreted() or not plain or not alike or call.extents is not None:
         return False
     return x.element_size() in CUBLAS[architecture(x.device)][product]
 
 
-def forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    out_features: int,
-    input_activation: str,
-    activation: str,
-    sample_scale: Tensor | None,
-    residual: Tensor | None,
-    save: bool,
-    extents: LinearSizes | None = None,
-) -> tuple[Tensor, Tensor]:
-    """See :func:`growtas.kernels.linear.reference.forward`.
-
-    Args:
-        extents: sizes on the device: then ``out_features`` and the width of x are the largest
-            that can occur, and what lies beyond the extents is neither read nor written.
-    """
-    options = Options(input_activation == "gelu", activation == "gelu", sample_scale)
-    if residual is None and extents is None and left_to_cublas("forward", options, x, weight, bias):
-        matrix = weight[:out_features, : x.shape[-1]]
-        y = F.linear(x, matrix, None if bias is None else bias[:out_features])
-        return y, x.new_empty(0)
-    rows, matrices = as_rows(x), as_matrices(weight)
-    shape = (*x.shape[:-1], matrices.shape[0] * out_features)
-    y = x.new_empty(shape, dtype=result_dtype(x, residual))
-    z = x.new_empty(shape if save and options.gelu else (0,))
-    if rows.shape[0]:
-        plan_forward(
-            _target(x), rows, matrices, as_vectors(bias), out_features, options,
-            None if residual is None else as_rows(residual), y.view(-1, shape[-1]),
-            z.view(-1, shape[-1]) if z.numel() else None, extents,
-        ).run()  # fmt: skip
-    return y, z
+def forward(call: LinearCall) -> Tensor:
+    """y."""
+    if left_to_cublas("forward", call, call.weight, call.bias):
+        bias = None if call.bias is None else call.bias[: call.out_features]
+        return F.linear(call.x, _slice(call.weight, call), bias)
+    y, rows = call.outputs(), in_rows(call)
+    if rows.x.shape[0]:
+        plan_forward(_target(call.x), rows, y.view(-1, y.shape[-1])).run()
+    return y
 
 
-def backward_(
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    preactivation: Tensor,
-    out_features: int,
-    input_activation: str,
-    activation: str,
-    sample_scale: Tensor | None,
-    need_dx: bool,
-    grad_weight: Tensor | None,
-    grad_bias: Tensor | None,
-    extents: LinearSizes | None = None,
-) -> Tensor:
-    """See :func:`growtas.kernels.linear.reference.backward_`; `extents` as for `forward`.
-    Deterministic."""
-    options = Options(input_activation == "gelu", activation == "gelu", sample_scale)
-    dx = x.new_empty(x.shape if need_dx else (0,))
-    inputs, rows = as_rows(x), as_rows(dy)
-    if not inputs.shape[0]:
+def backward(call: LinearCall, saved: Sequence[Tensor], dy: Tensor, grads: Grads) -> Tensor | None:
+    """dx. Deterministic."""
+    x = call.x
+    dx = x.new_empty(x.shape) if grads.dx else None
+    rows, dy = in_rows(call), as_rows(dy)
+    if not rows.x.shape[0]:
         return dx
-    z = as_rows(preactivation) if options.gelu else preactivation
     target, left = _target(x), None
-    with_cublas = extents is None and left_to_cublas("input_gradient", options, x, weight, rows)
+    with_cublas = left_to_cublas("input_gradient", call, call.weight, dy)
+    grad_weight, grad_bias = grads.parameters
     if grad_weight is None and grad_bias is None:
         pass
-    elif extents is None and left_to_cublas(
-        "weight_gradient", options, inputs, rows, grad_weight, grad_bias
-    ):
+    elif left_to_cublas("weight_gradient", call, dy, grad_weight, grad_bias):
         if grad_weight is not None:
-            grad_weight[:out_features, : x.shape[-1]].addmm_(rows.t(), inputs)
+            _slice(grad_weight, call).addmm_(dy.t(), rows.x)
         if grad_bias is not None:
-            grad_bias[:out_features] += rows.sum(0)
+            grad_bias[: call.out_features] += dy.sum(0)
     else:
-        groups = 1 if weight.dim() == 2 else weight.shape[0]
         if grad_weight is not None:
-            grad_weight = grad_weight.view(groups, -1, weight.shape[-1])
+            grad_weight = grad_weight.view(call.parts, -1, call.weight.shape[-1])
         if grad_bias is not None and grad_bias.dim() > 1:
-            grad_bias = grad_bias.view(groups, -1)
-        for launch, fold in _plan_weight_gradients(
-            target, rows, z, inputs, groups, out_features, options, grad_weight, grad_bias, extents
-        ):
+            grad_bias = grad_bias.view(call.parts, -1)
+        for launch, fold in _plan_weight_gradients(target, rows, dy, grad_weight, grad_bias):
             launch.run()
-            if need_dx and not with_cublas and fold.extents is extents:
+            if dx is not None and not with_cublas and fold.extents is call.extents:
                 left = fold
             else:
                 plan_fold(target, fold).run()
-    if need_dx:
+    if dx is not None:
         out = dx.view(-1, x.shape[-1])
         if with_cublas:
-            torch.mm(rows, weight[:out_features, : x.shape[-1]], out=out)
+            torch.mm(dy, _slice(call.weight, call), out=out)
         else:
-            plan_input_gradient(
-                target, rows, z, as_matrices(weight), out_features, options, inputs, out, extents,
-                left,
-            ).run()  # fmt: skip
+            plan_input_gradient(target, rows, dy, out, left).run()
     return dx
 
 
 def _plan_weight_gradients(
     target: Target,
-    rows: Tensor,
-    z: Tensor,
-    inputs: Tensor,
-    groups: int,
-    out_features: int,
-    options: Options,
+    call: LinearCall,
+    dy: Tensor,
     grad_weight: Tensor | None,
     grad_bias: Tensor | None,
-    extents: LinearSizes | None,
 ) -> Iterator[tuple[Launch, Fold]]:
     """One, or more where one cannot sum the bias's gradient."""
-    count = 1 if extents is None else len(extents.out_features)
-    if extents is None or count == 1 or groups == 1 or grad_bias is None or grad_bias.dim() > 1:
-        yield plan_weight_gradient(
-            target, rows, z, inputs, groups, out_features, options, grad_weight, grad_bias, extents
-        )
+    count = 1 if call.extents is None else len(call.extents.out_features)
+    if count == 1 or call.parts == 1 or grad_bias is None or grad_bias.dim() > 1:
+        yield plan_weight_gradient(target, call, dy, grad_weight, grad_bias)
         return
     # An entry of a flat bias is another output's in every subnet: one subnet after another.
     if grad_weight is not None:
-        yield plan_weight_gradient(
-            target, rows, z, inputs, groups, out_features, options, grad_weight, None, extents
-        )
-    tensors = (rows, z, inputs, options.scale, *extents[:2])
-    of_subnets: Iterator[Any] = zip(*(shares(t, count) for t in tensors), strict=True)
-    for dy_, z_, x_, scale, out, in_ in of_subnets:
-        yield plan_weight_gradient(
-            target, dy_, z_, x_, groups, out_features, options._replace(scale=scale), None,
-            grad_bias, LinearSizes(out, in_, extents.alignment),
-        )  # fmt: skip
+        yield plan_weight_gradient(target, call, dy, grad_weight, None)
+    for one, share in zip(LINEAR.of_subnets(call), dy.tensor_split(count), strict=True):
+        yield plan_weight_gradient(target, one, share, None, grad_bias)
+
+
+def _slice(weight: Tensor, call: LinearCall) -> Tensor:
+    return weight[: call.out_features, : call.x.shape[-1]]
 
 
 def _target(x: Tensor) -> Target:

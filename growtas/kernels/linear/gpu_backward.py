@@ -1,9 +1,9 @@
 """linear backward: the gradient of weight and bias, and that of the input.
 
-The first is a sum over all rows. It is cut into parts, each summed in order by a program of its
+The first is a sum over all rows. It is cut into splits, each summed in order by a program of its
 own. Then they are added up in order, so bits do not depend on which program comes first: by some
 programs of the launch that computes the input's gradient, or by a launch of their own. (The last
-program to have its part could do it too, but would read up to 60 tiles by itself.)
+program to have its split could do it too, but would read up to 60 tiles by itself.)
 """
 
 from __future__ import annotations
@@ -24,26 +24,19 @@ from growtas.kernels.triton.functions import (
 @triton.jit
 def load_dz(
     dy,
-    preactivation,
     sample_scale,
     row,  # [M, 1]
     at,  # [M, N]: of these rows and columns in dy
     in_rows,  # [M, 1]
     in_columns,  # [1, N]
     rows_per_sample,
-    GELU: tl.constexpr,
     SCALE: tl.constexpr,
     dtype: tl.constexpr,
 ):
     """The gradient of product plus bias."""
     dz = tl.load(dy + at, in_rows & in_columns, 0.0)
-    if SCALE or GELU:
-        dz = dz.to(tl.float32)
     if SCALE:
-        dz *= tl.load(sample_scale + row // rows_per_sample, in_rows, 0.0)
-    if GELU:
-        z = tl.load(preactivation + at, in_rows & in_columns, 0.0)
-        dz *= gelu_slope(z.to(tl.float32))
+        dz = dz.to(tl.float32) * tl.load(sample_scale + row // rows_per_sample, in_rows, 0.0)
     return dz.to(dtype)
 
 
@@ -71,7 +64,7 @@ def in_some_subnet(
         "in_step",
         "subnets",
         "dy_stride",
-        "dy_stride_group",
+        "dy_stride_part",
         "x_stride",
         "launched_out",
         "launched_in",
@@ -80,12 +73,11 @@ def in_some_subnet(
     ]
 )
 def linear_weight_gradient_kernel(
-    dy,  # [rows, GROUPS, out] by strides
-    preactivation,  # the same strides, read with GELU
+    dy,  # [rows, PARTS, out] by strides
     x,  # [rows, in] by row stride
     sample_scale,  # [rows / rows_per_sample] float32: read with SCALE
-    partials,  # [splits, GROUPS, launched_out, launched_in] float32, written with WEIGHT
-    bias_partials,  # [splits, GROUPS, launched_out] float32, written with BIAS
+    partials,  # [splits, PARTS, launched_out, launched_in] float32, written with WEIGHT
+    bias_partials,  # [splits, PARTS, launched_out] float32, written with BIAS
     rows,  # of each subnet
     out_features,  # int or, with DEVICE_EXTENTS, int32 of each subnet
     in_features,
@@ -93,17 +85,16 @@ def linear_weight_gradient_kernel(
     in_step,
     subnets,
     dy_stride,
-    dy_stride_group,
+    dy_stride_part,
     x_stride,
     launched_out,
     launched_in,
     rows_per_sample,
     splits,
-    GROUPS: tl.constexpr,
+    PARTS: tl.constexpr,
     WEIGHT: tl.constexpr,
     BIAS: tl.constexpr,
     INPUT_GELU: tl.constexpr,
-    GELU: tl.constexpr,
     SCALE: tl.constexpr,
     DEVICE_EXTENTS: tl.constexpr,
     ALIGNMENT: tl.constexpr,
@@ -114,9 +105,9 @@ def linear_weight_gradient_kernel(
 ):
     row_tiles = tl.cdiv(launched_out, BLOCK_M)
     column_tiles = tl.cdiv(launched_in, BLOCK_N) if WEIGHT else 1
-    tile = tl.program_id(0) % (GROUPS * row_tiles * column_tiles)
-    split = tl.program_id(0) // (GROUPS * row_tiles * column_tiles)
-    group = tile // (row_tiles * column_tiles)
+    tile = tl.program_id(0) % (PARTS * row_tiles * column_tiles)
+    split = tl.program_id(0) // (PARTS * row_tiles * column_tiles)
+    part = tile // (row_tiles * column_tiles)
     first_m = (tile // column_tiles % row_tiles) * BLOCK_M
     first_n = (tile % column_tiles) * BLOCK_N
     used = in_some_subnet(
@@ -129,7 +120,7 @@ def linear_weight_gradient_kernel(
     m = first_m + tl.arange(0, BLOCK_M)
     n = first_n + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
-    column = group * aligned(dy_stride_group, ALIGNMENT) + m
+    column = part * aligned(dy_stride_part, ALIGNMENT) + m
     dy_row = aligned(dy_stride, ALIGNMENT)
     x_row = aligned(x_stride, ALIGNMENT)
     blocks = tl.cdiv(rows, BLOCK_K)
@@ -155,9 +146,8 @@ def linear_weight_gradient_kernel(
             in_k = start + k < end
             row = (start + k).to(tl.int64)[:, None]
             dz = load_dz(
-                dy, preactivation, sample_scale, (start + k)[:, None],
-                row * dy_row + column[None, :], in_k[:, None], in_m[None, :], rows_per_sample,
-                GELU, SCALE, dtype,
+                dy, sample_scale, (start + k)[:, None], row * dy_row + column[None, :],
+                in_k[:, None], in_m[None, :], rows_per_sample, SCALE, dtype,
             )  # fmt: skip
             if BIAS:
                 bias_acc += dz.to(tl.float32)
@@ -166,7 +156,7 @@ def linear_weight_gradient_kernel(
                 if INPUT_GELU:
                     a = gelu(a.to(tl.float32)).to(dtype)
                 acc = dot(tl.trans(dz), a, acc, PRECISION)
-    target = (split * GROUPS + group) * launched_out + m
+    target = (split * PARTS + part) * launched_out + m
     if WEIGHT:
         at = target[:, None] * aligned(launched_in, ALIGNMENT) + n[None, :]
         launched = (m < launched_out)[:, None] & (n < launched_in)[None, :]
@@ -181,20 +171,20 @@ def fold(
     tile,
     partials,
     bias_partials,  # see `linear_weight_gradient_kernel`
-    grad_weight,  # [GROUPS, out_max, in_max] by strides, added to with WEIGHT
-    grad_bias,  # [GROUPS, out_max], or a vector added to up to GROUPS * out: with BIAS
+    grad_weight,  # [PARTS, out_max, in_max] by strides, added to with WEIGHT
+    grad_bias,  # [PARTS, out_max], or a vector added to up to PARTS * out: with BIAS
     splits,
     subnets,
     launched_out,
     launched_in,
-    grad_stride_group,
+    grad_stride_part,
     grad_stride,
-    bias_stride_group,  # 0: group follows group in the vector, with one subnet only
+    bias_stride_part,  # 0: part follows part in the vector, with one subnet only
     out_features,
     in_features,
     out_step,
     in_step,
-    GROUPS: tl.constexpr,
+    PARTS: tl.constexpr,
     WEIGHT: tl.constexpr,
     BIAS: tl.constexpr,
     DEVICE_EXTENTS: tl.constexpr,
@@ -202,10 +192,10 @@ def fold(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Add the parts of a tile of the weight's gradient, and of the bias's, to the buffers."""
+    """Add the splits of a tile of the weight's gradient, and of the bias's, to the buffers."""
     row_tiles = tl.cdiv(launched_out, BLOCK_M)
     column_tiles = tl.cdiv(launched_in, BLOCK_N) if WEIGHT else 1
-    group = tile // (row_tiles * column_tiles)
+    part = tile // (row_tiles * column_tiles)
     first_m = (tile // column_tiles % row_tiles) * BLOCK_M
     first_n = (tile % column_tiles) * BLOCK_N
     used = in_some_subnet(
@@ -223,9 +213,9 @@ def fold(
         acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         row_stride = aligned(launched_in, ALIGNMENT)
         for split in tl.range(0, splits, loop_unroll_factor=2):  # two reads under way
-            row = ((split * GROUPS + group) * launched_out + m)[:, None]
+            row = ((split * PARTS + part) * launched_out + m)[:, None]
             acc += tl.load(partials + row * row_stride + n[None, :], inside, 0.0)
-        at = grad_weight + group * aligned(grad_stride_group, ALIGNMENT)
+        at = grad_weight + part * aligned(grad_stride_part, ALIGNMENT)
         at += m[:, None] * aligned(grad_stride, ALIGNMENT) + n[None, :]
         acc += tl.load(at, inside, 0.0).to(tl.float32)
         tl.store(at, acc.to(grad_weight.dtype.element_ty), inside)
@@ -237,11 +227,9 @@ def fold(
         by_me &= m < tl.where(first_n == 0, launched_out, 0)
         total = tl.zeros([BLOCK_M], tl.float32)
         for split in range(splits):
-            total += tl.load(
-                bias_partials + (split * GROUPS + group) * launched_out + m, by_me, 0.0
-            )
+            total += tl.load(bias_partials + (split * PARTS + part) * launched_out + m, by_me, 0.0)
         m_extent = extent(out_features, DEVICE_EXTENTS, ALIGNMENT)
-        at = grad_bias + group * (bias_stride_group if bias_stride_group > 0 else m_extent) + m
+        at = grad_bias + part * (bias_stride_part if bias_stride_part > 0 else m_extent) + m
         total += tl.load(at, by_me, 0.0).to(tl.float32)
         tl.store(at, total.to(grad_bias.dtype.element_ty), by_me)
 
@@ -252,9 +240,9 @@ def fold(
         "subnets",
         "launched_out",
         "launched_in",
-        "grad_stride_group",
+        "grad_stride_part",
         "grad_stride",
-        "bias_stride_group",
+        "bias_stride_part",
         "out_features",
         "in_features",
         "out_step",
@@ -264,20 +252,20 @@ def fold(
 def linear_fold_kernel(
     partials,
     bias_partials,  # see `linear_weight_gradient_kernel`
-    grad_weight,  # [GROUPS, out_max, in_max] by strides, added to with WEIGHT
-    grad_bias,  # [GROUPS, out_max], or a vector added to up to GROUPS * out: with BIAS
+    grad_weight,  # [PARTS, out_max, in_max] by strides, added to with WEIGHT
+    grad_bias,  # [PARTS, out_max], or a vector added to up to PARTS * out: with BIAS
     splits,
     subnets,
     launched_out,
     launched_in,
-    grad_stride_group,
+    grad_stride_part,
     grad_stride,
-    bias_stride_group,  # 0: group follows group in the vector, with one subnet only
+    bias_stride_part,  # 0: part follows part in the vector, with one subnet only
     out_features,
     in_features,
     out_step,
     in_step,
-    GROUPS: tl.constexpr,
+    PARTS: tl.constexpr,
     WEIGHT: tl.constexpr,
     BIAS: tl.constexpr,
     DEVICE_EXTENTS: tl.constexpr,
@@ -287,8 +275,8 @@ def linear_fold_kernel(
 ):
     fold(
         tl.program_id(0), partials, bias_partials, grad_weight, grad_bias, splits, subnets,
-        launched_out, launched_in, grad_stride_group, grad_stride, bias_stride_group, out_features,
-        in_features, out_step, in_step, GROUPS, WEIGHT, BIAS, DEVICE_EXTENTS, ALIGNMENT, FOLD_M,
+        launched_out, launched_in, grad_stride_part, grad_stride, bias_stride_part, out_features,
+        in_features, out_step, in_step, PARTS, WEIGHT, BIAS, DEVICE_EXTENTS, ALIGNMENT, FOLD_M,
         FOLD_N,
     )  # fmt: skip
 
@@ -301,8 +289,8 @@ def linear_fold_kernel(
         "out_step",
         "in_step",
         "dy_stride",
-        "dy_stride_group",
-        "weight_stride_group",
+        "dy_stride_part",
+        "weight_stride_part",
         "weight_stride",
         "x_stride",
         "dx_stride",
@@ -313,15 +301,14 @@ def linear_fold_kernel(
         "subnets",
         "launched_out",
         "launched_in",
-        "grad_stride_group",
+        "grad_stride_part",
         "grad_stride",
-        "bias_stride_group",
+        "bias_stride_part",
     ]
 )
 def linear_input_gradient_kernel(
-    dy,  # [rows, GROUPS, out] by strides
-    preactivation,  # the same strides, read with GELU
-    weight,  # [GROUPS, out_max, in_max] by strides, rows contiguous
+    dy,  # [rows, PARTS, out] by strides
+    weight,  # [PARTS, out_max, in_max] by strides, rows contiguous
     sample_scale,  # [rows / rows_per_sample] float32: read with SCALE
     x,  # [rows, in] by row stride, read with INPUT_GELU
     dx,  # [rows, in] by row stride, written
@@ -331,28 +318,27 @@ def linear_input_gradient_kernel(
     out_step,  # between subnets
     in_step,
     dy_stride,
-    dy_stride_group,
-    weight_stride_group,
+    dy_stride_part,
+    weight_stride_part,
     weight_stride,
     x_stride,
     dx_stride,
-    column_tiles,  # launched
+    column_tiles,  # that are launched
     rows_per_sample,
     folds,  # with FOLD so many programs come first, which `fold`
     partials,
     bias_partials,  # see `linear_weight_gradient_kernel`
-    grad_weight,  # [GROUPS, out_max, in_max] by strides, added to with WEIGHT
-    grad_bias,  # [GROUPS, out_max], or a vector added to up to GROUPS * out: with BIAS
+    grad_weight,  # [PARTS, out_max, in_max] by strides, added to with WEIGHT
+    grad_bias,  # [PARTS, out_max], or a vector added to up to PARTS * out: with BIAS
     splits,
     subnets,
     launched_out,
     launched_in,
-    grad_stride_group,
+    grad_stride_part,
     grad_stride,
-    bias_stride_group,  # 0: group follows group in the vector, with one subnet only
-    GROUPS: tl.constexpr,
+    bias_stride_part,  # 0: part follows part in the vector, with one subnet only
+    PARTS: tl.constexpr,
     INPUT_GELU: tl.constexpr,
-    GELU: tl.constexpr,
     SCALE: tl.constexpr,
     FOLD: tl.constexpr,
     WEIGHT: tl.constexpr,
@@ -371,8 +357,8 @@ def linear_input_gradient_kernel(
         if program < folds:
             fold(
                 program, partials, bias_partials, grad_weight, grad_bias, splits, subnets,
-                launched_out, launched_in, grad_stride_group, grad_stride, bias_stride_group,
-                out_features, in_features, out_step, in_step, GROUPS, WEIGHT, BIAS, DEVICE_EXTENTS,
+                launched_out, launched_in, grad_stride_part, grad_stride, bias_stride_part,
+                out_features, in_features, out_step, in_step, PARTS, WEIGHT, BIAS, DEVICE_EXTENTS,
                 ALIGNMENT, FOLD_M, FOLD_N,
             )  # fmt: skip
             return
@@ -392,21 +378,21 @@ def linear_input_gradient_kernel(
     in_columns = (n < n_extent)[None, :]
     row = (start + m).to(tl.int64)[:, None]
     dy_rows = row * aligned(dy_stride, ALIGNMENT)
-    dy_group = aligned(dy_stride_group, ALIGNMENT)
-    weight_group = aligned(weight_stride_group, ALIGNMENT)
+    dy_part = aligned(dy_stride_part, ALIGNMENT)
+    weight_part = aligned(weight_stride_part, ALIGNMENT)
     weight_row = aligned(weight_stride, ALIGNMENT)
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     k_tiles = tl.cdiv(k_extent, BLOCK_K)
-    for step in range(GROUPS * k_tiles):
-        group = step // k_tiles
+    for step in range(PARTS * k_tiles):
+        part = step // k_tiles
         at = (step % k_tiles) * BLOCK_K + k
-        column = group * dy_group + at
+        column = part * dy_part + at
         in_k = at < k_extent
         dz = load_dz(
-            dy, preactivation, sample_scale, (start + m)[:, None], dy_rows + column[None, :],
-            in_rows, in_k[None, :], rows_per_sample, GELU, SCALE, dtype,
+            dy, sample_scale, (start + m)[:, None], dy_rows + column[None, :], in_rows,
+            in_k[None, :], rows_per_sample, SCALE, dtype,
         )  # fmt: skip
-        weight_rows = weight + group * weight_group + at[:, None] * weight_row
+        weight_rows = weight + part * weight_part + at[:, None] * weight_row
         w = tl.load(weight_rows + n[None, :], in_k[:, None] & in_columns, 0.0)
         acc = dot(dz, w.to(dtype), acc, PRECISION)
     inside = in_rows & in_columns

@@ -10,8 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from growtas.kernels.call import Grads
 from growtas.kernels.extents import LinearSizes
 from growtas.kernels.linear import gpu
+from growtas.kernels.linear.api import Around, LinearCall
 from growtas.kernels.triton.support import float32_products
 
 # Width, hidden width, heads, batch: of a small subnet, its hidden width no multiple of 8, of
@@ -32,9 +34,8 @@ class Layer(NamedTuple):
     name: str
     in_features: int
     out_features: int
-    groups: int = 1
+    parts: int = 1
     input_gelu: bool = False
-    gelu: bool = False
     residual: bool = False
     scale: bool = False  # a factor for each sample
     tokens: int = 197
@@ -61,12 +62,11 @@ def calls() -> Iterator[tuple[str, Callable[[], None]]]:
 def _layers(embed: int, hidden: int, heads: int) -> tuple[Layer, ...]:
     return (
         Layer("fc2", hidden, embed, input_gelu=True, residual=True, scale=True),
-        Layer("qkv", embed, 64 * heads, groups=3),
+        Layer("qkv", embed, 64 * heads, parts=3),
         Layer("proj", 64 * heads, embed, residual=True, scale=True),
         Layer("fc1", embed, hidden),
         Layer("fc2-kept", hidden, embed, input_gelu=True, residual=True),
         Layer("proj-kept", 64 * heads, embed, residual=True),
-        Layer("fc1-gelu", embed, hidden, gelu=True),
         Layer("patch", 768, embed, tokens=196, need_dx=False),
         Layer("head", embed, 1000, tokens=1),
     )
@@ -85,22 +85,20 @@ def _both(
     def empty(*shape: int, dtype: torch.dtype = stored) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
-    _, in_features, out_features, groups, input_gelu, gelu, *_ = layer
+    _, in_features, out_features, parts, input_gelu, *_ = layer
     x = empty(samples, layer.tokens, in_features, dtype=dtype)
-    residual = empty(samples, layer.tokens, groups * out_features) if layer.residual else None
-    weight = empty(out_features, 2560) if groups == 1 else empty(groups, out_features, 2560)
-    bias = empty(groups * out_features)
+    residual = empty(samples, layer.tokens, parts * out_features) if layer.residual else None
+    weight = empty(out_features, 2560) if parts == 1 else empty(parts, out_features, 2560)
     scale = empty(samples, dtype=torch.float32) if layer.scale else None
     extents = None
     if on_device:
         size = empty(1, dtype=torch.int32)
         alignment = 8 if in_features % 8 == 0 and out_features % 8 == 0 else 4
         extents = LinearSizes(size, size, alignment)
-    options = ("gelu" if input_gelu else "", "gelu" if gelu else "", scale)
+    bias = empty(parts * out_features)
+    around = Around(input_gelu, scale, residual)
+    call = LinearCall(x, weight, bias, out_features, around, extents)
     with float32_products(precision):
-        for save in (True, False):
-            y, z = gpu.forward(x, weight, bias, out_features, *options, residual, save, extents)
-            if save:
-                gpu.backward_(
-                    y, x, weight, z, out_features, *options, layer.need_dx, weight, bias, extents
-                )
+        y = gpu.forward(call)
+        call = call._replace(around=around._replace(residual=None))
+        gpu.backward(call, (), y, Grads((weight, bias), layer.need_dx, None))

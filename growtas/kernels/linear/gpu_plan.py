@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from growtas.kernels.extents import LinearSizes
+from growtas.kernels.layout import as_matrices, as_rows, as_vectors
+from growtas.kernels.linear.api import LinearCall
 from growtas.kernels.linear.gpu_backward import (
     linear_fold_kernel,
     linear_input_gradient_kernel,
@@ -32,14 +34,6 @@ class Target(NamedTuple):
     precision: str
 
 
-class Options(NamedTuple):
-    """What is fused around the product; a scale is one factor for every so many rows."""
-
-    input_gelu: bool
-    gelu: bool
-    scale: Tensor | None
-
-
 class Fold(NamedTuple):
     """What is left to do for the parameters' gradients: `gpu_backward.fold`."""
 
@@ -51,91 +45,63 @@ class Fold(NamedTuple):
     extents: LinearSizes | None
 
 
-def plan_forward(
-    target: Target,
-    x: Tensor,  # [rows, in]
-    weight: Tensor,  # [G, out_max, in_max]
-    bias: Tensor | None,  # [entries] or [G, out_max]
-    out_features: int,
-    options: Options,
-    residual: Tensor | None,  # [rows, G * out]
-    y: Tensor,  # [rows, G * out]
-    preactivation: Tensor | None,  # [rows, G * out]
-    extents: LinearSizes | None = None,
-) -> Launch:
-    """`linear_forward_kernel`."""
-    (rows, in_features), groups = x.shape, weight.shape[0]
-    of_each = rows // _subnets(extents)
+def in_rows(call: LinearCall) -> LinearCall:
+    """The call in the shapes that kernels take: x and the residual ``[rows, width]``, the weight
+    ``[P, out_max, in_max]``, the bias ``[entries]`` or ``[P, out_max]``."""
+    around = call.around
+    if around.residual is not None:
+        around = around._replace(residual=as_rows(around.residual))
+    return call._replace(
+        x=as_rows(call.x), weight=as_matrices(call.weight), bias=as_vectors(call.bias),
+        around=around,
+    )  # fmt: skip
+
+
+def plan_forward(target: Target, call: LinearCall, y: Tensor) -> Launch:
+    """`linear_forward_kernel`, of a call in rows; y ``[rows, P * out]``."""
+    x, weight, bias, out_features, around, extents = call
+    of_each = _rows_of_each(call)
     config = _config(target, linear_forward_kernel, x, of_each, out_features)
-    block_m, block_n, block_k = config.blocks
+    block_m, block_n, _ = config.blocks
     column_tiles = _tiles(out_features, block_n)
     strides = (x.stride(0), *weight.stride()[:2])
-    of_residual = 0 if residual is None else residual.stride(0)
+    of_residual = 0 if around.residual is None else around.residual.stride(0)
     arguments = (
-        x, weight, x if bias is None else bias, _or(options.scale, x), _or(residual, x),
-        y, _or(preactivation, y), of_each, *_sizes(out_features, in_features, extents), *strides,
-        _group_stride(bias), of_residual, y.stride(0), out_features, column_tiles,
-        _rows_per_sample(rows, options),
+        x, weight, _or(bias, x), _or(around.sample_scale, x), _or(around.residual, x), y, of_each,
+        *_sizes(_launched(call), extents), *strides, _part_stride(bias), of_residual, y.stride(0),
+        out_features, column_tiles, _rows_per_sample(call),
     )  # fmt: skip
     constants = {
-        "GROUPS": groups,
         "BIAS": bias is not None,
-        "INPUT_GELU": options.input_gelu,
-        "GELU": options.gelu,
-        "SAVE": preactivation is not None,
-        "SCALE": options.scale is not None,
-        "RESIDUAL": residual is not None,
-        **_extent_constants(extents, in_features, out_features, *strides, of_residual, y.stride(0)),
-        "PRECISION": target.precision,
-        "BLOCK_M": block_m,
-        "BLOCK_N": block_n,
-        "BLOCK_K": block_k,
+        "RESIDUAL": around.residual is not None,
+        **_constants(target, call, config, *strides, of_residual, y.stride(0)),
     }
-    programs = groups * column_tiles * _subnets(extents) * _tiles(of_each, block_m)
+    programs = call.parts * column_tiles * _subnets(extents) * _tiles(of_each, block_m)
     return Launch(linear_forward_kernel, programs, arguments, constants, config)
 
 
 def plan_input_gradient(
-    target: Target,
-    dy: Tensor,  # [rows, G * out]
-    preactivation: Tensor,  # the same, read with options.gelu
-    weight: Tensor,  # [G, out_max, in_max]
-    out_features: int,
-    options: Options,
-    x: Tensor,  # [rows, in]
-    dx: Tensor,  # [rows, in]
-    extents: LinearSizes | None = None,
-    fold: Fold | None = None,
+    target: Target, call: LinearCall, dy: Tensor, dx: Tensor, fold: Fold | None = None
 ) -> Launch:
-    """`linear_input_gradient_kernel`, which also does what is left of this layer's parameters."""
-    (rows, in_features), groups = x.shape, weight.shape[0]
-    of_each = rows // _subnets(extents)
-    config = _config(target, linear_input_gradient_kernel, x, of_each, in_features)
-    block_m, block_n, block_k = config.blocks
-    column_tiles = _tiles(in_features, block_n)
+    """`linear_input_gradient_kernel`, which also does what is left of this layer's parameters; dy
+    ``[rows, P * out]`` and dx like x of a call in rows."""
+    x, weight, _, out_features, around, extents = call
+    of_each = _rows_of_each(call)
+    config = _config(target, linear_input_gradient_kernel, x, of_each, x.shape[-1])
+    block_m, block_n, _ = config.blocks
+    column_tiles = _tiles(x.shape[-1], block_n)
     strides = (*weight.stride()[:2], x.stride(0), dx.stride(0))
     if fold is None:
         fold = Fold(0, (x,) * 4 + (0,) * 7, NO_FOLD, (0, 0), (), None)
     arguments = (
-        dy, preactivation if options.gelu else dy, weight, _or(options.scale, x), x, dx,
-        of_each, *_sizes(out_features, in_features, extents), dy.stride(0), out_features, *strides,
-        column_tiles, _rows_per_sample(rows, options), fold.programs,
-        *fold.arguments,
+        dy, weight, _or(around.sample_scale, x), x, dx, of_each,
+        *_sizes(_launched(call), extents), dy.stride(0), out_features, *strides, column_tiles,
+        _rows_per_sample(call), fold.programs, *fold.arguments,
     )  # fmt: skip
     constants = {
-        "GROUPS": groups,
-        "INPUT_GELU": options.input_gelu,
-        "GELU": options.gelu,
-        "SCALE": options.scale is not None,
-        **fold.constants,
         "FOLD": fold.programs > 0,
-        **_extent_constants(
-            extents, in_features, out_features, dy.stride(0), *strides, *fold.strides
-        ),
-        "PRECISION": target.precision,
-        "BLOCK_M": block_m,
-        "BLOCK_N": block_n,
-        "BLOCK_K": block_k,
+        **fold.constants,
+        **_constants(target, call, config, dy.stride(0), *strides, *fold.strides),
     }
     programs = fold.programs + column_tiles * _subnets(extents) * _tiles(of_each, block_m)
     return Launch(linear_input_gradient_kernel, programs, arguments, constants, config)
@@ -143,63 +109,48 @@ def plan_input_gradient(
 
 def plan_weight_gradient(
     target: Target,
-    dy: Tensor,  # [rows, G * out]
-    preactivation: Tensor,  # the same, read with options.gelu
-    x: Tensor,  # [rows, in]
-    groups: int,
-    out_features: int,
-    options: Options,
-    grad_weight: Tensor | None,  # [G, out_max, in_max], added to
-    grad_bias: Tensor | None,  # [entries] or [G, out_max], added to
-    extents: LinearSizes | None = None,
+    call: LinearCall,
+    dy: Tensor,
+    grad_weight: Tensor | None,
+    grad_bias: Tensor | None,
 ) -> tuple[Launch, Fold]:
-    """`linear_weight_gradient_kernel` and what is left to do; one gradient at least is wanted.
-    With several subnets `grad_bias` is a vector only where there is one matrix."""
-    rows, in_features = x.shape
+    """`linear_weight_gradient_kernel` and what is left to do, of a call in rows and dy
+    ``[rows, P * out]``. One of the gradients at least is wanted: ``[P, out_max, in_max]``, and
+    ``[entries]`` or ``[P, out_max]``. With several subnets `grad_bias` is a vector only where there
+    is one matrix."""
+    x, around, extents = call.x, call.around, call.extents
+    rows, (out_features, in_features) = x.shape[0], _launched(call)
     config = _config(target, linear_weight_gradient_kernel, x, out_features, in_features)
-    block_m, block_n, block_k = config.blocks
+    block_m, block_n, _ = config.blocks
     wanted = {"WEIGHT": grad_weight is not None, "BIAS": grad_bias is not None}
     columns = in_features if grad_weight is not None else 1
-    tiles = groups * _tiles(out_features, block_m) * _tiles(columns, block_n)
+    tiles = call.parts * _tiles(out_features, block_m) * _tiles(columns, block_n)
     splits = max(1, min(PROGRAMS // tiles, _tiles(rows, MIN_SPLIT)))
-    partials = x.new_empty(splits, groups, out_features, columns, dtype=torch.float32)
-    bias_partials = x.new_empty(splits, groups, out_features, dtype=torch.float32)
-    sizes = (*_sizes(out_features, in_features, extents), _subnets(extents))
-    launched = (out_features, in_features)
+    partials = x.new_empty(splits, call.parts, out_features, columns, dtype=torch.float32)
+    bias_partials = x.new_empty(splits, call.parts, out_features, dtype=torch.float32)
     arguments = (
-        dy, preactivation if options.gelu else dy, x, _or(options.scale, x), partials,
-        bias_partials, rows // _subnets(extents), *sizes, dy.stride(0), out_features, x.stride(0),
-        *launched, _rows_per_sample(rows, options), splits,
+        dy, x, _or(around.sample_scale, x), partials, bias_partials, _rows_of_each(call),
+        *_sizes(_launched(call), extents), _subnets(extents), dy.stride(0), out_features,
+        x.stride(0), out_features, in_features, _rows_per_sample(call), splits,
     )  # fmt: skip
-    constants = {
-        "GROUPS": groups,
-        **wanted,
-        "INPUT_GELU": options.input_gelu,
-        "GELU": options.gelu,
-        "SCALE": options.scale is not None,
-        **_extent_constants(extents, *launched, dy.stride(0), x.stride(0)),
-        "PRECISION": target.precision,
-        "BLOCK_M": block_m,
-        "BLOCK_N": block_n,
-        "BLOCK_K": block_k,
-    }
+    constants = wanted | _constants(target, call, config, dy.stride(0), x.stride(0))
     first = Launch(linear_weight_gradient_kernel, splits * tiles, arguments, constants, config)
 
     fold_m, fold_n = _config(target, linear_fold_kernel, partials).blocks
     strides = (0, 0) if grad_weight is None else grad_weight.stride()[:2]
     to_fold = (
         partials, bias_partials, _or(grad_weight, partials), _or(grad_bias, partials), splits,
-        _subnets(extents), *launched, *strides, _group_stride(grad_bias),
+        _subnets(extents), out_features, in_features, *strides, _part_stride(grad_bias),
     )  # fmt: skip
-    programs = groups * _tiles(out_features, fold_m) * _tiles(columns, fold_n)
-    constants = {"GROUPS": groups, **wanted, "FOLD_M": fold_m, "FOLD_N": fold_n}
-    return first, Fold(programs, to_fold, constants, launched, strides, extents)
+    programs = call.parts * _tiles(out_features, fold_m) * _tiles(columns, fold_n)
+    constants = {"PARTS": call.parts, **wanted, "FOLD_M": fold_m, "FOLD_N": fold_n}
+    return first, Fold(programs, to_fold, constants, _launched(call), strides, extents)
 
 
 def plan_fold(target: Target, fold: Fold) -> Launch:
     """`linear_fold_kernel`."""
     config = _config(target, linear_fold_kernel, fold.arguments[0])
-    arguments = (*fold.arguments, *_sizes(*fold.launched, fold.extents))
+    arguments = (*fold.arguments, *_sizes(fold.launched, fold.extents))
     constants = fold.constants | _extent_constants(fold.extents, *fold.launched, *fold.strides)
     return Launch(linear_fold_kernel, fold.programs, arguments, constants, config)
 
@@ -221,22 +172,43 @@ def _subnets(extents: LinearSizes | None) -> int:
     return 1 if extents is None else len(extents.out_features)
 
 
-def _sizes(
-    out_features: int, in_features: int, extents: LinearSizes | None
-) -> tuple[Tensor | int, ...]:
+def _launched(call: LinearCall) -> tuple[int, int]:
+    """Rows of each part of the weight, and columns, that launches are as large as."""
+    return call.out_features, call.x.shape[-1]
+
+
+def _sizes(launched: tuple[int, int], extents: LinearSizes | None) -> tuple[Tensor | int, ...]:
     """Both, and how far apart those of two subnets lie."""
     if extents is None:
-        return out_features, in_features, 0, 0
+        return *launched, 0, 0
     return *extents[:2], extents.out_features.stride(0), extents.in_features.stride(0)
 
 
-def _rows_per_sample(rows: int, options: Options) -> int:
-    return 1 if options.scale is None else rows // options.scale.numel()
+def _rows_of_each(call: LinearCall) -> int:
+    """How many of x's rows a subnet has."""
+    return call.x.shape[0] // _subnets(call.extents)
 
 
-def _group_stride(bias: Tensor | None) -> int:
-    """0 for a vector, whose groups follow each other."""
+def _rows_per_sample(call: LinearCall) -> int:
+    scale = call.around.sample_scale
+    return 1 if scale is None else call.x.shape[0] // scale.numel()
+
+
+def _part_stride(bias: Tensor | None) -> int:
+    """0 for a vector, whose parts follow each other."""
     return 0 if bias is None or bias.dim() == 1 else bias.stride(0)
+
+
+def _constants(target: Target, call: LinearCall, config: Config, *strides: int) -> dict[str, Any]:
+    """Those that all products have."""
+    return {
+        "PARTS": call.parts,
+        "INPUT_GELU": call.around.input_gelu,
+        "SCALE": call.around.sample_scale is not None,
+        **_extent_constants(call.extents, *_launched(call), *strides),
+        "PRECISION": target.precision,
+        **dict(zip(("BLOCK_M", "BLOCK_N", "BLOCK_K"), config.blocks, strict=True)),
+    }
 
 
 def _extent_constants(extents: LinearSizes | None, *sizes: int) -> dict[str, Any]:

@@ -1,191 +1,115 @@
 """linear on the CPU by the compiled operators: products that read the weight's slice by its buffer
 strides, add gradients straight into the slice of the buffer, and take GELU, factor and residual
-along. Below ``MIN_ROWS`` rows plain PyTorch runs: packing the weight would cost more than it saves.
-Extents in a tensor cost nothing to read here: the same kernels run on views of that size.
+along. Extents in a tensor cost nothing to read here: the same kernels run on views of that size.
 """
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
+
 from torch import Tensor
 
-from growtas.kernels.extents import LinearSizes
-from growtas.kernels.layout import as_matrices, as_rows, as_vectors, result_dtype
-from growtas.kernels.linear import reference
-from growtas.kernels.native_library import operators, unavailable, unsupported
+from growtas.kernels.call import Grads
+from growtas.kernels.layout import as_matrices, as_rows, as_vectors
+from growtas.kernels.linear.api import LinearCall
+from growtas.kernels.native_library import operators, unsupported
+from growtas.kernels.native_library import unavailable as available
 
-__all__ = ["available", "backward_", "forward", "unsupported"]
+__all__ = ["available", "backward", "forward", "prefers", "unsupported"]
 
-available = unavailable
 MIN_ROWS = 128  # measured at 192 .. 2496 features, forward and backward
 
 
-def _gradient(buffer: Tensor | None, dims: int) -> Tensor | None:
-    """A contiguous buffer to write into, its middle dimensions (all but ``G``) made one."""
-    if buffer is None or buffer.dim() == dims:
-        return buffer
-    return buffer.view(buffer.shape[0], -1, *buffer.shape[buffer.dim() - dims + 1 :])
+def prefers(call: LinearCall) -> bool:
+    """Not with few rows: packing the weight would cost more than plain PyTorch loses."""
+    return call.x.numel() >= MIN_ROWS * call.x.shape[-1] or call.extents is not None
 
 
-def forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    out_features: int,
-    input_activation: str,
-    activation: str,
-    sample_scale: Tensor | None,
-    residual: Tensor | None,
-    save: bool,
-    extents: LinearSizes | None = None,
-) -> tuple[Tensor, Tensor]:
-    """See :func:`growtas.kernels.linear.reference.forward`."""
-    if extents is not None and len(extents.out_features) > 1:
-        return reference.forward_one_by_one(
-            forward, x, weight, bias, out_features, input_activation, activation, sample_scale,
-            residual, save, extents,
-        )  # fmt: skip
-    if extents is not None:
-        return _forward_within(
-            x, weight, bias, out_features, input_activation, activation, sample_scale, residual,
-            save, extents,
-        )  # fmt: skip
-    rows = as_rows(x)
-    if rows.shape[0] < MIN_ROWS:
-        return reference.forward(
-            x, weight, bias, out_features, input_activation, activation, sample_scale, residual,
-            save,
-        )  # fmt: skip
-    groups = 1 if weight.dim() == 2 else weight.shape[0]
-    shape = (*x.shape[:-1], groups * out_features)
-    y = x.new_empty(shape, dtype=result_dtype(x, residual))
-    z = x.new_empty(shape if save and activation == "gelu" else (0,))
+def forward(call: LinearCall) -> Tensor:
+    """y."""
+    y = call.outputs()
+    if call.extents is not None:
+        _forward_within(call, y)
+        return y
+    around, width = call.around, y.shape[-1]
     operators().linear_forward(
-        rows,
-        as_matrices(weight),
-        as_vectors(bias),
-        out_features,
-        input_activation == "gelu",
-        activation == "gelu",
-        sample_scale,
-        None if residual is None else as_rows(residual),
-        y.view(-1, shape[-1]),
-        z.view(-1, shape[-1]) if z.numel() else None,
+        as_rows(call.x),
+        as_matrices(call.weight),
+        as_vectors(call.bias),
+        call.out_features,
+        around.input_gelu,
+        around.sample_scale,
+        None if around.residual is None else as_rows(around.residual),
+        y.view(-1, width),
     )
-    return y, z
+    return y
 
 
-def backward_(
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    preactivation: Tensor,
-    out_features: int,
-    input_activation: str,
-    activation: str,
-    sample_scale: Tensor | None,
-    need_dx: bool,
-    grad_weight: Tensor | None,
-    grad_bias: Tensor | None,
-    extents: LinearSizes | None = None,
-) -> Tensor:
-    """See :func:`growtas.kernels.linear.reference.backward_`."""
-    if extents is not None and len(extents.out_features) > 1:
-        return reference.backward_one_by_one(
-            backward_, dy, x, weight, preactivation, out_features, input_activation, activation,
-            sample_scale, need_dx, grad_weight, grad_bias, extents,
-        )  # fmt: skip
-    if extents is not None:
-        return _backward_within(
-            dy, x, weight, preactivation, out_features, input_activation, activation, sample_scale,
-            need_dx, grad_weight, grad_bias, extents,
-        )  # fmt: skip
-    inputs = as_rows(x)
-    if inputs.shape[0] < MIN_ROWS:
-        return reference.backward_(
-            dy, x, weight, preactivation, out_features, input_activation, activation, sample_scale,
-            need_dx, grad_weight, grad_bias,
-        )  # fmt: skip
-    if activation == "gelu":
-        dy = torch.ops.aten.gelu_backward(dy.to(x.dtype), preactivation)
-    dx = x.new_empty(x.shape if need_dx else (0,))
+def backward(call: LinearCall, saved: Sequence[Tensor], dy: Tensor, grads: Grads) -> Tensor | None:
+    """dx."""
+    x = call.x
+    if call.extents is not None:
+        return _backward_within(call, dy, grads)
+    dx = x.new_empty(x.shape) if grads.dx else None
+    grad_weight, grad_bias = grads.parameters
     operators().linear_backward(
         as_rows(dy),
-        inputs,
-        as_matrices(weight),
-        out_features,
-        input_activation == "gelu",
-        sample_scale,
-        dx.view(-1, x.shape[-1]) if need_dx else None,
+        as_rows(x),
+        as_matrices(call.weight),
+        call.out_features,
+        call.around.input_gelu,
+        call.around.sample_scale,
+        None if dx is None else dx.view(-1, x.shape[-1]),
         _gradient(grad_weight, 2),
         _gradient(grad_bias, 1),
     )
     return dx
 
 
-def _forward_within(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    launched: int,
-    input_activation: str,
-    activation: str,
-    sample_scale: Tensor | None,
-    residual: Tensor | None,
-    save: bool,
-    extents: LinearSizes,
-) -> tuple[Tensor, Tensor]:
-    """`forward` on views of the extents, its results in buffers of the launched size."""
-    out, in_ = int(extents.out_features), int(extents.in_features)
-    groups = 1 if weight.dim() == 2 else weight.shape[0]
-    shape = (*x.shape[:-1], groups * launched)
-    y = x.new_empty(shape, dtype=result_dtype(x, residual))
-    z = x.new_empty(shape if save and activation == "gelu" else (0,))
-    part = None if residual is None else _columns(residual, groups, out).flatten(-2)
-    if out and in_:
-        narrow_y, narrow_z = forward(
-            x[..., :in_], weight, bias, out, input_activation, activation, sample_scale, part, save
-        )
-        _columns(y, groups, out).copy_(narrow_y.unflatten(-1, (groups, out)))
-        if z.numel():
-            _columns(z, groups, out).copy_(narrow_z.unflatten(-1, (groups, out)))
-    elif out and part is not None:
-        _columns(y, groups, out).copy_(part.unflatten(-1, (groups, out)))
-    return y, z
+def _gradient(buffer: Tensor | None, dims: int) -> Tensor | None:
+    """A contiguous buffer to write into, its middle dimensions (all but those of the parts) made
+    one."""
+    if buffer is None or buffer.dim() == dims:
+        return buffer
+    return buffer.view(buffer.shape[0], -1, *buffer.shape[buffer.dim() - dims + 1 :])
 
 
-def _backward_within(
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    preactivation: Tensor,
-    launched: int,
-    input_activation: str,
-    activation: str,
-    sample_scale: Tensor | None,
-    need_dx: bool,
-    grad_weight: Tensor | None,
-    grad_bias: Tensor | None,
-    extents: LinearSizes,
-) -> Tensor:
-    """`backward_` on views of the extents."""
-    out, in_ = int(extents.out_features), int(extents.in_features)
-    groups = 1 if weight.dim() == 2 else weight.shape[0]
-    dx = x.new_empty(x.shape if need_dx else (0,))
-    if out and in_:
-        if activation == "gelu":
-            preactivation = _columns(preactivation, groups, out).flatten(-2)
-        narrow = backward_(
-            _columns(dy, groups, out).flatten(-2), x[..., :in_], weight, preactivation, out,
-            input_activation, activation, sample_scale, need_dx, grad_weight, grad_bias,
-        )  # fmt: skip
-        if need_dx:
-            dx[..., :in_] = narrow
-    elif need_dx:
-        dx[..., :in_] = 0
+def _forward_within(call: LinearCall, y: Tensor) -> None:
+    """`forward` on views of the extents, its results in a buffer of the launched size."""
+    narrow = _narrow(call)
+    mine = _columns(y, call.parts, narrow.out_features)
+    if narrow.out_features and narrow.x.shape[-1]:
+        mine.copy_(forward(narrow).view_as(mine))
+    elif narrow.out_features and narrow.around.residual is not None:
+        mine.copy_(narrow.around.residual.view_as(mine))
+
+
+def _backward_within(call: LinearCall, dy: Tensor, grads: Grads) -> Tensor | None:
+    """`backward` on views of the extents."""
+    narrow = _narrow(call)
+    dx = call.x.new_empty(call.x.shape) if grads.dx else None
+    mine = None if dx is None else dx[..., : narrow.x.shape[-1]]
+    if narrow.out_features and narrow.x.shape[-1]:
+        dy = _columns(dy, call.parts, narrow.out_features).flatten(-2)
+        found = backward(narrow, (), dy, grads)
+        if mine is not None and found is not None:
+            mine.copy_(found)
+    elif mine is not None:
+        mine.zero_()
     return dx
 
 
-def _columns(x: Tensor, groups: int, out: int) -> Tensor:
-    """View ``[..., groups, out]`` of ``[..., groups * launched]``."""
-    return x.unflatten(-1, (groups, -1))[..., :out]
+def _narrow(call: LinearCall) -> LinearCall:
+    """The same call with its sizes read, on views of what it reads."""
+    assert call.extents is not None
+    out, in_ = int(call.extents.out_features), int(call.extents.in_features)
+    around = call.around
+    if around.residual is not None:
+        residual = _columns(around.residual, call.parts, out).flatten(-2)
+        around = around._replace(residual=residual)
+    return call._replace(x=call.x[..., :in_], out_features=out, around=around, extents=None)
+
+
+def _columns(x: Tensor, parts: int, out: int) -> Tensor:
+    """View ``[..., parts, out]`` of ``[..., parts * launched]``."""
+    return x.unflatten(-1, (parts, -1))[..., :out]

@@ -1,41 +1,40 @@
-"""linear, the specification: y = residual + s act(act'(x) W^T + b) on slices, in plain PyTorch.
+"""linear, the specification: y = residual + s (act(x) W^T + b) on slices, in plain PyTorch.
 
-act and act' (of the input) are GELU or nothing, s is one factor per sample.
+act is GELU or nothing, s is one factor per sample.
 
-A weight of more than two dimensions is ``G`` stacked matrices ``[G, ..., in]`` (q, k and v:
+A weight of more than two dimensions stacks ``P`` matrices ``[P, ..., in]`` (q, k and v:
 ``[3, heads, head_dim, in]``); each contributes its first ``out_features`` rows, and the outputs
 are laid side by side. A bias with as many leading dimensions is sliced like the weight; a flat
-bias for a stacked weight is a plain prefix of ``G * out_features`` (AutoFormer's checkpoints).
+bias for a stacked weight is a plain prefix of ``P * out_features`` (AutoFormer's checkpoints).
+
+With extents on the device everything beyond them is masked, so no size is read on the host.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from growtas.kernels.call import Grads
+from growtas.kernels.dtypes import accumulation_dtype
 from growtas.kernels.extents import LinearSizes, if_present, inside, masked
-from growtas.kernels.layout import shares
+from growtas.kernels.linear.api import LinearCall
 
 
-def unsupported(*tensors: Tensor) -> str | None:
-    """None: plain PyTorch takes every device and dtype."""
-    return None
-
-
-def weight_slice(weight: Tensor, out_features: int, in_features: int) -> Tensor:
-    """View ``[G, out_features, in_features]`` of a weight ``[out, in]`` or ``[G, ..., in]``."""
+def _weight_slice(weight: Tensor, call: LinearCall) -> Tensor:
+    """View ``[P, out_features, in]`` of a tensor like the weight."""
     stacked = weight.unsqueeze(0) if weight.dim() == 2 else weight.flatten(1, -2)
-    return stacked[:, :out_features, :in_features]
+    return stacked[:, : call.out_features, : call.x.shape[-1]]
 
 
-def bias_slice(bias: Tensor, groups: int, out_features: int) -> Tensor:
-    """View ``[G, out_features]`` of a bias: ``[out]``, ``[G, ...]``, or flat for ``G`` > 1."""
+def _bias_slice(bias: Tensor, call: LinearCall) -> Tensor:
+    """View ``[P, out_features]`` of a tensor like the bias."""
     if bias.dim() == 1:
-        return bias[: groups * out_features].view(groups, out_features)
-    return bias.flatten(1)[:, :out_features]
+        return bias[: call.parts * call.out_features].view(call.parts, call.out_features)
+    return bias.flatten(1)[:, : call.out_features]
 
 
 def _scaled(rows: Tensor, sample_scale: Tensor | None) -> Tensor:
@@ -44,153 +43,49 @@ def _scaled(rows: Tensor, sample_scale: Tensor | None) -> Tensor:
     return rows * sample_scale.to(rows.dtype).view(-1, *(1,) * (rows.dim() - 1))
 
 
-def forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    out_features: int,
-    input_activation: str,
-    activation: str,
-    sample_scale: Tensor | None,
-    residual: Tensor | None,
-    save: bool,
-    extents: LinearSizes | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Returns y ``[..., G * out_features]`` and, if ``save``, the GELU's input (else empty).
-
-    With extents on the device everything beyond them is masked, so no size is read on the host.
-    """
-    if extents is not None and len(extents.out_features) > 1:
-        return forward_one_by_one(
-            forward, x, weight, bias, out_features, input_activation, activation, sample_scale,
-            residual, save, extents,
-        )  # fmt: skip
-    w = weight_slice(weight, out_features, x.shape[-1])
-    b = None if bias is None else bias_slice(bias, w.shape[0], out_features)
-    if extents is not None:
-        x = masked(x, extents.in_features)
-        w = torch.where(_rectangle(w, extents), w, 0.0)
-        if bias is not None:
-            b = _masked_bias(bias, w.shape[0], out_features, extents)
+def forward(call: LinearCall) -> Tensor:
+    """y."""
+    x, w = call.x, _weight_slice(call.weight, call)
+    b = None if call.bias is None else _bias_slice(call.bias, call)
+    if call.extents is not None:
+        x = masked(x, call.extents.in_features)
+        w = torch.where(_rectangle(w, call.extents), w, 0.0)
+        if call.bias is not None:
+            b = _masked_bias(call.bias, call, call.extents)
     b = None if b is None else b.flatten().to(x.dtype)
-    inputs = F.gelu(x) if input_activation == "gelu" else x
-    z = F.linear(inputs, w.flatten(0, 1).to(x.dtype), b)
-    y = _scaled(F.gelu(z) if activation == "gelu" else z, sample_scale)
-    if residual is not None:
-        y = residual + y
-    return y, z if save and activation == "gelu" else x.new_empty(0)
+    inputs = F.gelu(x) if call.around.input_gelu else x
+    y = _scaled(F.linear(inputs, w.flatten(0, 1).to(x.dtype), b), call.around.sample_scale)
+    return y if call.around.residual is None else call.around.residual + y
 
 
-def backward_(
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    preactivation: Tensor,
-    out_features: int,
-    input_activation: str,
-    activation: str,
-    sample_scale: Tensor | None,
-    need_dx: bool,
-    grad_weight: Tensor | None,
-    grad_bias: Tensor | None,
-    extents: LinearSizes | None = None,
-) -> Tensor:
-    """Adds into the slices of the max-size ``grad_weight`` and ``grad_bias``; returns dx."""
-    if extents is not None and len(extents.out_features) > 1:
-        return backward_one_by_one(
-            backward_, dy, x, weight, preactivation, out_features, input_activation, activation,
-            sample_scale, need_dx, grad_weight, grad_bias, extents,
-        )  # fmt: skip
-    w = weight_slice(weight, out_features, x.shape[-1])
+def backward(call: LinearCall, saved: Sequence[Tensor], dy: Tensor, grads: Grads) -> Tensor | None:
+    """dx."""
+    grad_weight, grad_bias = grads.parameters
+    x, w = call.x, _weight_slice(call.weight, call)
     rectangle = None
-    if extents is not None:
-        rectangle = _rectangle(w, extents)
+    if call.extents is not None:
+        rectangle = _rectangle(w, call.extents)
         w = torch.where(rectangle, w, 0.0)
-        x = masked(x, extents.in_features)
-        dy, preactivation = (
-            masked(t.unflatten(-1, w.shape[:2]), extents.out_features).flatten(-2)
-            if t.numel() else t
-            for t in (dy, preactivation)
-        )  # fmt: skip
-    dz = _scaled(dy.to(x.dtype), sample_scale)
-    if activation == "gelu":
-        dz = torch.ops.aten.gelu_backward(dz, preactivation)
+        x = masked(x, call.extents.in_features)
+        dy = masked(dy.unflatten(-1, w.shape[:2]), call.extents.out_features).flatten(-2)
+    dz = _scaled(dy.to(x.dtype), call.around.sample_scale)
     rows = dz.reshape(-1, dz.shape[-1])
     if grad_weight is not None:
-        inputs = F.gelu(x) if input_activation == "gelu" else x
+        inputs = F.gelu(x) if call.around.input_gelu else x
         dw = (rows.t() @ inputs.reshape(-1, x.shape[-1])).view(w.shape)
         if rectangle is not None:  # x may hold anything where there are no outputs
             dw = torch.where(rectangle, dw, 0.0)
-        weight_slice(grad_weight, out_features, x.shape[-1]).add_(dw)
+        _weight_slice(grad_weight, call).add_(dw)
     if grad_bias is not None:
-        db = rows.sum(0, dtype=torch.promote_types(rows.dtype, torch.float32))
-        db = db.view(w.shape[0], out_features)
-        if extents is None:
-            bias_slice(grad_bias, w.shape[0], out_features).add_(db)
+        db = rows.sum(0, dtype=accumulation_dtype(rows.dtype)).view(w.shape[:2])
+        if call.extents is None:
+            _bias_slice(grad_bias, call).add_(db)
         else:
-            _add_masked_bias(grad_bias, db, extents)
-    if not need_dx:
-        return x.new_empty(0)
+            _add_masked_bias(grad_bias, db, call, call.extents)
+    if not grads.dx:
+        return None
     dx = dz @ w.flatten(0, 1).to(x.dtype)
-    return torch.ops.aten.gelu_backward(dx, x) if input_activation == "gelu" else dx
-
-
-def forward_one_by_one(
-    forward: Callable[..., tuple[Tensor, Tensor]],
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    out_features: int,
-    input_activation: str,
-    activation: str,
-    sample_scale: Tensor | None,
-    residual: Tensor | None,
-    save: bool,
-    extents: LinearSizes,
-) -> tuple[Tensor, Tensor]:
-    """A backend's `forward` for each of several subnets on its share of the batch."""
-    count = len(extents.out_features)
-    of_subnets = zip(
-        *(shares(t, count) for t in (x, sample_scale, residual, *extents[:2])), strict=True
-    )
-    parts = [
-        forward(
-            x_, weight, bias, out_features, input_activation, activation, scale_, residual_, save,
-            LinearSizes(out, in_, extents.alignment),
-        )
-        for x_, scale_, residual_, out, in_ in of_subnets
-    ]  # fmt: skip
-    y, preactivation = (torch.cat(part) for part in zip(*parts, strict=True))
-    return y, preactivation
-
-
-def backward_one_by_one(
-    backward_: Callable[..., Tensor],
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    preactivation: Tensor,
-    out_features: int,
-    input_activation: str,
-    activation: str,
-    sample_scale: Tensor | None,
-    need_dx: bool,
-    grad_weight: Tensor | None,
-    grad_bias: Tensor | None,
-    extents: LinearSizes,
-) -> Tensor:
-    """A backend's `backward_` for each of several subnets, in their order."""
-    count = len(extents.out_features)
-    of_subnets = zip(
-        *(shares(t, count) for t in (dy, x, preactivation, sample_scale, *extents[:2])), strict=True
-    )
-    return torch.cat([
-        backward_(
-            dy_, x_, weight, z_, out_features, input_activation, activation, scale_, need_dx,
-            grad_weight, grad_bias, LinearSizes(out, in_, extents.alignment),
-        )
-        for dy_, x_, z_, scale_, out, in_ in of_subnets
-    ])  # fmt: skip
+    return torch.ops.aten.gelu_backward(dx, x) if call.around.input_gelu else dx
 
 
 def _rectangle(w: Tensor, extents: LinearSizes) -> Tensor:
@@ -199,29 +94,25 @@ def _rectangle(w: Tensor, extents: LinearSizes) -> Tensor:
     return rows.unsqueeze(-1) & inside(w.shape[-1], extents.in_features)
 
 
-def _prefix(bias: Tensor, groups: int, out_features: int, extents: LinearSizes) -> Tensor:
-    """Entries of a flat bias that ``[G, out_features]`` outputs read: group follows group, each as
-    long as the extent says. Those beyond are not to be used."""
-    first = torch.arange(groups, device=bias.device).unsqueeze(-1) * extents.out_features
-    entry = first + torch.arange(out_features, device=bias.device)
+def _prefix(bias: Tensor, call: LinearCall, extents: LinearSizes) -> Tensor:
+    """Entries ``[P, out_features]`` of a flat bias that the outputs read: part follows part, each
+    as long as the extent says. Those beyond are not to be used."""
+    first = torch.arange(call.parts, device=bias.device).unsqueeze(-1) * extents.out_features
+    entry = first + torch.arange(call.out_features, device=bias.device)
     return entry.clamp_(max=bias.numel() - 1)
 
 
-def _masked_bias(bias: Tensor, groups: int, out_features: int, extents: LinearSizes) -> Tensor:
-    if bias.dim() == 1:
-        values = bias[_prefix(bias, groups, out_features, extents)]
-    else:
-        values = bias_slice(bias, groups, out_features)
+def _masked_bias(bias: Tensor, call: LinearCall, extents: LinearSizes) -> Tensor:
+    flat = bias.dim() == 1
+    values = bias[_prefix(bias, call, extents)] if flat else _bias_slice(bias, call)
     values = masked(values, extents.out_features)
     return if_present(values, extents.in_features)  # where there is no layer, it has no bias either
 
 
-def _add_masked_bias(grad_bias: Tensor, db: Tensor, extents: LinearSizes) -> None:
-    """db ``[G, out_features]``."""
+def _add_masked_bias(grad_bias: Tensor, db: Tensor, call: LinearCall, extents: LinearSizes) -> None:
+    """db ``[P, out_features]``."""
     db = if_present(db, extents.in_features).to(grad_bias.dtype)
     if grad_bias.dim() == 1:
-        grad_bias.index_add_(
-            0, _prefix(grad_bias, db.shape[0], db.shape[1], extents).flatten(), db.flatten()
-        )
+        grad_bias.index_add_(0, _prefix(grad_bias, call, extents).flatten(), db.flatten())
     else:
-        bias_slice(grad_bias, db.shape[0], db.shape[1]).add_(db)
+        _bias_slice(grad_bias, call).add_(db)

@@ -9,6 +9,8 @@ import torch
 from oracles import assert_within_budget, bits_equal
 
 from growtas import kernels
+from growtas.kernels.attention.api import AttentionCall
+from growtas.kernels.call import Grads
 from growtas.kernels.triton import configs
 from growtas.kernels.triton import support as triton_support
 
@@ -209,7 +211,6 @@ def test_number_of_heads_on_the_device(device, gpu):
     qkv, tables = inputs["qkv"].to(device), inputs["tables"].to(device)
     cotangent = cotangent.to(device)
     batch, tokens, _ = qkv.shape
-    arguments = ((3, 4), 0.2)
 
     def widened(tensor, parts):
         wide = torch.full((batch, tokens, parts, 3, 32), float("nan"), device=device)
@@ -220,20 +221,22 @@ def test_number_of_heads_on_the_device(device, gpu):
         return tensor.view(batch, tokens, parts, 3, 32)[:, :, :, :2].flatten(2)
 
     heads = torch.tensor([2], dtype=torch.int32, device=device)
-    out, lse = gpu.forward(qkv, tables, 2, *arguments)
-    wide_out, wide_lse = gpu.forward(widened(qkv, 3), tables, 3, *arguments, extents=heads)
+    call = AttentionCall(qkv, tables, 2, 3, 4, 0.2, None)
+    out, lse = gpu.forward(call)
+    wide_call = AttentionCall(widened(qkv, 3), tables, 3, 3, 4, 0.2, heads)
+    wide_out, wide_lse = gpu.forward(wide_call)
     assert bits_equal(narrowed(wide_out, 1), out)
-    assert bits_equal(wide_lse[:, :2], lse)
+    of_heads = wide_lse.view(batch, 3, tokens)
+    assert bits_equal(of_heads[:, :2].flatten(1), lse)
     assert wide_out.view(batch, tokens, 3, 32)[:, :, 2].isnan().all()  # torch.empty is poisoned
-    assert wide_lse[:, 2].isnan().all()
+    assert of_heads[:, 2].isnan().all()
 
     gradient = torch.zeros_like(tables)
-    dqkv = gpu.backward_(cotangent, qkv, tables, out, lse, 2, *arguments, gradient)
+    dqkv = gpu.backward(call, (out, lse), cotangent, Grads((gradient,), True, None))
     wide_gradient = torch.zeros_like(tables)
-    wide_dqkv = gpu.backward_(
-        widened(cotangent, 1), widened(qkv, 3), tables, wide_out, wide_lse, 3, *arguments,
-        wide_gradient, extents=heads,
-    )  # fmt: skip
+    wide_dqkv = gpu.backward(
+        wide_call, (wide_out, wide_lse), widened(cotangent, 1), Grads((wide_gradient,), True, None)
+    )
     assert bits_equal(narrowed(wide_dqkv, 3), dqkv)
     assert wide_dqkv.view(batch, tokens, 3, 3, 32)[:, :, :, 2].isnan().all()
     torch.testing.assert_close(wide_gradient, gradient)  # shares are cut otherwise

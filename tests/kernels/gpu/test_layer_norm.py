@@ -11,6 +11,8 @@ import torch
 from oracles import assert_within_budget, bits_equal
 
 from growtas import kernels
+from growtas.kernels.call import Grads
+from growtas.kernels.layer_norm.api import LayerNormCall
 from growtas.kernels.triton import support as triton_support
 
 
@@ -166,18 +168,19 @@ def test_width_on_the_device(device, gpu, pitch):
         return wide
 
     width = torch.tensor([24], dtype=torch.int32, device=device)
-    y, mean, rstd = gpu.forward(x, weight, bias, 1e-5, torch.float32)
+    call = LayerNormCall(x, weight, bias, 1e-5, torch.float32, None, None)
+    y, *statistics = gpu.forward(call)
     parameters = torch.nn.functional.pad(weight, (0, 16)), torch.nn.functional.pad(bias, (0, 16))
-    wide = gpu.forward(widened(x), *parameters, 1e-5, torch.float32, extents=width)
+    wide_call = LayerNormCall(widened(x), *parameters, 1e-5, torch.float32, width, None)
+    wide = gpu.forward(wide_call)
     assert same(wide[0][..., :24], y)
-    assert same(wide[1], mean)
-    assert same(wide[2], rstd)
+    assert all(same(a, b) for a, b in zip(wide[1:], statistics, strict=True))
     assert wide[0][..., 24:].isnan().all()  # torch.empty is poisoned
 
-    gradients = [torch.full((47,), 2.0, device=device) for _ in range(4)]
-    dx = gpu.backward_(cotangent, x, weight, mean, rstd, *gradients[:2])
-    wide_dx = gpu.backward_(
-        widened(cotangent), widened(x), parameters[0], mean, rstd, *gradients[2:], extents=width
+    gradients = tuple(torch.full((47,), 2.0, device=device) for _ in range(4))
+    dx = gpu.backward(call, statistics, cotangent, Grads(gradients[:2], True, None))
+    wide_dx = gpu.backward(
+        wide_call, statistics, widened(cotangent), Grads(gradients[2:], True, None)
     )
     assert same(wide_dx[..., :24], dx)
     assert wide_dx[..., 24:].isnan().all()

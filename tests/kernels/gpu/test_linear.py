@@ -9,11 +9,13 @@ import torch
 from oracles import DTYPES, assert_within_budget, bits_equal
 
 from growtas import kernels
+from growtas.kernels.call import Grads
 from growtas.kernels.extents import LinearExtents, LinearSizes
 from growtas.kernels.linear import gpu, gpu_plan
+from growtas.kernels.linear.api import Around, LinearCall
 from growtas.kernels.triton import configs
 
-EVERYTHING = {"input_activation": "gelu", "activation": "gelu"}
+PLAIN = Around(False, None, None)
 OPERANDS = ("x", "weight", "bias", "residual")
 
 
@@ -56,16 +58,16 @@ def case(device, in_features, out_features, *, rows=(3, 7), in_max=None, shape=N
     g = torch.Generator().manual_seed(seed)
     shape = (*(shape or (out_features + 3,)), in_max or in_features + 5)
     weight = torch.full(shape, float("nan"))
-    groups = 1 if len(shape) == 2 else shape[0]
-    values = torch.randn(groups, out_features, in_features, generator=g) * in_features**-0.5
-    weight.view(groups, -1, shape[-1])[:, :out_features, :in_features] = values
+    parts = 1 if len(shape) == 2 else shape[0]
+    values = torch.randn(parts, out_features, in_features, generator=g) * in_features**-0.5
+    weight.view(parts, -1, shape[-1])[:, :out_features, :in_features] = values
     bias = torch.full(shape[:-1], float("nan"))
     if flat_bias:
         bias = bias.flatten()
-        bias[: groups * out_features] = torch.randn(groups * out_features, generator=g)
+        bias[: parts * out_features] = torch.randn(parts * out_features, generator=g)
     else:
-        bias.view(groups, -1)[:, :out_features] = torch.randn(groups, out_features, generator=g)
-    y = (*rows, groups * out_features)
+        bias.view(parts, -1)[:, :out_features] = torch.randn(parts, out_features, generator=g)
+    y = (*rows, parts * out_features)
     inputs = {
         "x": torch.randn(*rows, in_features, generator=g),
         "weight": weight,
@@ -97,10 +99,10 @@ def test_plain(device, dtype, in_features, out_features):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("fused", ["input_activation", "activation", "scale", "residual", "all"])
+@pytest.mark.parametrize("fused", ["input_activation", "scale", "residual", "all"])
 def test_fused(device, dtype, fused):
     """Each alone and all at once, on the slices of stacked matrices."""
-    arguments = {k: v for k, v in EVERYTHING.items() if fused in (k, "all")}
+    arguments = {"input_activation": "gelu"} if fused in ("input_activation", "all") else {}
     if fused in ("scale", "all"):
         arguments["sample_scale"] = torch.tensor([0.0, 1.25, 1.0], device=device)
     residual = fused in ("residual", "all")
@@ -188,7 +190,7 @@ def test_rows_are_summed_in_splits_of_fixed_order(device, launched):
     """Repetition gives the same bits; one launch forward, two backward. The splits are added up by
     the same programs and in the same order where they have a launch of their own."""
     inputs, cotangent = case(device, 40, 70, rows=(5, 26), residual=True)
-    arguments = {**EVERYTHING, "sample_scale": torch.rand(5, device=device)}
+    arguments = {"input_activation": "gelu", "sample_scale": torch.rand(5, device=device)}
     first, second = (
         oracles.outputs_and_gradients(
             kernels.linear, inputs, cotangent, out_features=70, **arguments
@@ -212,11 +214,12 @@ def test_rows_are_summed_in_splits_of_fixed_order(device, launched):
     ):
         assert bits_equal(gradient, first[name])
     assert launched[1:] == ["linear_weight_gradient_kernel", "linear_fold_kernel"]
+    weight = inputs["weight"].detach()
+    call = gpu_plan.in_rows(LinearCall(inputs["x"], weight, None, 70, PLAIN, None))
     launch, _ = gpu_plan.plan_weight_gradient(
-        gpu_plan.Target(80, "ieee"), cotangent.flatten(0, 1), cotangent, inputs["x"].flatten(0, 1),
-        1, 70, gpu_plan.Options(False, False, None), inputs["weight"].detach()[None], None,
-    )  # fmt: skip
-    assert launch.arguments[4].shape == (9, 1, 70, 40)  # 130 rows in splits of 16 or more
+        gpu_plan.Target(80, "ieee"), call, cotangent.flatten(0, 1), weight[None], None
+    )
+    assert launch.arguments[3].shape == (9, 1, 70, 40)  # 130 rows in splits of 16 or more
 
 
 def test_rows_by_strides(device):
@@ -287,11 +290,13 @@ def test_device_extents(device, out, in_, dtype, flat_bias):
     scale = torch.tensor([0.5, 0.0, 2.0], device=device)
 
     def step(x, residual, dy, out, extents):
-        fused = ("gelu", "gelu", scale)
-        y, z = gpu.forward(x, weight, bias, out, *fused, residual, True, extents)
-        gradients = [gradient.clone() for gradient in before]
-        dx = gpu.backward_(dy, x, weight, z, out, *fused, True, *gradients, extents)
-        return y, z, dx, *gradients
+        around = Around(True, scale, residual)
+        y = gpu.forward(LinearCall(x, weight, bias, out, around, extents))
+        gradients = tuple(gradient.clone() for gradient in before)
+        around = around._replace(residual=None)
+        call = LinearCall(x, weight, bias, out, around, extents)
+        dx = gpu.backward(call, (), dy, Grads(gradients, True, None))
+        return y, dx, *gradients
 
     def widened(value, width, largest):
         wide = torch.full((3, 7, value.shape[-1] // width, largest), float("nan"))
@@ -306,11 +311,11 @@ def test_device_extents(device, out, in_, dtype, flat_bias):
         *(widened(value, out, LARGEST[0]) for value in (given["residual"], dy)),
         LARGEST[0], sizes(device, out, in_),
     )  # fmt: skip
-    for a, b, groups in zip(actual, want, (2, 2, 1), strict=False):
-        a, b = a.view(3, 7, groups, -1), b.view(3, 7, groups, -1)
+    for a, b, parts in zip(actual, want, (2, 1), strict=False):
+        a, b = a.view(3, 7, parts, -1), b.view(3, 7, parts, -1)
         assert bits_equal(a[..., : b.shape[-1]], b)
         assert a[..., b.shape[-1] :].isnan().all()
-    for a, b, untouched in zip(actual[3:], want[3:], before, strict=True):
+    for a, b, untouched in zip(actual[2:], want[2:], before, strict=True):
         torch.testing.assert_close(a, b)  # the splits of the rows may be others
         outside = b == untouched
         assert outside.any()
@@ -322,18 +327,15 @@ def test_launches_with_device_extents_serve_every_subnet(device):
     x = torch.zeros(21, LARGEST[1], device=device)
     dy = torch.zeros(21, 2 * LARGEST[0], device=device)
     weight = torch.zeros(2, 40, 64, device=device)
-    options = gpu_plan.Options(True, False, None)
 
     def plans(extents):
-        target, out = gpu_plan.Target(80, "ieee"), LARGEST[0]
-        yield gpu_plan.plan_forward(target, x, weight, None, out, options, None, dy, None, extents)
-        launch, fold = gpu_plan.plan_weight_gradient(
-            target, dy, dy, x, 2, out, options, weight, None, extents
-        )
+        target = gpu_plan.Target(80, "ieee")
+        around = PLAIN._replace(input_gelu=True)
+        call = LinearCall(x, weight, None, LARGEST[0], around, extents)
+        yield gpu_plan.plan_forward(target, call, dy)
+        launch, fold = gpu_plan.plan_weight_gradient(target, call, dy, weight, None)
         yield launch
-        yield gpu_plan.plan_input_gradient(
-            target, dy, dy, weight, out, options, x, x, extents, fold
-        )
+        yield gpu_plan.plan_input_gradient(target, call, dy, x, fold)
         yield gpu_plan.plan_fold(target, fold)
 
     def facts(launch):

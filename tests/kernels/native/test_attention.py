@@ -13,6 +13,7 @@ from growtas import kernels
 from growtas.kernels import attention, native_library
 from growtas.kernels.attention import native as attention_native
 from growtas.kernels.attention import reference as attention_reference
+from growtas.kernels.attention.api import AttentionCall
 
 
 def check_attention(grid, class_token, num_heads, head_dim, dtype, **options):
@@ -64,10 +65,13 @@ def test_attention_log_sum_exp(factor, dtype):
     """From 197 nearly equal scores to one that outweighs the others."""
     inputs, _ = attention_inputs((14, 14), 1, 3, 64)
     qkv, tables = (inputs["qkv"] * factor).to(dtype), inputs["tables"].to(dtype)
-    arguments = (3, (14, 14), 0.125)
-    want = attention_reference.forward(qkv.double(), tables.double(), *arguments)[1]
-    plain = attention_reference.forward(qkv.float(), tables.float(), *arguments)[1]
-    actual = attention_native.forward(qkv, tables, *arguments)[1]
+
+    def log_sum_exp(backend, qkv, tables):
+        return backend.forward(AttentionCall(qkv, tables, 3, 14, 14, 0.125, None))[1]
+
+    want = log_sum_exp(attention_reference, qkv.double(), tables.double())
+    plain = log_sum_exp(attention_reference, qkv.float(), tables.float())
+    actual = log_sum_exp(attention_native, qkv, tables)
     budget = 2 * (plain - want).abs().max() + torch.finfo(torch.float32).eps * want.abs().max()
     assert (actual - want).abs().max() <= budget
 

@@ -90,7 +90,7 @@ def run_everything() -> list[torch.Tensor]:
             ).values()
             inputs, cotangent = linear_inputs(700, 40, 90, dtype=dtype)
             results += outputs_and_gradients(
-                linear, inputs, cotangent, dtype, out_features=90, activation="gelu"
+                linear, inputs, cotangent, dtype, out_features=90, input_activation="gelu"
             ).values()
     return results
 

@@ -14,6 +14,7 @@ from oracles import outputs_and_gradients
 from growtas import kernels
 from growtas.kernels import linear, native_library
 from growtas.kernels.linear import native as native_linear
+from growtas.kernels.linear import reference as reference_linear
 
 # Register tiles have 14, 8, 6, 4, 2 or 1 rows and 32, 16, 8 or 4 columns; 256 values are summed
 # before a partial sum is added; the second operand of bfloat16 comes in pairs. Tile registers have
@@ -25,10 +26,9 @@ LINEAR_SHAPES = [(1, 1, 1), (13, 31, 33), (14, 32, 16), (15, 33, 48), (113, 17, 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("activation", [None, "gelu"])
 @pytest.mark.parametrize(("rows", "in_features", "out_features"), LINEAR_SHAPES)
-def test_linear_tile_edges(monkeypatch, rows, in_features, out_features, activation, dtype):
-    monkeypatch.setattr(native_linear, "MIN_ROWS", 0)
+def test_linear_tile_edges(rows, in_features, out_features, activation, dtype):
     inputs, cotangent = linear_inputs(rows, in_features, out_features, dtype=dtype)
-    arguments = {"out_features": out_features, "activation": activation}
+    arguments = {"out_features": out_features, "input_activation": activation}
     assert_native_is_exact(
         outputs_and_gradients, oracles.linear, linear, inputs, cotangent, dtype, **arguments
     )
@@ -38,7 +38,7 @@ def test_linear_tile_edges(monkeypatch, rows, in_features, out_features, activat
 def test_linear_reads_and_writes_strided_rows(dtype):
     """Views with a row stride, offset by one element, and sentinels around every output."""
     operators = native_library.operators()
-    inputs, cotangent = linear_inputs(30, 18, 20, groups=1, dtype=dtype)
+    inputs, cotangent = linear_inputs(30, 18, 20, parts=1, dtype=dtype)
     weight = inputs["weight"][0, :20, :18].to(dtype)
 
     def view(values):
@@ -49,7 +49,7 @@ def test_linear_reads_and_writes_strided_rows(dtype):
     (_, x), (_, dy) = view(inputs["x"]), view(cotangent)
     (whole_y, y), (whole_dx, dx) = view(torch.zeros(30, 20)), view(torch.zeros(30, 18))
     whole_dw, dw = view(torch.zeros(20, 18))
-    operators.linear_forward(x, weight, None, 20, False, False, None, None, y, None)
+    operators.linear_forward(x, weight, None, 20, False, None, None, y)
     operators.linear_backward(dy, x, weight, 20, False, None, dx, dw, None)
     tolerance = {"rtol": 0, "atol": 40 * torch.finfo(dtype).eps}
     torch.testing.assert_close(y, (x.double() @ weight.double().T).to(dtype), **tolerance)
@@ -64,7 +64,7 @@ def test_linear_reads_and_writes_strided_rows(dtype):
 def test_linear_fuses_the_activation_of_its_input_and_a_factor_per_sample(dtype):
     """y = scale (gelu(x) W^T + b) + residual and its three gradients, each in one operator."""
     operators = native_library.operators()
-    inputs, cotangent = linear_inputs(3 * 11, 34, 20, groups=1, dtype=dtype)
+    inputs, cotangent = linear_inputs(3 * 11, 34, 20, parts=1, dtype=dtype)
     weight, bias = inputs["weight"][0, :20, :34], inputs["bias"][0, :20]
     scale = torch.tensor([0.0, 1.25, 2.0]).double()
 
@@ -80,7 +80,7 @@ def test_linear_fuses_the_activation_of_its_input_and_a_factor_per_sample(dtype)
     stored = scale if dtype == torch.float64 else scale.float()
     y, dx = torch.empty(33, 20, dtype=dtype), torch.empty(33, 34, dtype=dtype)
     dw, db = torch.zeros(20, 34, dtype=stored.dtype), torch.zeros(20, dtype=stored.dtype)
-    operators.linear_forward(x, weight.to(dtype), bias, 20, True, False, stored, residual, y, None)
+    operators.linear_forward(x, weight.to(dtype), bias, 20, True, stored, residual, y)
     operators.linear_backward(dy, x, weight.to(dtype), 20, True, stored, dx, dw, db)
     wanted = (golden.detach() + inputs["residual"], *gradients)
     for found, want in zip((y, dx, dw, db), wanted, strict=True):
@@ -91,7 +91,7 @@ def test_linear_fuses_the_activation_of_its_input_and_a_factor_per_sample(dtype)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("gelu", [False, True])
 def test_linear_gradients_have_the_same_bits_alone_and_together_on_any_threads(dtype, gelu):
-    """Rows in several parts and chunks, the last ones ragged; two groups of the weight."""
+    """Rows in several parts and chunks, the last ones ragged; two parts of the weight."""
     generator = torch.Generator().manual_seed(3)
 
     def random(*shape):
@@ -173,7 +173,7 @@ def test_tile_registers_sum_as_documented():
         want = fused_multiply_add(fused_multiply_add(sums[0], one, sums[1]), one, want)
     y = torch.empty(rows, columns)
     native_library.operators().linear_forward(
-        x.bfloat16(), weight.bfloat16(), None, columns, False, False, None, None, y, None
+        x.bfloat16(), weight.bfloat16(), None, columns, False, None, None, y
     )
     assert 0.05 < (want[5:9, :4] == 0).float().mean() < 0.9
     assert torch.equal(y, want)
@@ -184,7 +184,7 @@ def test_gelu_of_every_size():
     z = torch.cat([torch.linspace(-5, 5, 4001), torch.tensor([-40.0, -1e30, 40.0, 1e30, 0.0])])
     rows = z.view(-1, 1)
     one, y = torch.ones(1, 1), torch.empty_like(rows)
-    native_library.operators().linear_forward(rows, one, None, 1, False, True, None, None, y, None)
+    native_library.operators().linear_forward(rows, one, None, 1, True, None, None, y)
     want = torch.nn.functional.gelu(rows.double())
     torch.testing.assert_close(y.double(), want, rtol=1e-4, atol=1e-30)
     dx = torch.empty_like(rows)
@@ -202,7 +202,7 @@ def test_gelu_of_every_bfloat16():
     rows = z[z.isfinite()].view(-1, 1)
     one, ones = torch.ones(1, 1).bfloat16(), torch.ones_like(rows)
     y, dx = torch.empty_like(rows), torch.empty_like(rows)
-    native_library.operators().linear_forward(rows, one, None, 1, True, False, None, None, y, None)
+    native_library.operators().linear_forward(rows, one, None, 1, True, None, None, y)
     native_library.operators().linear_backward(ones, rows, one, 1, True, None, dx, None, None)
     leaf = rows.double().requires_grad_()
     want = torch.nn.functional.gelu(leaf)
@@ -212,17 +212,38 @@ def test_gelu_of_every_bfloat16():
     torch.testing.assert_close(dx.double(), gradient, rtol=half_step, atol=1.5e-4)
 
 
-def test_few_rows_go_to_blas_and_agree(monkeypatch):
-    inputs, cotangent = linear_inputs(5, 24, 40)
+def test_few_rows_are_left_to_plain_pytorch_unless_it_is_named(monkeypatch):
+    """Under `auto`, which has all to itself: packing the weight would cost more than it saves."""
+    ran = []
+
+    def noted(backend, name):
+        function = getattr(backend, name)
+
+        def run(*given):
+            ran.append(backend.__name__.rsplit(".", 1)[1])
+            return function(*given)
+
+        return run
+
+    for backend in (native_linear, reference_linear):
+        for name in ("forward", "backward"):
+            monkeypatch.setattr(backend, name, noted(backend, name))
     results = []
-    for rows in (0, 6):
-        monkeypatch.setattr(native_linear, "MIN_ROWS", rows)
-        with kernels.use_backend("native"):
+    for request, rows, expected in (
+        ("auto", native_linear.MIN_ROWS, "native"),
+        ("auto", native_linear.MIN_ROWS - 1, "reference"),
+        ("native", native_linear.MIN_ROWS - 1, "native"),
+        ("native", 1, "native"),
+    ):
+        inputs, cotangent = linear_inputs(rows, 24, 40)
+        with kernels.use_backend(request):
             results.append(
                 outputs_and_gradients(linear, inputs, cotangent, torch.float64, out_features=40)
             )
-    for name, value in results[0].items():
-        torch.testing.assert_close(value, results[1][name])
+        assert ran == [expected] * 2
+        ran.clear()
+    for name, value in results[1].items():
+        torch.testing.assert_close(value, results[2][name])
 
 
 @pytest.mark.parametrize(
@@ -240,8 +261,7 @@ def test_few_rows_go_to_blas_and_agree(monkeypatch):
 def test_bad_linear_arguments_are_named(change, message):
     arguments = {
         "x": torch.zeros(2, 6), "weight": torch.zeros(8, 7), "bias": None, "out_features": 4,
-        "gelu_of_x": False, "gelu_of_sum": False, "scale": None, "residual": None,
-        "y": torch.zeros(2, 4), "preactivation": None,
+        "gelu_of_x": False, "scale": None, "residual": None, "y": torch.zeros(2, 4),
     }  # fmt: skip
     with pytest.raises(RuntimeError, match=message):
         native_library.operators().linear_forward(**{**arguments, **change})
