@@ -19,8 +19,6 @@ from torch import Tensor
 
 from growtas.kernels.call import observed
 
-COLUMNS = ("embed", "heads", "hidden", "active", "head_width")
-
 
 class LinearExtents(NamedTuple):
     """How much of its weight a linear layer reads.
