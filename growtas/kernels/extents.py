@@ -5,8 +5,8 @@ largest subnet's, and an operator reads how far to go from a table in memory. Wh
 extents is neither read nor meaningful. A captured CUDA graph then serves every subnet: another one
 is a copy of one small table and a replay.
 
-Several subnets can share a launch: the batch is divided in as many equal groups of consecutive
-samples, and every extent has an entry for each group.
+Several subnets can share a launch: the batch is divided in as many equal shares of consecutive
+samples, and every extent has an entry for each subnet.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class LinearExtents(NamedTuple):
     """How much of its weight a linear layer reads.
 
     Attributes:
-        out_features: int32 ``[G]``: rows taken of each matrix; None for what the host says. Where
+        out_features: int32 ``[S]``: rows taken of each matrix; None for what the host says. Where
             it is 0, there is no output.
-        in_features: int32 ``[G]``: columns taken; None for x's width. 0 only with a
+        in_features: int32 ``[S]``: columns taken; None for x's width. 0 only with a
             residual: then there is no layer, the output is the residual, and the bias too is
             neither read nor given a gradient.
         alignment: divides both.
@@ -53,7 +53,7 @@ def check_extent(
     largest: int,
     other: Tensor | None = None,
 ) -> None:
-    """ValueError unless it is None or int32 ``[G]`` on the device of `like`, ``[B, ...]``.
+    """ValueError unless it is None or int32 ``[S]`` on the device of `like`, ``[B, ...]``.
 
     G subnets share the batch in equal consecutive parts, so G divides B. `other` is another extent
     of the same call: it has as many. Values are compared with the bounds where they are at hand:
