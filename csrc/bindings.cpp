@@ -60,7 +60,8 @@ void check_dtype(const char* name, DType dtype, DType wanted, const char* like) 
 // [rows, width] with contiguous rows; returns the row stride.
 int64_t check_rows(const Tensor& t, const char* name, int64_t rows, int64_t width) {
   check_shape(t, name, {rows, width});
-  STD_TORCH_CHECK(width == 1 || t.stride(1) == 1, name, ": last dimension must be contiguous");
+  STD_TORCH_CHECK(rows == 0 || width == 1 || t.stride(1) == 1, name,
+                  ": last dimension must be contiguous");
   return t.stride(0);
 }
 

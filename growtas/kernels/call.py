@@ -21,10 +21,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from growtas.kernels.dispatch import plain, select, transformed
+from growtas.kernels.dispatch import plain, select, transformed, transforms
 from growtas.kernels.gradients import GradientAccumulator, full_size_zeros
 
 _LIBRARY = torch.library.Library("growtas", "DEF")
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_tracing_state = torch._C._get_tracing_state
 _TYPES = {
     Tensor: "Tensor", int: "SymInt", bool: "bool", float: "float", torch.dtype: "ScalarType"
 }  # fmt: skip
@@ -51,11 +53,18 @@ def observed(first: Tensor) -> bool:
     tensor subclass, a transform of ``torch.func``."""
     return (
         torch.compiler.is_dynamo_compiling()  # other tracers use what follows
-        or torch._C._len_torch_dispatch_stack() > 0
+        or _dispatch_modes() > 0
         or type(first) not in (Tensor, torch.nn.Parameter)
-        or torch._C._get_tracing_state() is not None
-        or transformed()
+        or _tracing_state() is not None
+        or transforms() is not None
     )
+
+
+def _through_dispatcher(first: Tensor) -> bool:
+    """Where nobody observes operators they are called directly: a way through the dispatcher costs
+    as much Python as the rest of a call. So they are under ``torch.func``, whose transforms want to
+    see plain PyTorch."""
+    return observed(first) and (torch.compiler.is_dynamo_compiling() or not transformed())
 
 
 def _own_function(first: Tensor, gradients: GradientAccumulator | None) -> bool:
@@ -261,10 +270,8 @@ class Operator:
         return len(call.extents if isinstance(call.extents, Tensor) else call.extents[0])
 
     def _forward(self, call: Any) -> Any:
-        """What a backend's `forward` returns. Where nobody observes operators they are called
-        directly: a way through the dispatcher costs as much Python as the rest of a call. So they
-        are under ``torch.func``, whose transforms want to see plain PyTorch."""
-        if observed(call[0]) and (torch.compiler.is_dynamo_compiling() or not transformed()):
+        """What a backend's `forward` returns."""
+        if _through_dispatcher(call[0]):
             return self._overload(*self.flatten(call))
         return self._run(call)
 
@@ -284,13 +291,6 @@ class Operator:
         if self._returns_more:
             return tuple(map(torch.cat, zip(*found, strict=True)))
         return torch.cat(found)
-
-    def _backward(self, call: Any, saved: Sequence[Tensor], dy: Tensor, grads: Grads) -> Any:
-        if observed(call[0]) and (torch.compiler.is_dynamo_compiling() or not transformed()):
-            parameters, dx, added = grads
-            flat = self.flatten(call)
-            return self._backward_overload(dy, *flat, *saved, dx, *parameters, added)
-        return self._run_backward(call, saved, dy, grads)
 
     def _run_backward(self, call: Any, saved: Sequence[Tensor], dy: Tensor, grads: Grads) -> Any:
         device = call[0].device.type
@@ -367,10 +367,16 @@ class Operator:
                         ctx.parameters, call.boxes(), needed[1 : self._end], strict=True
                     )
                 ]
-            dx = self._backward(call, saved, dy, Grads(tuple(buffers), needed[0], added))
+            need = needed[0]
+            if _through_dispatcher(call[0]):
+                dx = self._backward_overload(
+                    dy, *self.flatten(call), *saved, need, *buffers, added
+                )  # fmt: skip
+            else:
+                dx = self._run_backward(call, saved, dy, Grads(tuple(buffers), need, added))
             if ctx.gradients is not None:
                 buffers = [None] * len(buffers)
-            found = (dx if needed[0] else None, *buffers)
+            found = (dx if need else None, *buffers)
         if self._passed is None:
             return found
         return *found, None if ctx.passed_dtype is None else dy.to(ctx.passed_dtype)

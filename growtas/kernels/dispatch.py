@@ -128,9 +128,12 @@ def _module(operator: str, backend: str) -> ModuleType:
     return importlib.import_module(f"growtas.kernels.{operator}.{BACKENDS[backend]}")
 
 
+transforms = torch._C._functorch.peek_interpreter_stack
+
+
 def transformed() -> bool:
     """Whether a transform of ``torch.func`` is in force."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
+    return transforms() is not None
 
 
 def plain(operator: str, purpose: str) -> ModuleType:
@@ -156,7 +159,7 @@ def select(
     Raises:
         BackendUnavailable: the backend asked for by name cannot; the message says why.
     """
-    if transformed():
+    if transforms() is not None:
         return plain(operator, "torch.func")
     request = requested_backend()
     key = (
