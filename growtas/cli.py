@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from growtas.analysis.commands import add_commands as add_analyses
 from growtas.analysis.commands import add_verify
@@ -29,19 +29,6 @@ BAD_INPUT, FAILED = 2, 1
 
 # Failures of a run that its user can do something about; others are defects and keep the traceback.
 _FAILURES = ("BackendUnavailable", "ExportMismatch", "NonFiniteLossError", "OutOfMemoryError")
-# Packages that the core does without, by import name, and the extra that brings each.
-_OPTIONAL = {
-    "PIL": "train",
-    "matplotlib": "train",
-    "mlxtend": "demo",
-    "onnx": "export",
-    "onnxscript": "export",
-    "sklearn": "demo",
-    "tensorboard": "dev",
-    "timm": "train",
-    "torchvision": "train",
-    "tqdm": "train",
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,10 +69,7 @@ def _explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, KeyboardInterrupt):
         code = getattr(error, "exit_code", 128 + signal.SIGINT)
         return code, text or "interrupted; with --resume it continues from its last checkpoint"
-    if isinstance(error, ImportError):
-        package = (error.name or "").partition(".")[0]
-        if package in _OPTIONAL and "pip install" not in text:
-            text = f"this needs {package}: pip install 'growtas[{_OPTIONAL[package]}]'"
+    if isinstance(error, ImportError):  # of what `require` asks for, the text says how to get it
         return BAD_INPUT, text if "pip install" in text else ""
     if isinstance(error, (ValueError, OSError)):
         return BAD_INPUT, text or type(error).__name__
@@ -102,16 +86,9 @@ def _warnings_as_lines(command: str) -> Iterator[None]:
         others = warnings.showwarning
         shown = set()
 
-        def show(
-            message: Warning | str,
-            category: type[Warning],
-            filename: str,
-            lineno: int,
-            file: TextIO | None = None,
-            line: str | None = None,
-        ) -> None:
+        def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
             if not issubclass(category, Doubt):
-                others(message, category, filename, lineno, file, line)
+                others(message, category, *place, **more)
             elif _rank() == 0 and str(message) not in shown:
                 shown.add(str(message))
                 print(f"growtas {command}: warning: {message}", file=sys.stderr)
