@@ -48,10 +48,15 @@ def collect() -> dict[str, Any]:
         operator, device and dtype, see `growtas.kernels.explain`).
     """
     from growtas.kernels import dispatch
+    from growtas.version import __version__
 
     return {
         "location": str(Path(__file__).resolve().parent.parent),
-        "versions": _versions(),
+        "versions": {
+            "growtas": __version__,
+            "python": platform.python_version(),
+            **{name: _version(name) for name in PACKAGES},
+        },
         "tested": {name: list(versions) for name, versions in TESTED.items()},
         "platform": platform.platform(),
         "cpu": _cpu(),
@@ -60,16 +65,6 @@ def collect() -> dict[str, Any]:
         "backend_request": dispatch.requested_backend(),
         "operators": [row._asdict() for row in dispatch.explain()],
     }
-
-
-def _versions() -> dict[str, str | None]:
-    from growtas.version import __version__
-
-    versions: dict[str, str | None] = {
-        "growtas": __version__,
-        "python": platform.python_version(),
-    }
-    return {**versions, **{name: _version(name) for name in PACKAGES}}
 
 
 def _version(package: str) -> str | None:
