@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from growtas.analysis.commands import add_commands as add_analyses
 from growtas.analysis.commands import add_verify
 from growtas.base import stopping
-from growtas.base.checks import Doubt
+from growtas.base.checks import Doubt, is_plain_name
+from growtas.base.config import ConfigError
 from growtas.cli_help import EPILOGS, FIRST_STEPS
 from growtas.run.recipes import available
 from growtas.version import __version__
@@ -137,7 +138,6 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _search(options: argparse.Namespace) -> None:
-    from growtas.base.config import ConfigError
     from growtas.run.files import SEARCH, SEARCH_STATE
     from growtas.run.report import winners_table
 
@@ -167,8 +167,6 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _extract(options: argparse.Namespace) -> None:
-    from growtas.base.checks import is_plain_name
-    from growtas.base.config import ConfigError
     from growtas.supernet.vit.subnet_files import SUBNET_FILE
 
     run = _open(options)
@@ -196,7 +194,6 @@ def _predict(options: argparse.Namespace) -> None:
 
 
 def _convert(options: argparse.Namespace) -> None:
-    from growtas.base.config import ConfigError
     from growtas.run import conversion
     from growtas.run.recipe import Recipe
     from growtas.space import SearchSpace

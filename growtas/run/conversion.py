@@ -95,9 +95,7 @@ def adopt(
         checkpoint: the file to read.
         recipe: its ``output.dir`` becomes the run folder.
         overwrite: replace a run that is there.
-        say: receives the lines of the summary.
-        verify: compare the checkpoint with its checksums.
-        options: further arguments of `growtas.load_autoformer`.
+        say, verify, options: as for `convert`.
 
     Raises:
         ConfigError: there is a run and `overwrite` is not given, or the data have another number of
