@@ -64,11 +64,8 @@ def read_text(path: str | Path) -> str:
 
 @contextlib.contextmanager
 def content_of(path: str | Path, what: str) -> Iterator[None]:
-    """Around the lines that take a file's content apart: what fails there is the file's fault.
-
-    Args:
-        path: the file.
-        what: what it should be, for the message: "the result of a search".
+    """Around the lines that take a file's content apart: what fails there is the file's fault,
+    which should be `what` ("the result of a search").
 
     Raises:
         ConfigError: a value is missing, of another kind or out of range; names the file.
@@ -402,13 +399,9 @@ def _shown(value: Any) -> str:
 
 
 def _type_name(annotation: Any) -> str:
-    names = {
-        int: "an integer",
-        float: "a number",
-        str: "a text",
-        bool: "true or false",
-        type(None): "null",
-    }
+    names = {int: "an integer", float: "a number", str: "a text", bool: "true or false"}
+    if annotation is type(None):
+        return "null"
     if annotation in names:
         return names[annotation]
     origin, arguments = get_origin(annotation), get_args(annotation)

@@ -8,11 +8,7 @@ from typing import Any
 
 
 def require(module: str, extra: str | None = None) -> Any:
-    """Import `module`.
-
-    Args:
-        module: dotted name.
-        extra: the extra of growtas that brings it; None if none does.
+    """Import `module`, which the `extra` of growtas brings; None if none does.
 
     Raises:
         ImportError: it is missing; the message says what to install.

@@ -288,12 +288,8 @@ class Run:
         return candidates, whole
 
     def test(self, result: SearchResult, *, resume: bool = False) -> list[Winner]:
-        """Each limit's winner on the test images: the only time that a run reads them.
-
-        Args:
-            result: of `search`.
-            resume: keep the results of these very winners if ``summary.json`` has them.
-        """
+        """Each limit's winner on the test images: the only time that a run reads them. `resume`
+        keeps the results of these very winners if ``summary.json`` has them."""
         path = self.folder / SUMMARY
         if resume and (winners := stored_winners(path, result)) is not None:
             self.say(f"test: done before, using {path}")
@@ -336,14 +332,8 @@ class Run:
     def extract(
         self, subnet: Subnet, folder: str | Path, info: dict[str, Any] | None = None
     ) -> float:
-        """Exports one subnet to `folder` and checks what was written.
-
-        The check reads the files back and runs both models in float32 on the CPU.
-
-        Args:
-            subnet: what to export.
-            folder: where to.
-            info: further facts for its ``config.json``.
+        """Exports one subnet to `folder`, with `info` in its ``config.json``, and checks what was
+        written: it reads the files back and runs both models in float32 on the CPU.
 
         Returns:
             The largest difference between the logits of the supernet and of the exported model.

@@ -38,21 +38,13 @@ TESTED: dict[str, tuple[str, ...]] = {
 
 
 def collect() -> dict[str, Any]:
-    """Every fact as plain JSON values.
-
-    Returns:
-        ``location`` (of the package that was imported), ``versions`` (name -> version, None if
-        missing), ``tested`` (name -> the versions that the test suite has passed with, where that
-        may matter), ``platform``, ``cpu``, ``gpus``, ``native`` (the compiled core),
-        ``backend_request`` (what ``GROWTAS_BACKEND`` asks for) and ``operators`` (one row per
-        operator, device and dtype, see `growtas.kernels.explain`).
-    """
+    """Every fact as plain JSON values."""
     from growtas.kernels import dispatch
     from growtas.version import __version__
 
     return {
-        "location": str(Path(__file__).resolve().parent.parent),
-        "versions": {
+        "location": str(Path(__file__).resolve().parent.parent),  # of the package imported
+        "versions": {  # None: missing
             "growtas": __version__,
             "python": platform.python_version(),
             **{name: _version(name) for name in PACKAGES},
@@ -61,8 +53,9 @@ def collect() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": _cpu(),
         "gpus": _gpus(),
-        "native": _native(),
-        "backend_request": dispatch.requested_backend(),
+        "native": _native(),  # the compiled core
+        "backend_request": dispatch.requested_backend(),  # what GROWTAS_BACKEND asks for
+        # One row per operator, device and dtype, see `growtas.kernels.explain`.
         "operators": [row._asdict() for row in dispatch.explain()],
     }
 

@@ -75,12 +75,15 @@ def plot_front(
     tested = {w.limit: f"{w.limit}: {w.test_accuracy:.1%}" for w in winners}
     if winners:
         label = f"the same on {winners[0].test_images:,} test images"
+        tests = [winner.test_score for winner in winners]
         around = None
         if not by_loss:
             label += ", 95 % interval"
-            around = _reach([winner.test_score for winner in winners])
+            below = [100 * (score.accuracy - score.interval[0]) for score in tests]
+            above = [100 * (score.interval[1] - score.accuracy) for score in tests]
+            around = [below, above]
         x = [winner.num_params if axis == "params" else winner.macs for winner in winners]
-        y = [measure(winner.test_score) for winner in winners]
+        y = [measure(score) for score in tests]
         bars = {"capsize": 3, "lw": 1.5, "ms": 5, "zorder": 4}
         axes.errorbar(x, y, around, fmt="o", color=_TEST, label=label, **bars)
     for entry, place in zip(result.limits, zip(*points(best), strict=True), strict=True):
@@ -174,13 +177,6 @@ def _short(count: int) -> str:
 def _with_interval(score: Score) -> str:
     low, high = (100 * end for end in score.interval)
     return f"{score.accuracy:.2%} ({low:.1f}-{high:.1f})"
-
-
-def _reach(scores: Sequence[Score]) -> list[list[float]]:
-    """How far the intervals reach below and above the accuracies, in points."""
-    below = [100 * (score.accuracy - score.interval[0]) for score in scores]
-    above = [100 * (score.interval[1] - score.accuracy) for score in scores]
-    return [below, above]
 
 
 def _axes() -> tuple[Any, Any]:
