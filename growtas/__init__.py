@@ -10,7 +10,7 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
-from growtas.base.lazy import lazy_names
+from growtas.base.optional import lazy_names
 from growtas.version import __version__
 
 if TYPE_CHECKING:

@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from growtas.analysis.commands import add_commands as add_analyses
 from growtas.analysis.commands import add_verify
 from growtas.base import stopping
-from growtas.base.checks import Doubt
+from growtas.base.checks import Doubt, is_plain_name
+from growtas.base.config import ConfigError
 from growtas.cli_help import EPILOGS, FIRST_STEPS
 from growtas.run.recipes import available
 from growtas.version import __version__
@@ -29,19 +30,6 @@ BAD_INPUT, FAILED = 2, 1
 
 # Failures of a run that its user can do something about; others are defects and keep the traceback.
 _FAILURES = ("BackendUnavailable", "ExportMismatch", "NonFiniteLossError", "OutOfMemoryError")
-# Packages that the core does without, by import name, and the extra that brings each.
-_OPTIONAL = {
-    "PIL": "train",
-    "matplotlib": "train",
-    "mlxtend": "demo",
-    "onnx": "export",
-    "onnxscript": "export",
-    "sklearn": "demo",
-    "tensorboard": "dev",
-    "timm": "train",
-    "torchvision": "train",
-    "tqdm": "train",
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,10 +70,7 @@ def _explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, KeyboardInterrupt):
         code = getattr(error, "exit_code", 128 + signal.SIGINT)
         return code, text or "interrupted; with --resume it continues from its last checkpoint"
-    if isinstance(error, ImportError):
-        package = (error.name or "").partition(".")[0]
-        if package in _OPTIONAL and "pip install" not in text:
-            text = f"this needs {package}: pip install 'growtas[{_OPTIONAL[package]}]'"
+    if isinstance(error, ImportError):  # of what `require` asks for, the text says how to get it
         return BAD_INPUT, text if "pip install" in text else ""
     if isinstance(error, (ValueError, OSError)):
         return BAD_INPUT, text or type(error).__name__
@@ -102,16 +87,9 @@ def _warnings_as_lines(command: str) -> Iterator[None]:
         others = warnings.showwarning
         shown = set()
 
-        def show(
-            message: Warning | str,
-            category: type[Warning],
-            filename: str,
-            lineno: int,
-            file: TextIO | None = None,
-            line: str | None = None,
-        ) -> None:
+        def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
             if not issubclass(category, Doubt):
-                others(message, category, filename, lineno, file, line)
+                others(message, category, *place, **more)
             elif _rank() == 0 and str(message) not in shown:
                 shown.add(str(message))
                 print(f"growtas {command}: warning: {message}", file=sys.stderr)
@@ -160,7 +138,6 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _search(options: argparse.Namespace) -> None:
-    from growtas.base.config import ConfigError
     from growtas.run.files import SEARCH, SEARCH_STATE
     from growtas.run.report import winners_table
 
@@ -190,8 +167,6 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _extract(options: argparse.Namespace) -> None:
-    from growtas.base.checks import is_plain_name
-    from growtas.base.config import ConfigError
     from growtas.supernet.vit.subnet_files import SUBNET_FILE
 
     run = _open(options)
@@ -219,7 +194,6 @@ def _predict(options: argparse.Namespace) -> None:
 
 
 def _convert(options: argparse.Namespace) -> None:
-    from growtas.base.config import ConfigError
     from growtas.run import conversion
     from growtas.run.recipe import Recipe
     from growtas.space import SearchSpace

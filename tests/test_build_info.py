@@ -34,9 +34,10 @@ def install(site: Path, *, built: bool = True, editable: Path | None = None) -> 
 def clone(tmp_path):
     """What is imported of a clone that was never built."""
     package = tmp_path / "clone" / "growtas"
-    package.mkdir(parents=True)
-    for name in ("__init__.py", "version.py", "build_info.py"):
-        shutil.copy(PACKAGE / name, package)
+    (package / "base").mkdir(parents=True)
+    base = ("base/__init__.py", "base/optional.py", "base/build_info.py")
+    for name in ("__init__.py", "version.py", *base):
+        shutil.copy(PACKAGE / name, package / name)
     return package.parent
 
 
@@ -80,7 +81,7 @@ def test_silent_where_nothing_is_hidden(clone, tmp_path):
 def test_silent_and_unasked_where_it_was_built(clone, tmp_path):
     install(tmp_path / "site")
     (clone / "growtas" / "_build.json").write_text(json.dumps({"built": False}))
-    (clone / "growtas" / "build_info.py").unlink()
+    (clone / "growtas" / "base" / "build_info.py").unlink()
     assert said_on_import(clone, tmp_path / "site") == ""
 
 

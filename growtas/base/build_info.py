@@ -16,25 +16,18 @@ _RECORD = "_build.json"
 
 @functools.cache
 def build_info() -> dict[str, Any]:
-    """The build record.
-
-    Returns:
-        ``built`` (bool), ``reason`` (why not; empty when built), ``torch`` (the version whose
-        headers were used), ``cxx_flags``, ``cuda`` ("built", or why there is no library for CUDA
-        devices), and from the compiled module ``compiler``,
-        ``torch_target`` (the oldest torch the operators run with) and ``simd_levels`` (those
-        compiled in; ``growtas._C.simd_level()`` is the one in use). None or empty where nothing
-        was built.
-    """
+    """The build record, and what the compiled module says; None or empty where nothing was
+    built."""
     info: dict[str, Any] = {
         "built": False,
+        # Why not; empty when built.
         "reason": "growtas was not installed: run `pip install .`, or `pip install -e .`",
         "compiler": None,
-        "torch": None,
-        "torch_target": None,
-        "simd_levels": [],
+        "torch": None,  # the version whose headers were used
+        "torch_target": None,  # the oldest torch that the operators run with
+        "simd_levels": [],  # compiled in; `growtas._C.simd_level()` is the one in use
         "cxx_flags": [],
-        "cuda": None,
+        "cuda": None,  # "built", or why there is no library for CUDA devices
     }
     record = _HERE / _RECORD
     if record.exists():

@@ -15,7 +15,7 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -32,6 +32,9 @@ _FLOAT_WITHOUT_DOT = (
 Field = tuple[str | int, ...]
 _PART = re.compile(r"(?P<name>[^\[\]]+)(?P<positions>(?:\[[0-9]+\])*)")
 _POSITION = re.compile(r"[0-9]+")
+
+_SEQUENCES = (tuple, list, Sequence)
+_MAPPINGS = (dict, Mapping)
 
 
 class _Unset:
@@ -61,11 +64,8 @@ def read_text(path: str | Path) -> str:
 
 @contextlib.contextmanager
 def content_of(path: str | Path, what: str) -> Iterator[None]:
-    """Around the lines that take a file's content apart: what fails there is the file's fault.
-
-    Args:
-        path: the file.
-        what: what it should be, for the message: "the result of a search".
+    """Around the lines that take a file's content apart: what fails there is the file's fault,
+    which should be `what` ("the result of a search").
 
     Raises:
         ConfigError: a value is missing, of another kind or out of range; names the file.
@@ -278,15 +278,15 @@ def convert(value: Any, annotation: Any, *, where: str) -> Any:
         return value if isinstance(value, annotation) else build(annotation, value, where=where)
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
-        return _convert_union(value, arguments, annotation, where)
+        return _convert_union(value, annotation, where)
     if origin is Literal:
         if any(value == choice and type(value) is type(choice) for choice in arguments):
             return value
         raise _mismatch(where, value, annotation)
     container = origin or annotation
-    if container in (tuple, list) or getattr(container, "__name__", "") in ("Sequence",):
-        return _convert_sequence(value, container, arguments, annotation, where)
-    if container is dict or getattr(container, "__name__", "") in ("Mapping", "MutableMapping"):
+    if container in _SEQUENCES:
+        return _convert_sequence(value, annotation, where)
+    if container in _MAPPINGS:
         if not isinstance(value, Mapping):
             raise _mismatch(where, value, annotation)
         item = arguments[1] if arguments else Any
@@ -311,7 +311,8 @@ def _convert_scalar(value: Any, annotation: Any, where: str) -> Any:
     raise _mismatch(where, value, annotation)
 
 
-def _convert_union(value: Any, choices: tuple[Any, ...], annotation: Any, where: str) -> Any:
+def _convert_union(value: Any, annotation: Any, where: str) -> Any:
+    choices = get_args(annotation)
     # An arm of exactly the value's type wins, so that `int | float` keeps 3 an int.
     for choice in choices:
         if type(value) is choice or (value is None and choice is type(None)):
@@ -326,22 +327,16 @@ def _convert_union(value: Any, choices: tuple[Any, ...], annotation: Any, where:
     raise _mismatch(where, value, annotation)
 
 
-def _convert_sequence(
-    value: Any, container: Any, arguments: tuple[Any, ...], annotation: Any, where: str
-) -> Any:
+def _convert_sequence(value: Any, annotation: Any, where: str) -> Any:
+    container, kinds = get_origin(annotation) or annotation, get_args(annotation)
     if not isinstance(value, (list, tuple)):
         raise _mismatch(where, value, annotation)
-    items: list[Any]
-    if container is tuple and arguments and arguments[-1] is not Ellipsis:
-        items = list(arguments)
-        if len(value) != len(items):
-            raise _mismatch(where, value, annotation)
-    else:
-        items = [arguments[0] if arguments else Any] * len(value)
-    converted = [
-        convert(v, t, where=f"{where}[{i}]")
-        for i, (v, t) in enumerate(zip(value, items, strict=True))
-    ]
+    if container is not tuple or not kinds or kinds[-1] is Ellipsis:  # any number of one type
+        kinds = (kinds[0] if kinds else Any,) * len(value)
+    if len(value) != len(kinds):
+        raise _mismatch(where, value, annotation)
+    items = zip(value, kinds, strict=True)
+    converted = [convert(v, t, where=f"{where}[{i}]") for i, (v, t) in enumerate(items)]
     return converted if container is list else tuple(converted)
 
 
@@ -397,29 +392,16 @@ def _mismatch(where: str, value: Any, annotation: Any) -> ConfigError:
 
 
 def _shown(value: Any) -> str:
-    kinds = {
-        dict: "mapping",
-        list: "list",
-        str: "text",
-        int: "integer",
-        float: "number",
-        bool: "true/false",
-    }
-    return (
-        "nothing (null)"
-        if value is None
-        else f"{value!r} ({kinds.get(type(value), type(value).__name__)})"
-    )
+    if value is None:
+        return "nothing (null)"
+    kinds = {dict: "mapping", str: "text", int: "integer", float: "number", bool: "true/false"}
+    return f"{value!r} ({kinds.get(type(value), type(value).__name__)})"
 
 
 def _type_name(annotation: Any) -> str:
-    names = {
-        int: "an integer",
-        float: "a number",
-        str: "a text",
-        bool: "true or false",
-        type(None): "null",
-    }
+    names = {int: "an integer", float: "a number", str: "a text", bool: "true or false"}
+    if annotation is type(None):
+        return "null"
     if annotation in names:
         return names[annotation]
     origin, arguments = get_origin(annotation), get_args(annotation)
@@ -431,8 +413,8 @@ def _type_name(annotation: Any) -> str:
         return "a mapping with " + ", ".join(f.name for f in dataclasses.fields(annotation))
     if origin is tuple and arguments and arguments[-1] is not Ellipsis:
         return f"a list of {len(arguments)}: " + ", ".join(_type_name(a) for a in arguments)
-    if origin in (tuple, list) or getattr(origin, "__name__", "") == "Sequence":
+    if origin in _SEQUENCES:
         return f"a list, each item {_type_name(arguments[0])}"
-    if origin is dict or getattr(origin, "__name__", "") in ("Mapping", "MutableMapping"):
+    if origin in _MAPPINGS:
         return "a mapping"
     return getattr(annotation, "__name__", str(annotation))

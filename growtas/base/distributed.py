@@ -19,16 +19,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Process:
-    """One of the processes of a run; all of them make the same calls.
+    """One of the processes of a run; all of them make the same calls."""
 
-    Attributes:
-        rank: its number, from 0.
-        world_size: how many there are.
-        device: where it computes; None only from `current`, where nobody said it.
-    """
-
-    rank: int
+    rank: int  # from 0
     world_size: int
+    # Where it computes; None only from `current`, where nobody said it.
     device: torch.device = None  # type: ignore[assignment]
 
     @property
@@ -73,15 +68,14 @@ class Process:
         import torch
 
         device = "cuda" if _dist().get_backend() == "nccl" else "cpu"
-        data = list(text.encode()) if self.is_main and text is not None else []
-        length = torch.tensor([len(data) if text is not None else -1], device=device)
-        _dist().broadcast(length, src=0)
+        data = b"" if text is None else text.encode()
+        length = torch.tensor([-1 if text is None else len(data)], device=device)
+        self.share([length])
         if (size := int(length)) < 0:
             return None
-        payload = torch.zeros(size, dtype=torch.uint8, device=device)
-        if self.is_main:
-            payload.copy_(torch.tensor(data, dtype=torch.uint8))
-        _dist().broadcast(payload, src=0)
+        content = data if self.is_main else bytes(size)
+        payload = torch.tensor(list(content), dtype=torch.uint8, device=device)
+        self.share([payload])
         return bytes(payload.tolist()).decode()
 
     def barrier(self) -> None:

@@ -6,6 +6,7 @@ import os
 
 import torch
 
+from growtas.base.optional import require
 from growtas.supernet.vit.standalone import VisionTransformer
 
 
@@ -23,12 +24,8 @@ def to_onnx(module: VisionTransformer, path: str | os.PathLike[str], *, opset: i
     Raises:
         ImportError: onnx or onnxscript is not installed.
     """
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ImportError("ONNX export needs: pip install 'growtas[export]'") from error
-
+    for package in ("onnx", "onnxscript"):
+        require(package, "export")
     config = module.config
     images = torch.zeros(2, config["in_chans"], *config["image_size"])
     training = module.training

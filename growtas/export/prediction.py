@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from growtas.base.checks import listed, positive_int
+from growtas.base.optional import require
 from growtas.supernet.vit.standalone import VisionTransformer
 
 # Files with other endings are left out of folders; named one by one they are read.
@@ -98,11 +99,10 @@ def _predictions(
 
 
 def _read(model: VisionTransformer, path: Path) -> torch.Tensor:
-    from PIL import Image
-
+    reader = require("PIL.Image", "train")
     assert model.transform is not None
     try:
-        with Image.open(path) as image:
+        with reader.open(path) as image:
             image.load()
     except Exception as error:  # decoders raise anything on a damaged file
         raise ValueError(f"cannot read the image {str(path)!r}: {error}") from error

@@ -8,7 +8,7 @@ Second derivatives and the transforms of ``torch.func`` go through the reference
 
 from typing import TYPE_CHECKING
 
-from growtas.base.lazy import lazy_names
+from growtas.base.optional import lazy_names
 from growtas.kernels.adamw.api import adamw_, gradient_norm
 from growtas.kernels.adamw.row import Row as AdamWRow
 from growtas.kernels.attention.api import attention

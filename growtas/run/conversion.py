@@ -95,9 +95,7 @@ def adopt(
         checkpoint: the file to read.
         recipe: its ``output.dir`` becomes the run folder.
         overwrite: replace a run that is there.
-        say: receives the lines of the summary.
-        verify: compare the checkpoint with its checksums.
-        options: further arguments of `growtas.load_autoformer`.
+        say, verify, options: as for `convert`.
 
     Raises:
         ConfigError: there is a run and `overwrite` is not given, or the data have another number of
@@ -128,18 +126,15 @@ def _check_data(model: Supernet, recipe: Recipe) -> None:
 
     data = build_data(recipe.data, recipe.augment)
     height, width = model.image_size
-    misfits: list[str] = []
-    fitting: dict[str, Any] = {}
-    for name, field, theirs, ours in (
-        ("classes", "num_classes", data.num_classes, model.config["num_classes"]),
-        ("image channels", "in_chans", data.in_chans, model.config["in_chans"]),
-        ("pixels", "image_size", data.image_size, height if height == width else (height, width)),
-    ):
-        if ours != theirs:
-            misfits.append(f"{name}: the data have {theirs}, the checkpoint was made for {ours}")
-            fitting[field] = ours
-    if not misfits:
+    ours = {**model.config, "image_size": height if height == width else (height, width)}
+    names = {"num_classes": "classes", "in_chans": "image channels", "image_size": "pixels"}
+    fitting: dict[str, Any] = {f: ours[f] for f in names if ours[f] != getattr(data, f)}
+    if not fitting:
         return
+    misfits = [
+        f"{names[f]}: the data have {getattr(data, f)}, the checkpoint was made for {value}"
+        for f, value in fitting.items()
+    ]
     counted = data.num_classes if recipe.data.num_classes is None else 0
     try:
         if fitting.get("num_classes", counted) < counted:

@@ -33,12 +33,7 @@ REPORTED = (SUMMARY, BEST, FRONT, TRAINING)
 
 
 class RunFiles:
-    """What lies in a run folder.
-
-    Args:
-        folder: the folder.
-        process: every process makes the same calls, one of them writes and removes.
-    """
+    """What lies in a run folder. Every process makes the same calls, one writes and removes."""
 
     def __init__(self, folder: Path, process: Process) -> None:
         self.folder = folder

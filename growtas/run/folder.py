@@ -55,7 +55,9 @@ class ExportMismatch(RuntimeError):
 class Run:
     """A run folder and its recipe. `Run.start` makes a new one, `Run.open` finds an old one.
 
-    Under torchrun every process makes the same calls; only rank 0 writes.
+    Under torchrun every process makes the same calls; only rank 0 writes. What uses the trained
+    supernet raises ConfigError if it was trained with another recipe: other settings move images
+    between the splits and prepare them in another way.
 
     Args:
         recipe: what to run.
@@ -76,9 +78,10 @@ class Run:
 
     @classmethod
     def start(cls, recipe: Recipe, *, resume: bool = False, **options: Any) -> Run:
-        """`plan` and `begin`: the folder is this run's from now on."""
+        """A run of `plan`, to which the folder belongs from now on: without `resume`, what another
+        run left there is removed, and the recipe is saved."""
         run = cls.plan(recipe, resume=resume, **options)
-        run.begin(resume=resume)
+        run._begin(resume)
         return run
 
     @classmethod
@@ -116,9 +119,7 @@ class Run:
         run.check_data()
         return run
 
-    def begin(self, *, resume: bool = False) -> None:
-        """Saves the recipe in the folder, and removes what another run left there, unless this one
-        resumes it."""
+    def _begin(self, resume: bool) -> None:
         if not resume:
             self.files.remove(*TRAINED, *SEARCHED, *REPORTED)
         self.files.save_recipe(self.recipe)
@@ -181,7 +182,7 @@ class Run:
     def train(self, *, resume: bool = False) -> None:
         """Trains the supernet; `resume` keeps a finished training and continues a begun one."""
         if resume and (self.folder / SUPERNET).is_file():
-            self.begin(resume=True)
+            self.files.save_recipe(self.recipe)
             self.say(f"train: done before, using {self.folder / SUPERNET}")
             return
         import torch
@@ -199,17 +200,14 @@ class Run:
         if trainer.epochs > recipe.train.epochs:
             extra = trainer.epochs - recipe.train.epochs
             self.say(f"train: {trainer.epochs} epochs, the last {extra} of them the strategy's own")
-        self.begin(resume=resume)  # by now, what can be refused has been
+        self._begin(resume)  # by now, what can be refused has been
         self.files.remove(*SEARCHED, *REPORTED)
         trainer.fit(resume=resume, verify=self.verify)
         self.__dict__.pop("model", None)  # of an earlier training
 
     def check_limits(self) -> None:
-        """Finds a limit of the search that no subnet meets before the training, not after it.
-
-        Raises:
-            ValueError: there is one.
-        """
+        """Finds a limit of the search that no subnet meets before the training, not after it;
+        raises ValueError."""
         import torch
 
         from growtas.search.run import windows
@@ -235,8 +233,7 @@ class Run:
                 interrupted. Without it a search that is there is replaced.
 
         Raises:
-            ConfigError: the supernet was trained with another recipe, or the search to resume has
-                other settings; nothing is removed then.
+            ConfigError: the search to resume has other settings; nothing is removed then.
             ValueError: no subnet meets a limit, or the search to resume is of other weights or
                 images; nothing is removed then either.
         """
@@ -264,43 +261,35 @@ class Run:
         self.files.remove(*REPORTED, *(() if resume else SEARCHED))
         return current.go(progress=self.recipe.train.progress)
 
-    def random_subnets(self, result: SearchResult) -> list[Candidate]:
-        """Random subnets scored on the search split, to draw beside what the search found."""
+    def random_subnets(self, result: SearchResult) -> tuple[list[Candidate], SearchResult]:
+        """Random subnets scored on the search split, to draw beside what the search found, and the
+        result with them, in ``search.json`` too; see `SearchResult.including`."""
         from growtas.search import Candidate, model_cost, score_random
 
         path, count = self.folder / RANDOM, self.recipe.output.random_subnets
+        candidates = None
         if path.is_file():
             text = read_text(path)
             with content_of(path, "a list of scored subnets"):
-                stored = [Candidate.from_dict(values) for values in json.loads(text)]
-            if len(stored) == count:
-                return stored
-        candidates = score_random(
-            self.model.space,
-            self.evaluator("search"),
-            model_cost(self.model),
-            count=count,
-            seed=self.recipe.search.seed,
-            known=result.candidates,
-        )
-        self.files.write_json(RANDOM, [candidate.to_dict() for candidate in candidates])
-        return candidates
-
-    def include(self, result: SearchResult, candidates: Sequence[Candidate]) -> SearchResult:
-        """The result of `search` with further subnets scored on the search split, in
-        ``search.json`` too; see `SearchResult.including`."""
+                candidates = [Candidate.from_dict(values) for values in json.loads(text)]
+        if candidates is None or len(candidates) != count:
+            candidates = score_random(
+                self.model.space,
+                self.evaluator("search"),
+                model_cost(self.model),
+                count=count,
+                seed=self.recipe.search.seed,
+                known=result.candidates,
+            )
+            self.files.write_json(RANDOM, [candidate.to_dict() for candidate in candidates])
         whole = result.including(candidates)
         if whole is not result and self.process.is_main:
             whole.save(self.folder / SEARCH)
-        return whole
+        return candidates, whole
 
     def test(self, result: SearchResult, *, resume: bool = False) -> list[Winner]:
-        """Each limit's winner on the test images: the only time that a run reads them.
-
-        Args:
-            result: of `search`.
-            resume: keep the results of these very winners if ``summary.json`` has them.
-        """
+        """Each limit's winner on the test images: the only time that a run reads them. `resume`
+        keeps the results of these very winners if ``summary.json`` has them."""
         path = self.folder / SUMMARY
         if resume and (winners := stored_winners(path, result)) is not None:
             self.say(f"test: done before, using {path}")
@@ -308,25 +297,16 @@ class Run:
         return tested_winners(result, self.evaluator("test"))
 
     def evaluate(self, subnet: Subnet, split: Split) -> Score:
-        """Accuracy and loss of one subnet on a split; nothing is written.
-
-        Raises:
-            ConfigError: the supernet was trained with another recipe.
-            ValueError: the supernet does not hold the subnet.
-        """
+        """Accuracy and loss of one subnet on a split; ValueError if the supernet does not hold it.
+        Nothing is written."""
         self.model.space.supernet.validate(subnet)
         return self.evaluator(split).score(subnet)
 
     def evaluator(self, split: Split) -> Evaluator:
-        """What scores subnets of the trained supernet on a split, its images decoded once.
-
-        Raises:
-            ConfigError: the supernet was trained with another recipe.
-        """
+        """What scores subnets of the trained supernet on a split, its images decoded once."""
         from growtas.search import Evaluator
         from growtas.training.batches import left_out, naming_dead_workers
 
-        # Other settings would move images between the splits.
         self.files.check_trained_alike(self.recipe)
         settings = self.recipe.search
         max_images = settings.max_images if split == "search" else None
@@ -352,20 +332,13 @@ class Run:
     def extract(
         self, subnet: Subnet, folder: str | Path, info: dict[str, Any] | None = None
     ) -> float:
-        """Exports one subnet to `folder` and checks what was written.
-
-        The check reads the files back and runs both models in float32 on the CPU.
-
-        Args:
-            subnet: what to export.
-            folder: where to.
-            info: further facts for its ``config.json``.
+        """Exports one subnet to `folder`, with `info` in its ``config.json``, and checks what was
+        written: it reads the files back and runs both models in float32 on the CPU.
 
         Returns:
             The largest difference between the logits of the supernet and of the exported model.
 
         Raises:
-            ConfigError: the supernet was trained with another recipe.
             ExportMismatch: that difference is more than rounding.
             ValueError: the supernet does not hold the subnet.
         """
@@ -374,7 +347,6 @@ class Run:
         from growtas import export
         from growtas.supernet import load_supernet
 
-        # Other settings would prepare images in another way.
         self.files.check_trained_alike(self.recipe)
         self.model.space.supernet.validate(subnet)
         supernet = load_supernet(self.folder / SUPERNET, verify=self.verify)

@@ -66,27 +66,16 @@ _BLOCKS = {"depth": [4, 5, 6], "mlp_ratio": [2, 3, 4]}
 
 @dataclass(frozen=True)
 class Images:
-    """What is in a folder.
+    """What is in a folder."""
 
-    Attributes:
-        place: folder with a folder for each class.
-        count: images there.
-        num_classes: classes there.
-        side: median of the shorter sides, in pixels.
-        grey: whether no image has colours.
-        test_split: name of the split for the test; None if the folder has none.
-        looked_at: images that were opened for `side` and `grey`.
-        unreadable: those of them that could not be, and do not count there.
-    """
-
-    place: Path
+    place: Path  # folder with a folder for each class
     count: int
     num_classes: int
-    side: int
-    grey: bool
-    test_split: str | None
-    looked_at: int
-    unreadable: int
+    side: int  # median of the shorter sides, in pixels
+    grey: bool  # no image has colours
+    test_split: str | None  # None if the folder has none
+    looked_at: int  # images that were opened for `side` and `grey`
+    unreadable: int  # those of them that could not be, and do not count there
 
 
 def look(root: str, train_split: str = "train") -> Images:
@@ -322,15 +311,9 @@ class _Sizes:
             self.fill(f"{what} are enough work for as many as torch chooses", train__threads=None)
 
     def _params(self, space: SearchSpace, subnet: Subnet) -> int:
-        data, model = self.values["data"], self.values["model"]
-        tokens = ("class_token", "absolute_position", "relative_position")
-        sizes = ("patch_size", "max_relative_position", *tokens)
-        return num_params(
-            space,
-            subnet,
-            **{name: data[name] for name in ("num_classes", "image_size", "in_chans")},
-            **{name: model[name] for name in sizes},
-        )
+        data = self.values["data"]
+        images = {name: data[name] for name in ("num_classes", "image_size", "in_chans")}
+        return num_params(space, subnet, **images, **self.values["model"])
 
 
 def _get(values: Mapping[str, Any], field: str) -> Any:

@@ -38,38 +38,26 @@ TESTED: dict[str, tuple[str, ...]] = {
 
 
 def collect() -> dict[str, Any]:
-    """Every fact as plain JSON values.
-
-    Returns:
-        ``location`` (of the package that was imported), ``versions`` (name -> version, None if
-        missing), ``tested`` (name -> the versions that the test suite has passed with, where that
-        may matter), ``platform``, ``cpu``, ``gpus``, ``native`` (the compiled core),
-        ``backend_request`` (what ``GROWTAS_BACKEND`` asks for) and ``operators`` (one row per
-        operator, device and dtype, see `growtas.kernels.explain`).
-    """
+    """Every fact as plain JSON values."""
     from growtas.kernels import dispatch
+    from growtas.version import __version__
 
     return {
-        "location": str(Path(__file__).resolve().parent.parent),
-        "versions": _versions(),
+        "location": str(Path(__file__).resolve().parent.parent),  # of the package imported
+        "versions": {  # None: missing
+            "growtas": __version__,
+            "python": platform.python_version(),
+            **{name: _version(name) for name in PACKAGES},
+        },
         "tested": {name: list(versions) for name, versions in TESTED.items()},
         "platform": platform.platform(),
         "cpu": _cpu(),
         "gpus": _gpus(),
-        "native": _native(),
-        "backend_request": dispatch.requested_backend(),
+        "native": _native(),  # the compiled core
+        "backend_request": dispatch.requested_backend(),  # what GROWTAS_BACKEND asks for
+        # One row per operator, device and dtype, see `growtas.kernels.explain`.
         "operators": [row._asdict() for row in dispatch.explain()],
     }
-
-
-def _versions() -> dict[str, str | None]:
-    from growtas.version import __version__
-
-    versions: dict[str, str | None] = {
-        "growtas": __version__,
-        "python": platform.python_version(),
-    }
-    return {**versions, **{name: _version(name) for name in PACKAGES}}
 
 
 def _version(package: str) -> str | None:

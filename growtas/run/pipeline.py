@@ -32,8 +32,7 @@ def run(
         recipe: what to run; its ``output.dir`` receives the files.
         resume: keep what an earlier call finished and continue what it began.
         overwrite: delete an earlier run in that folder first.
-        say: receives one line for every step worth telling, and the final table.
-        verify: compare the supernet and checkpoints with their checksums when they are read.
+        say, verify: as for `Run`; `say` receives the final table too.
 
     Returns:
         One winner per limit, in the recipe's order.
@@ -61,8 +60,7 @@ def run(
     with timed("search"):
         result = current.search(resume=resume)
     with timed("random"):
-        random_subnets = current.random_subnets(result)
-        result = current.include(result, random_subnets)
+        random_subnets, result = current.random_subnets(result)
     with timed("test"):
         winners = current.test(result, resume=resume)
     chosen = best_limit(result)

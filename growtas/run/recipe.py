@@ -7,8 +7,9 @@ saves the complete recipe as ``config.yaml``, which is itself a recipe.
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -223,7 +224,7 @@ def _check_section(where: Field) -> None:
     sections, first = _sections(), where[0]
     if first in sections:
         return
-    leaves = [f"{section}.{name}" for section, names in _section_fields().items() for name in names]
+    leaves = _leaves()
     owners = [leaf for leaf in leaves if leaf.rpartition(".")[2] == first]
     if owners:
         hint = f" (did you mean {' or '.join(repr(owner) for owner in owners)}?)"
@@ -232,14 +233,7 @@ def _check_section(where: Field) -> None:
     raise ConfigError(f"unknown section {first!r}{hint}; sections: {', '.join(sections)}")
 
 
-def _section_fields() -> dict[str, list[str]]:
-    classes = {
-        "model": ModelConfig,
-        "data": DataConfig,
-        "augment": AugmentConfig,
-        "optim": OptimConfig,
-        "train": TrainConfig,
-        "search": SearchConfig,
-        "output": OutputConfig,
-    }
-    return {name: [f.name for f in fields(cls)] for name, cls in classes.items()}
+def _leaves() -> list[str]:
+    """``section.field`` of every section that is a dataclass."""
+    classes = typing.get_type_hints(Recipe).items()
+    return [f"{name}.{f.name}" for name, cls in classes if is_dataclass(cls) for f in fields(cls)]

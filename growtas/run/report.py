@@ -70,30 +70,28 @@ def plot_front(
     axes.plot(*points(front), color=_BEST, lw=1.2, drawstyle="steps-post", label=label)
     best = [outcome.best for outcome in result.limits]
     images = best[0].score.count
-    axes.plot(
-        *points(best),
-        "*",
-        color=_BEST,
-        ms=12,
-        label=f"best inside each limit, on {images:,} search images",
-    )
-    names = {entry.limit.name: entry.limit.name for entry in result.limits}
+    label = f"best inside each limit, on {images:,} search images"
+    axes.plot(*points(best), "*", color=_BEST, ms=12, label=label)
+    tested = {w.limit: f"{w.limit}: {w.test_accuracy:.1%}" for w in winners}
     if winners:
-        names |= {w.limit: f"{w.limit}: {w.test_accuracy:.1%}" for w in winners}
         label = f"the same on {winners[0].test_images:,} test images"
+        tests = [winner.test_score for winner in winners]
         around = None
         if not by_loss:
             label += ", 95 % interval"
-            around = _reach([winner.test_score for winner in winners])
+            below = [100 * (score.accuracy - score.interval[0]) for score in tests]
+            above = [100 * (score.interval[1] - score.accuracy) for score in tests]
+            around = [below, above]
         x = [winner.num_params if axis == "params" else winner.macs for winner in winners]
-        y = [measure(winner.test_score) for winner in winners]
+        y = [measure(score) for score in tests]
         bars = {"capsize": 3, "lw": 1.5, "ms": 5, "zorder": 4}
         axes.errorbar(x, y, around, fmt="o", color=_TEST, label=label, **bars)
     for entry, place in zip(result.limits, zip(*points(best), strict=True), strict=True):
         colour = _TEST if winners else "black"
         text = {"fontsize": 9, "color": colour, "textcoords": "offset points", "xytext": (7, -22)}
         plate = {"boxstyle": "round,pad=0.1", "fc": "white", "ec": "none", "alpha": 0.8}
-        axes.annotate(names[entry.limit.name], place, bbox=plate, **text)
+        name = entry.limit.name
+        axes.annotate(tested.get(name, name), place, bbox=plate, **text)
     axes.set_xlabel(_AXIS_LABEL[axis])
     axes.set_ylabel("mean loss" if by_loss else "top-1 accuracy [%]")
     axes.margins(x=0.09)  # room for the text beside the last winner
@@ -103,15 +101,8 @@ def plot_front(
 
 
 def plot_training(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
-    """Draws how the smallest and the largest subnet learned, stage by stage, and writes it.
-
-    Args:
-        rows: of the training, see `growtas.training.metrics.read_metrics`.
-        path: picture to write; its folder is created.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-    """
+    """Draws how the smallest and the largest subnet learned, stage by stage, and writes it, as
+    `plot_front` does; `rows` are those of `growtas.training.metrics.read_metrics`."""
     figure, axes = _axes()
     seen = [row for row in rows if "smallest_accuracy" in row]
     epochs = [row["epoch"] for row in seen]
@@ -132,14 +123,11 @@ def plot_training(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
 
 
 def winners_table(result: SearchResult, winners: Sequence[Winner] = ()) -> str:
-    """A table with one line per limit: parameters, MACs, accuracy on the search images, subnet.
+    """A table with one line per limit: parameters, MACs, accuracy on the search images, with
+    `winners` also on the test images, subnet.
 
     Accuracies of winners have their 95 % interval, in percent. The column ``random`` is the mean of
     the limit's first generation: random subnets inside it, on the search images.
-
-    Args:
-        result: of the search.
-        winners: the limits' winners, for a column with their accuracy on the test images.
 
     Raises:
         KeyError: `winners` lacks a limit.
@@ -187,22 +175,8 @@ def _short(count: int) -> str:
 
 
 def _with_interval(score: Score) -> str:
-    low, high = _percent(score.interval)
+    low, high = (100 * end for end in score.interval)
     return f"{score.accuracy:.2%} ({low:.1f}-{high:.1f})"
-
-
-def _percent(interval: tuple[float, float]) -> tuple[float, float]:
-    return 100 * interval[0], 100 * interval[1]
-
-
-def _reach(scores: Sequence[Score]) -> list[list[float]]:
-    """How far the intervals reach below and above the accuracies, in points."""
-    intervals = [_percent(score.interval) for score in scores]
-    values = [100 * score.accuracy for score in scores]
-    return [
-        [value - low for value, (low, _) in zip(values, intervals, strict=True)],
-        [high - value for value, (_, high) in zip(values, intervals, strict=True)],
-    ]
 
 
 def _axes() -> tuple[Any, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from growtas.base.lazy import lazy_names
+from growtas.base.optional import lazy_names
 
 if TYPE_CHECKING:
     from growtas.supernet.files import load_supernet, save_supernet

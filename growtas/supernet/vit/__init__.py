@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from growtas.base.lazy import lazy_names
+from growtas.base.optional import lazy_names
 
 if TYPE_CHECKING:
     from growtas.supernet.vit.model import Supernet
