@@ -17,8 +17,7 @@ import torch
 from growtas.analysis.figures import COLOURS, count_axis, new_figure
 from growtas.analysis.subject import Subject, cells
 from growtas.run.recipe import Recipe
-from growtas.schedule import Pass, Phase, StepContext, StepPlan
-from growtas.schedule.plan import Stateless
+from growtas.schedule import Pass, Phase, Stateless, StepContext, StepPlan
 from growtas.space import SearchSpace, Subnet
 from growtas.supernet import Supernet
 from growtas.training.data import DataBundle
@@ -105,11 +104,11 @@ def extended(model: Supernet, subnet: Subnet, rest: dict[str, torch.Tensor]) -> 
     Returns:
         `model`.
     """
-    kept = model.extents(subnet)
+    kept = model.boxes(subnet)
     for name, weight in model.named_parameters():
         fresh = rest[name].to(weight)
         if name in kept:
-            box = tuple(slice(extent) for extent in kept[name])
+            box = tuple(slice(size) for size in kept[name])
             fresh = fresh.clone()
             fresh[box] = weight[box]
         weight.copy_(fresh)
