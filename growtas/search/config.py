@@ -114,10 +114,9 @@ class SearchConfig:
     mutation_prob: float = 0.2  # a mutant redraws the heads, and the MLP ratio, of each block
     depth_prob: float = 0.4  # ... and its depth
     embed_prob: float = 0.4  # ... and its embedding dim, with these probabilities
-    crossover_size: int | None = (
-        None  # children of two parents per generation; None: population / 2
-    )
-    mutation_size: int | None = None  # mutants per generation; None: population / 2
+    # Children of two parents, and mutants, per generation; None: population / 2.
+    crossover_size: int | None = None
+    mutation_size: int | None = None
     objective: Literal["accuracy", "loss"] = "accuracy"  # ranks subnets; the other breaks ties
     limits: tuple[Limit, ...] = ()  # windows on parameters and MACs, searched in one call; (): all
     seed: int = 0
@@ -138,8 +137,9 @@ class SearchConfig:
                 )
         for name in ("population", "generations", "parents", "batch_size"):
             at_least(name, getattr(self, name), 1)
-        if self.max_images is not None:
-            at_least("max_images", self.max_images, 1)
+        for name, least in (("max_images", 1), ("crossover_size", 0), ("mutation_size", 0)):
+            if getattr(self, name) is not None:
+                at_least(name, getattr(self, name), least)
         at_least("seed", self.seed, None)
         for name in ("mutation_prob", "depth_prob", "embed_prob"):
             value = getattr(self, name)
@@ -147,9 +147,6 @@ class SearchConfig:
                 raise TypeError(f"{name} must be a number, got {value!r}")
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must be between 0 and 1, got {value}")
-        for name in ("crossover_size", "mutation_size"):
-            if getattr(self, name) is not None:
-                at_least(name, getattr(self, name), 0)
         if self.num_mutations + self.num_crossovers > self.population:
             raise ValueError(
                 f"mutation_size + crossover_size is {self.num_mutations} + {self.num_crossovers}, "
