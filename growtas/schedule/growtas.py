@@ -314,14 +314,15 @@ class GrowTASConfig:
     def build(self, space: SearchSpace, cost: CostFunction | None) -> GrowTAS:
         """The strategy for `space`."""
         rule = Plateau() if self.transition == "plateau" else self.transition
-        stages, plus = self.stages, self.plus
-        if not stages or plus is True:
+        stages = self.stages
+        plus = self.plus if isinstance(self.plus, PlusPhase) else None
+        if not stages or self.plus is True:
             preset = growtas_preset(self.preset or space.name, variant=self.variant, plus=True)
             stages = stages or preset.stages
-            plus = preset.plus if plus is True else plus
+            plus = preset.plus if self.plus is True else plus
         return GrowTAS(
             stages,
-            plus or None,
+            plus,
             self.growth_init,
             self.reset_moments,
             transition=rule if isinstance(rule, Plateau) else None,
