@@ -7,6 +7,7 @@ have, the leading ones. Reported are mean and standard deviation over all token 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any, Literal, NamedTuple, get_args
@@ -197,8 +198,9 @@ def plot(rows: Sequence[SimilarityRow]) -> Any:
     """
     names = list(dict.fromkeys(row.supernet for row in rows))
     first = rows[0]
-    subnets = {relation: _count(rows, names[0], relation) for relation in ("larger", "smaller")}
-    numbers = " and ".join(f"{n} {relation}" for relation, n in subnets.items() if n)
+    subnets = {(row.relation, row.subnet) for row in rows if row.supernet == names[0]}
+    counts = Counter(relation for relation, _ in subnets)
+    numbers = " and ".join(f"{n} {relation}" for relation, n in sorted(counts.items()))
     pairs = max(row.token_pairs for row in rows)
     figure = new_figure(
         len(names),
@@ -235,7 +237,3 @@ def _lines(rows: Sequence[SimilarityRow]) -> tuple[list[int], np.ndarray, np.nda
     by_block = pooled(rows)
     means, stds = np.transpose(list(by_block.values()))
     return list(by_block), means, stds
-
-
-def _count(rows: Sequence[SimilarityRow], name: str, relation: str) -> int:
-    return len({row.subnet for row in rows if (row.supernet, row.relation) == (name, relation)})

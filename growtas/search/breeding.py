@@ -50,12 +50,7 @@ def next_generation(
         if len(parents) > 1:
             children = (_child(parents, rng) for _ in range(PROPOSALS * config.num_crossovers))
             _accept(children, config.num_crossovers, taken, window, is_new, rng)
-    while len(taken) < config.population:
-        subnet = window.draw(rng, is_new)
-        if subnet is None:
-            break
-        taken[subnet] = None
-    return list(taken)
+    return [*taken, *window.draw_many(rng, config.population - len(taken), is_new)]
 
 
 def mutant(

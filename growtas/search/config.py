@@ -56,7 +56,12 @@ class Limit:
         if not self.name:
             object.__setattr__(self, "name", made)
         elif self.name != made:  # which results have as a name, too
-            _check_name(self.name)
+            plain_name("the name of a limit", self.name)
+            if self.name.casefold() in _TAKEN or self.name.casefold().endswith(_FILES):
+                raise ValueError(
+                    f"the name of a limit is {self.name!r}, which means something else in a run; "
+                    f"allowed: none of {listed(_TAKEN)}, and no ending like {listed(_FILES)}"
+                )
 
     def window(self, axis: str) -> tuple[float, float]:
         """(min, max) allowed on "params" or "macs"; 0 and infinity where no bound is set."""
@@ -202,15 +207,6 @@ class SearchConfig:
     def windows(self) -> tuple[Limit, ...]:
         """The limits to search under: `limits`, or the one that admits every subnet."""
         return self.limits or (Limit(),)
-
-
-def _check_name(name: str) -> None:
-    plain_name("the name of a limit", name)
-    if name.casefold() in _TAKEN or name.casefold().endswith(_FILES):
-        raise ValueError(
-            f"the name of a limit is {name!r}, which means something else in a run; allowed: none "
-            f"of {listed(_TAKEN)}, and no ending like {listed(_FILES)}"
-        )
 
 
 def _as_limits(values: Any) -> tuple[Limit, ...]:

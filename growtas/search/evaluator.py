@@ -82,7 +82,9 @@ class Evaluator:
         for name in ("batch_size", "groups"):
             positive_int(name, chosen[name])
         _check_data(images, labels)
-        device = chosen["device"] if chosen["device"] is not None else _device_of(model)
+        device = chosen["device"]
+        if device is None:
+            device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.process = process = distributed.current(torch.device(device))
         if not sharded:
             images = images[process.rank :: process.world_size].contiguous()
@@ -247,11 +249,6 @@ class Evaluator:
         labels = torch.tensor([_checksum(self._labels)], device=self.device)
         digest.update(repr(int(self.process.sum(labels))).encode())
         return digest.hexdigest()
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    parameter = next(model.parameters(), None)
-    return torch.device("cpu") if parameter is None else parameter.device
 
 
 def _check_data(images: Any, labels: Any) -> None:

@@ -84,12 +84,17 @@ class Window:
                 return walked
         return None
 
-    def draw_many(self, rng: random.Random, count: int) -> list[Subnet]:
-        """`count` different random subnets inside the window; all that can be found where that is
-        fewer."""
+    def draw_many(
+        self,
+        rng: random.Random,
+        count: int,
+        is_new: Callable[[Subnet], bool] = lambda subnet: True,
+    ) -> list[Subnet]:
+        """`count` different random subnets inside the window for which `is_new` holds; all that can
+        be found where that is fewer."""
         drawn: dict[Subnet, None] = {}
         while len(drawn) < count:
-            subnet = self.draw(rng, lambda subnet: subnet not in drawn)
+            subnet = self.draw(rng, lambda subnet: subnet not in drawn and is_new(subnet))
             if subnet is None:
                 break
             drawn[subnet] = None
