@@ -30,21 +30,18 @@ section.field=value.
 examples:
   growtas analyze similarity runs/uniform runs/growtas
   growtas analyze similarity runs/digits --source extend-vs-crop
-"""
-    + _WHERE,
+""",
     "limits": """\
 examples:
   growtas analyze limits runs/uniform runs/growtas
   growtas analyze limits runs/uniform runs/growtas --limits 60K,120K --count 200
   growtas analyze limits runs/uniform runs/growtas --split test --output figures
-"""
-    + _WHERE,
+""",
     "distribution": """\
 examples:
   growtas analyze distribution runs/uniform runs/growtas --window 50K-70K
   growtas analyze distribution runs/tiny --axis macs --window 1.2G-1.4G --kind violin
-"""
-    + _WHERE,
+""",
 }
 
 
@@ -141,7 +138,7 @@ def _command(
         name,
         help=summary,
         description=f"{summary}.",
-        epilog=_EPILOGS[name],
+        epilog=_EPILOGS[name] + (_WHERE if runs else ""),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     if runs:

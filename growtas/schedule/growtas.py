@@ -185,12 +185,10 @@ class GrowTAS(Uniform):
         """Continue; ValueError if the state is of other draws or of another rule."""
         rest = {key: value for key, value in state.items() if key != "transition"}
         super().load_state_dict(rest)
-        if ("transition" in state) != (self._watch is not None):
-            raise ValueError(
-                "the run's stages ended by the loss, now by the calendar"
-                if self._watch is None
-                else "the run's stages ended by the calendar, now by the loss"
-            )
+        before = "loss" if "transition" in state else "calendar"
+        now = "loss" if self._watch else "calendar"
+        if before != now:
+            raise ValueError(f"the run's stages ended by the {before}, now by the {now}")
         if self._watch is not None:
             self._watch.load_state_dict(state["transition"])
 

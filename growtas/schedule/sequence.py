@@ -10,18 +10,17 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Literal
 
 from growtas.schedule.plan import StepContext
 from growtas.space import SearchSpace, SpaceDifference, Subnet
 from growtas.space.subnet import AXES, SUBNET_AXES
 
-T = TypeVar("T")
 Space = SearchSpace | SpaceDifference
 SequenceName = Literal["autoformer", "prenas", "growtas"]
 
 
-class EpochDraws(Generic[T]):
+class EpochDraws:
     """One generator per epoch, ``random.Random(epoch)``, and one draw per step from it.
 
     A pure function of the position in the run: at a position other than the next one, such as after
@@ -32,12 +31,12 @@ class EpochDraws(Generic[T]):
         draw: one draw from the space of a phase.
     """
 
-    def __init__(self, draw: Callable[[Space, random.Random], T]) -> None:
+    def __init__(self, draw: Callable[[Space, random.Random], Subnet]) -> None:
         self._draw = draw
         self._next = (-1, -1)
         self._rng = random.Random(0)
 
-    def __call__(self, context: StepContext) -> T:
+    def __call__(self, context: StepContext) -> Subnet:
         """The draw of this step."""
         here, space = (context.epoch_index, context.position), context.phase.space
         if here != self._next:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from growtas.base.checks import at_least, listed, plain_name, warn
 from growtas.base.config import nearest
+from growtas.search.candidate import Objective, check_word
 from growtas.space.cost import Count, format_count, parse_count
 
 # What names a subnet without a search, and folders of a run.
@@ -122,7 +123,7 @@ class SearchConfig:
     # Children of two parents, and mutants, per generation; None: population / 2.
     crossover_size: int | None = None
     mutation_size: int | None = None
-    objective: Literal["accuracy", "loss"] = "accuracy"  # ranks subnets; the other breaks ties
+    objective: Objective = "accuracy"  # ranks subnets; the other breaks ties
     limits: tuple[Limit, ...] = ()  # windows on parameters and MACs, searched in one call; (): all
     seed: int = 0
     # "autoformer": propose what AutoFormer's code proposes for this seed and these scores; for one
@@ -132,14 +133,8 @@ class SearchConfig:
     max_images: int | None = None  # images used, spread evenly over the search split; None: all
 
     def __post_init__(self) -> None:
-        for name, choices in (
-            ("method", ("evolution", "random")),
-            ("objective", ("accuracy", "loss")),
-        ):
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"{name} must be {' or '.join(choices)}, got {getattr(self, name)!r}"
-                )
+        check_word("method", self.method, ("evolution", "random"))
+        check_word("objective", self.objective, get_args(Objective))
         for name in ("population", "generations", "parents", "batch_size"):
             at_least(name, getattr(self, name), 1)
         for name, least in (("max_images", 1), ("crossover_size", 0), ("mutation_size", 0)):

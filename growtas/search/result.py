@@ -88,10 +88,10 @@ class SearchResult:
 
     def __getitem__(self, name: str) -> LimitResult:
         """The result for the limit of this name. Raises KeyError stating the names there are."""
-        for result in self.limits:
-            if result.limit.name == name:
-                return result
-        raise KeyError(f"no limit {name!r}; there are {[r.limit.name for r in self.limits]}")
+        by_name = {result.limit.name: result for result in self.limits}
+        if name not in by_name:
+            raise KeyError(f"no limit {name!r}; there are {list(by_name)}")
+        return by_name[name]
 
     def front(self, axis: Axis = "params") -> list[Candidate]:
         """Pareto front of all candidates: size on `axis` against the objective of the search."""
