@@ -39,11 +39,7 @@ class ExtendCropRow(NamedTuple):
 
 
 class OneSubnet(Stateless):
-    """Trains one subnet of a supernet and nothing else, with the ordinary loss.
-
-    Args:
-        subnet: the one.
-    """
+    """Trains one subnet of a supernet and nothing else, with the ordinary loss."""
 
     def __init__(self, subnet: Subnet) -> None:
         self._plan = StepPlan((Pass(subnet),))
@@ -94,15 +90,12 @@ def train_alone(
 
 @torch.no_grad()
 def extended(model: Supernet, subnet: Subnet, rest: dict[str, torch.Tensor]) -> Supernet:
-    """Puts `rest` in the place of every weight that `subnet` does not read, in place.
+    """`model`, with `rest` put in the place of every weight that `subnet` does not read.
 
     Args:
-        model: holds the subnet.
+        model: holds the subnet; changed in place.
         subnet: whose weights stay.
         rest: a state dict of the same supernet.
-
-    Returns:
-        `model`.
     """
     kept = model.boxes(subnet)
     for name, weight in model.named_parameters():
@@ -135,11 +128,8 @@ def score_derived(
 
 
 def plot(rows: Sequence[ExtendCropRow]) -> Any:
-    """Accuracy against parameters, one panel for each trained subnet, its accuracy a dashed line.
-
-    Returns:
-        A matplotlib figure.
-    """
+    """A matplotlib figure: accuracy against parameters, one panel for each trained subnet, its
+    accuracy a dashed line."""
     titles = {
         "extend": "larger subnets from a trained small one\n(the rest randomly initialised)",
         "crop": "smaller subnets from a trained large one\n(cropped)",

@@ -97,11 +97,8 @@ def score_choices(subject: Subject, choices: Sequence[Choice]) -> list[LimitRow]
 
 
 def plot(rows: Sequence[LimitRow]) -> Any:
-    """Accuracy inside each limit, a line for each supernet; bars are one standard error.
-
-    Returns:
-        A matplotlib figure.
-    """
+    """A matplotlib figure: accuracy inside each limit, a line for each supernet; bars are one
+    standard error."""
     names = list(dict.fromkeys(row.supernet for row in rows))
     order = list(dict.fromkeys(row.limit for row in rows))
     how = "winners of the search" if rows[0].chosen_by == "search" else rows[0].chosen_by

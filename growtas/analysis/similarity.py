@@ -189,13 +189,10 @@ def pooled(rows: Iterable[SimilarityRow]) -> dict[int, tuple[float, float]]:
 
 
 def plot(rows: Sequence[SimilarityRow]) -> Any:
-    """Similarity against block, one panel for each supernet: all larger subnets against the
-    reference that they contain and all smaller ones against the reference that contains them,
-    each with a band of one standard deviation, and thin lines for each embedding dim.
-
-    Returns:
-        A matplotlib figure.
-    """
+    """A matplotlib figure: similarity against block, one panel for each supernet, with all larger
+    subnets against the reference that they contain and all smaller ones against the reference that
+    contains them, each with a band of one standard deviation, and thin lines for each embedding
+    dim."""
     names = list(dict.fromkeys(row.supernet for row in rows))
     first = rows[0]
     subnets = {(row.relation, row.subnet) for row in rows if row.supernet == names[0]}
