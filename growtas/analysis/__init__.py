@@ -7,31 +7,18 @@ docs/analysis.md.
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from growtas.base.lazy import lazy_names
 
-_MODULES = {
-    "Comparison": "similarity",
-    "DistributionRow": "distribution",
-    "ExtendCropRow": "extend_vs_crop",
-    "LimitRow": "limits",
-    "SimilarityRow": "similarity",
-    "Subject": "subject",
-    "best_of_random": "limits",
-    "compare_tokens": "similarity",
-    "derived_subnets": "sampling",
-    "extended": "extend_vs_crop",
-    "random_subnets": "sampling",
-    "score_choices": "limits",
-    "score_derived": "extend_vs_crop",
-    "score_window": "distribution",
-    "search_winners": "limits",
-    "train_alone": "extend_vs_crop",
+_NAMES = {
+    "distribution": ("DistributionRow", "score_window"),
+    "extend_vs_crop": ("ExtendCropRow", "extended", "score_derived", "train_alone"),
+    "limits": ("LimitRow", "best_of_random", "score_choices", "search_winners"),
+    "sampling": ("derived_subnets", "random_subnets"),
+    "similarity": ("Comparison", "SimilarityRow", "compare_tokens"),
+    "subject": ("Subject",),
 }
-__all__ = sorted(_MODULES)
+_HOME = {name: f"{__name__}.{module}" for module, names in _NAMES.items() for name in names}
+__all__ = sorted(_HOME)
 
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:  # only now: the command line lists its options without torch
-        return getattr(importlib.import_module(f"growtas.analysis.{_MODULES[name]}"), name)
-    raise AttributeError(f"module 'growtas.analysis' has no attribute {name!r}")
+# Only on first use: the command line lists its options without torch.
+__getattr__ = lazy_names(__name__, _HOME)

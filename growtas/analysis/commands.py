@@ -30,21 +30,18 @@ section.field=value.
 examples:
   growtas analyze similarity runs/uniform runs/growtas
   growtas analyze similarity runs/digits --source extend-vs-crop
-"""
-    + _WHERE,
+""",
     "limits": """\
 examples:
   growtas analyze limits runs/uniform runs/growtas
   growtas analyze limits runs/uniform runs/growtas --limits 60K,120K --count 200
   growtas analyze limits runs/uniform runs/growtas --split test --output figures
-"""
-    + _WHERE,
+""",
     "distribution": """\
 examples:
   growtas analyze distribution runs/uniform runs/growtas --window 50K-70K
   growtas analyze distribution runs/tiny --axis macs --window 1.2G-1.4G --kind violin
-"""
-    + _WHERE,
+""",
 }
 
 
@@ -74,7 +71,7 @@ def add_commands(commands: Commands, say: Say) -> None:
             help=f"the {name} subnet: smallest, largest, or a file or JSON as for `growtas "
             f"evaluate` (default: {end})",
         )
-    _count(parser, 100, "subnets derived from each of the two")
+    _number(parser, "--count", 100, "subnets derived from each of the two")
     parser.add_argument(
         "--resume", action="store_true", help="keep a finished training, continue a begun one"
     )
@@ -86,28 +83,17 @@ def add_commands(commands: Commands, say: Say) -> None:
         "every block",
         say,
     )
-    parser.add_argument(
+    _choice(
+        parser,
         "--source",
-        choices=("supernet", "extend-vs-crop"),
-        default="supernet",
-        help="supernet: each trained supernet's smallest subnet with larger ones, its largest with "
+        ("supernet", "extend-vs-crop"),
+        "supernet: each trained supernet's smallest subnet with larger ones, its largest with "
         "smaller ones; extend-vs-crop: the two trained subnets of each run's extend-vs-crop with "
-        "what was derived from them, as in the paper (default: supernet)",
+        "what was derived from them, as in the paper",
     )
-    parser.add_argument(
-        "--tokens",
-        choices=("all", "patches", "class"),
-        default="all",
-        help="which tokens to compare (default: all)",
-    )
-    parser.add_argument(
-        "--images",
-        type=int,
-        metavar="N",
-        default=1000,
-        help="at most so many, spread evenly over the split (default: 1000)",
-    )
-    _count(parser, 100, "larger, and smaller, subnets with --source supernet")
+    _choice(parser, "--tokens", ("all", "patches", "class"), "which tokens to compare")
+    _number(parser, "--images", 1000, "at most so many, spread evenly over the split")
+    _number(parser, "--count", 100, "larger, and smaller, subnets with --source supernet")
 
     parser = _command(
         kinds,
@@ -122,7 +108,7 @@ def add_commands(commands: Commands, say: Say) -> None:
         "without it, the winners of each run's search",
     )
     _axis(parser)
-    _count(parser, 100, "random subnets scored inside each limit, with --limits")
+    _number(parser, "--count", 100, "random subnets scored inside each limit, with --limits")
 
     parser = _command(
         kinds,
@@ -136,13 +122,8 @@ def add_commands(commands: Commands, say: Say) -> None:
         help="sizes to draw from; one number for at most that (default: all sizes)",
     )
     _axis(parser)
-    parser.add_argument(
-        "--kind",
-        choices=("histogram", "box", "violin"),
-        default="histogram",
-        help="of figure (default: histogram)",
-    )
-    _count(parser, 200, "random subnets of each supernet")
+    _choice(parser, "--kind", ("histogram", "box", "violin"), "of figure")
+    _number(parser, "--count", 200, "random subnets of each supernet")
 
 
 def _command(
@@ -157,17 +138,15 @@ def _command(
         name,
         help=summary,
         description=f"{summary}.",
-        epilog=_EPILOGS[name],
+        epilog=_EPILOGS[name] + (_WHERE if runs else ""),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     if runs:
-        parser.add_argument(
-            "runs", metavar="RUN", nargs="+", help="folders of trained runs, such as runs/digits"
-        )
+        what = "folders of trained runs, such as runs/digits"
+        parser.add_argument("runs", metavar="RUN", nargs="+", help=what)
     else:
-        parser.add_argument(
-            "recipe", metavar="RECIPE|RUN", help="a recipe, or a run for its recipe"
-        )
+        what = "a recipe, or a run for its recipe"
+        parser.add_argument("recipe", metavar="RECIPE|RUN", help=what)
     parser.add_argument(
         "overrides",
         metavar="section.field=value",
@@ -215,16 +194,19 @@ def _separate_overrides(options: argparse.Namespace) -> None:
     options.overrides = [*changes, *options.overrides]
 
 
-def _count(parser: argparse.ArgumentParser, default: int, what: str) -> None:
-    parser.add_argument(
-        "--count", type=int, metavar="N", default=default, help=f"{what} (default: {default})"
-    )
+def _number(parser: argparse.ArgumentParser, name: str, default: int, what: str) -> None:
+    what = f"{what} (default: {default})"
+    parser.add_argument(name, type=int, metavar="N", default=default, help=what)
+
+
+def _choice(
+    parser: argparse.ArgumentParser, name: str, choices: tuple[str, ...], what: str
+) -> None:
+    """An option with fixed values, the first of them its default."""
+    what = f"{what} (default: {choices[0]})"
+    parser.add_argument(name, choices=choices, default=choices[0], help=what)
 
 
 def _axis(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--axis",
-        choices=("params", "macs"),
-        default="params",
-        help="what sizes are: parameters, or multiply-adds per image (default: params)",
-    )
+    what = "what sizes are: parameters, or multiply-adds per image"
+    _choice(parser, "--axis", ("params", "macs"), what)

@@ -55,10 +55,7 @@ def score_window(
 
 
 def plot(rows: Sequence[DistributionRow], kind: Kind = "histogram") -> Any:
-    """The accuracies of each supernet as a histogram, box plots or violins.
-
-    Returns:
-        A matplotlib figure.
+    """A matplotlib figure: the accuracies of each supernet as a histogram, box plots or violins.
 
     Raises:
         ValueError: another kind.

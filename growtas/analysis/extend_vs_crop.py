@@ -17,8 +17,7 @@ import torch
 from growtas.analysis.figures import COLOURS, count_axis, new_figure
 from growtas.analysis.subject import Subject, cells
 from growtas.run.recipe import Recipe
-from growtas.schedule import Pass, Phase, StepContext, StepPlan
-from growtas.schedule.plan import Stateless
+from growtas.schedule import Pass, Phase, Stateless, StepContext, StepPlan
 from growtas.space import SearchSpace, Subnet
 from growtas.supernet import Supernet
 from growtas.training.data import DataBundle
@@ -40,11 +39,7 @@ class ExtendCropRow(NamedTuple):
 
 
 class OneSubnet(Stateless):
-    """Trains one subnet of a supernet and nothing else, with the ordinary loss.
-
-    Args:
-        subnet: the one.
-    """
+    """Trains one subnet of a supernet and nothing else, with the ordinary loss."""
 
     def __init__(self, subnet: Subnet) -> None:
         self._plan = StepPlan((Pass(subnet),))
@@ -95,21 +90,18 @@ def train_alone(
 
 @torch.no_grad()
 def extended(model: Supernet, subnet: Subnet, rest: dict[str, torch.Tensor]) -> Supernet:
-    """Puts `rest` in the place of every weight that `subnet` does not read, in place.
+    """`model`, with `rest` put in the place of every weight that `subnet` does not read.
 
     Args:
-        model: holds the subnet.
+        model: holds the subnet; changed in place.
         subnet: whose weights stay.
         rest: a state dict of the same supernet.
-
-    Returns:
-        `model`.
     """
-    kept = model.extents(subnet)
+    kept = model.boxes(subnet)
     for name, weight in model.named_parameters():
         fresh = rest[name].to(weight)
         if name in kept:
-            box = tuple(slice(extent) for extent in kept[name])
+            box = tuple(slice(size) for size in kept[name])
             fresh = fresh.clone()
             fresh[box] = weight[box]
         weight.copy_(fresh)
@@ -136,11 +128,8 @@ def score_derived(
 
 
 def plot(rows: Sequence[ExtendCropRow]) -> Any:
-    """Accuracy against parameters, one panel for each trained subnet, its accuracy a dashed line.
-
-    Returns:
-        A matplotlib figure.
-    """
+    """A matplotlib figure: accuracy against parameters, one panel for each trained subnet, its
+    accuracy a dashed line."""
     titles = {
         "extend": "larger subnets from a trained small one\n(the rest randomly initialised)",
         "crop": "smaller subnets from a trained large one\n(cropped)",

@@ -7,12 +7,13 @@ search, or the best of some random subnets. Its accuracy may then be read on ano
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from growtas.analysis.figures import COLOURS, MARKERS, legend_below, new_figure
 from growtas.analysis.sampling import random_subnets
 from growtas.analysis.subject import Subject, cells
 from growtas.search import Candidate, Limit, SearchResult, rank_key
+from growtas.search.candidate import Objective
 
 
 class LimitRow(NamedTuple):
@@ -50,7 +51,7 @@ def best_of_random(
     *,
     count: int = 100,
     seed: int = 0,
-    objective: Literal["accuracy", "loss"] = "accuracy",
+    objective: Objective = "accuracy",
 ) -> list[Choice]:
     """The best of `count` random subnets inside each limit, by the subject's evaluator.
 
@@ -96,11 +97,8 @@ def score_choices(subject: Subject, choices: Sequence[Choice]) -> list[LimitRow]
 
 
 def plot(rows: Sequence[LimitRow]) -> Any:
-    """Accuracy inside each limit, a line for each supernet; bars are one standard error.
-
-    Returns:
-        A matplotlib figure.
-    """
+    """A matplotlib figure: accuracy inside each limit, a line for each supernet; bars are one
+    standard error."""
     names = list(dict.fromkeys(row.supernet for row in rows))
     order = list(dict.fromkeys(row.limit for row in rows))
     how = "winners of the search" if rows[0].chosen_by == "search" else rows[0].chosen_by

@@ -148,14 +148,8 @@ def _ends(name: str, run: Run, count: int, seed: int) -> list[tuple[Run, Compari
 def _derived(
     name: str, folder: Path, overrides: Sequence[str], say: Say, *, verify: bool
 ) -> list[tuple[Run, Comparison]]:
-    """The trained subnet of each panel of extend-vs-crop with what was derived from it.
-
-    Args:
-        name: label.
-        folder: of a run with an extend-vs-crop in it, or of the extend-vs-crop itself.
-        overrides: of the recipe.
-        say, verify: as for `Run`.
-    """
+    """The trained subnet of each panel of extend-vs-crop with what was derived from it; `folder` is
+    that of the run or that of its extend-vs-crop."""
     found = folder if (folder / f"{DERIVED}.csv").is_file() else folder / DERIVED
     path = found / f"{DERIVED}.csv"
     if not path.is_file():
@@ -201,11 +195,7 @@ def limits(options: argparse.Namespace, say: Say) -> None:
 
 
 def _search_winners(runs: dict[str, Run]) -> dict[str, list[limits_of.Choice]]:
-    """What each run's search found.
-
-    Raises:
-        ConfigError: a run was not searched, or not inside the limits of the others.
-    """
+    """What each run's search found; ConfigError unless all were searched inside the same limits."""
     chosen = {}
     for name, run in runs.items():
         path = run.folder / SEARCH

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -55,13 +56,16 @@ def derived_subnets(
     """
     positive_int("count", count)
     space.validate(reference)
-    total = _relatives(space, reference, relation)
+    choices = _choices(space, reference, relation)
+    total = sum(math.prod(map(len, axes)) for axes in choices.values()) - 1  # without `reference`
     if total == 0:
         raise ValueError(f"space {space.name!r} has no subnet {relation} than {reference}")
     rng = random.Random(seed)
     drawn: dict[Subnet, None] = {}
     while len(drawn) < min(count, total):
-        subnet = _relative(space, reference, relation, rng)
+        depth = rng.choice(list(choices))
+        embed_dim, *blocks = map(rng.choice, choices[depth])
+        subnet = Subnet(embed_dim, tuple(blocks[:depth]), tuple(blocks[depth:]))
         if subnet != reference:
             drawn[subnet] = None
     return list(drawn)
@@ -83,42 +87,26 @@ def parse_window(text: str, axis: Literal["params", "macs"] = "params") -> Limit
         raise ValueError(f"a window is written 5.5M-6.5M or 6M, got {text!r}: {error}") from None
 
 
-def _allowed(choices: Sequence[Any], bound: float, relation: Relation) -> list[Any]:
-    larger = relation == "larger"
-    return [value for value in choices if (value >= bound if larger else value <= bound)]
+def _choices(
+    space: SearchSpace, reference: Subnet, relation: Relation
+) -> dict[int, tuple[Sequence[Any], ...]]:
+    """By depth: what the embedding dim, the heads of each block and then the MLP ratio of each may
+    be. A block that the reference lacks is free."""
 
+    def allowed(choices: Sequence[Any], bound: float) -> list[Any]:
+        larger = relation == "larger"
+        return [value for value in choices if (value >= bound if larger else value <= bound)]
 
-def _blocks(
-    choices: Sequence[Any], bounds: Sequence[float], depth: int, relation: Relation
-) -> list[Sequence[Any]]:
-    """What each of `depth` blocks may choose; a block that the reference lacks is free."""
-    return [
-        _allowed(choices, bounds[i], relation) if i < len(bounds) else choices for i in range(depth)
-    ]
+    def blocks(axis: str, depth: int) -> list[Sequence[Any]]:
+        choices, bounds = getattr(space, axis), getattr(reference, axis)
+        bound = [allowed(choices, value) for value in bounds[:depth]]
+        return bound + [choices] * (depth - len(bound))
 
-
-def _relative(
-    space: SearchSpace, reference: Subnet, relation: Relation, rng: random.Random
-) -> Subnet:
-    depth = rng.choice(_allowed(space.depth, reference.depth, relation))
-    ratios = _blocks(space.mlp_ratio, reference.mlp_ratio, depth, relation)
-    heads = _blocks(space.num_heads, reference.num_heads, depth, relation)
-    embed_dim = rng.choice(_allowed(space.embed_dim, reference.embed_dim, relation))
-    return Subnet(
-        embed_dim, tuple(rng.choice(c) for c in heads), tuple(rng.choice(c) for c in ratios)
-    )
-
-
-def _relatives(space: SearchSpace, reference: Subnet, relation: Relation) -> int:
-    """How many subnets stand in `relation` to `reference`, itself not counted."""
-    total = 0
-    for depth in _allowed(space.depth, reference.depth, relation):
-        ways = len(_allowed(space.embed_dim, reference.embed_dim, relation))
-        for heads, ratios in zip(
-            _blocks(space.num_heads, reference.num_heads, depth, relation),
-            _blocks(space.mlp_ratio, reference.mlp_ratio, depth, relation),
-            strict=True,
-        ):
-            ways *= len(heads) * len(ratios)
-        total += ways
-    return total - 1
+    return {
+        depth: (
+            allowed(space.embed_dim, reference.embed_dim),
+            *blocks("num_heads", depth),
+            *blocks("mlp_ratio", depth),
+        )
+        for depth in allowed(space.depth, reference.depth)
+    }

@@ -7,10 +7,12 @@ have, the leading ones. Reported are mean and standard deviation over all token 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any, Literal, NamedTuple, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -52,17 +54,11 @@ def block_outputs(model: Supernet, images: Tensor, subnet: Subnet) -> list[Tenso
 
     The class token, where the model has one, comes first.
     """
-    outputs: list[Tensor] = []
-    hooks = [
-        block.register_forward_hook(lambda module, inputs, output: outputs.append(output))
-        for block in list(model.blocks)[: subnet.depth]
-    ]
-    try:
-        model(images, subnet)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return outputs
+    model.space.supernet.validate(subnet)
+    streams = [model.embed(images, subnet.embed_dim)]
+    for i in range(subnet.depth):
+        streams.append(model.block(i, streams[-1], subnet))
+    return streams[1:]
 
 
 class Comparison(NamedTuple):
@@ -145,11 +141,9 @@ def _token_slice(model: Supernet, tokens: str) -> slice:
         raise ValueError(f"tokens must be one of {', '.join(get_args(Tokens))}, got {tokens!r}")
     if tokens == "class" and not has_class_token:
         raise ValueError("this model has no class token; tokens must be all or patches")
-    return {
-        "all": slice(None),
-        "patches": slice(int(has_class_token), None),
-        "class": slice(0, 1),
-    }[tokens]
+    if tokens == "class":
+        return slice(0, 1)
+    return slice(int(has_class_token) if tokens == "patches" else 0, None)
 
 
 def _cosine_sums(ours: Tensor, theirs: Tensor) -> Tensor:
@@ -195,17 +189,15 @@ def pooled(rows: Iterable[SimilarityRow]) -> dict[int, tuple[float, float]]:
 
 
 def plot(rows: Sequence[SimilarityRow]) -> Any:
-    """Similarity against block, one panel for each supernet: all larger subnets against the
-    reference that they contain and all smaller ones against the reference that contains them,
-    each with a band of one standard deviation, and thin lines for each embedding dim.
-
-    Returns:
-        A matplotlib figure.
-    """
+    """A matplotlib figure: similarity against block, one panel for each supernet, with all larger
+    subnets against the reference that they contain and all smaller ones against the reference that
+    contains them, each with a band of one standard deviation, and thin lines for each embedding
+    dim."""
     names = list(dict.fromkeys(row.supernet for row in rows))
     first = rows[0]
-    subnets = {relation: _count(rows, names[0], relation) for relation in ("larger", "smaller")}
-    numbers = " and ".join(f"{n} {relation}" for relation, n in subnets.items() if n)
+    subnets = {(row.relation, row.subnet) for row in rows if row.supernet == names[0]}
+    counts = Counter(relation for relation, _ in subnets)
+    numbers = " and ".join(f"{n} {relation}" for relation, n in sorted(counts.items()))
     pairs = max(row.token_pairs for row in rows)
     figure = new_figure(
         len(names),
@@ -223,9 +215,8 @@ def plot(rows: Sequence[SimilarityRow]) -> Any:
             blocks, means, stds = _lines(mine)
             label = f"{relation} than the reference"
             axes.plot(blocks, means, color=colour, marker=marker, lw=2.5, label=label)
-            low = [mean - std for mean, std in zip(means, stds, strict=True)]
-            high = [min(mean + std, 1.0) for mean, std in zip(means, stds, strict=True)]
-            axes.fill_between(blocks, low, high, color=colour, alpha=0.15)
+            high = np.minimum(means + stds, 1.0)
+            axes.fill_between(blocks, means - stds, high, color=colour, alpha=0.15)
             for embed_dim in sorted({row.embed_dim for row in mine}):
                 blocks, means, _ = _lines([row for row in mine if row.embed_dim == embed_dim])
                 style = STYLES[widths.index(embed_dim) % len(STYLES)]
@@ -239,11 +230,7 @@ def plot(rows: Sequence[SimilarityRow]) -> Any:
     return figure
 
 
-def _lines(rows: Sequence[SimilarityRow]) -> tuple[list[int], list[float], list[float]]:
+def _lines(rows: Sequence[SimilarityRow]) -> tuple[list[int], np.ndarray, np.ndarray]:
     by_block = pooled(rows)
-    means, stds = zip(*by_block.values(), strict=True)
-    return list(by_block), list(means), list(stds)
-
-
-def _count(rows: Sequence[SimilarityRow], name: str, relation: str) -> int:
-    return len({row.subnet for row in rows if (row.supernet, row.relation) == (name, relation)})
+    means, stds = np.transpose(list(by_block.values()))
+    return list(by_block), means, stds

@@ -136,10 +136,7 @@ def _check_alike(first: Run, other: Run) -> None:
             "accuracies cannot be compared"
         )
     settings = [
-        {
-            "data": {**recipe["data"]},
-            "search": {"max_images": recipe["search"]["max_images"]},
-        }
+        {"data": recipe["data"], "search": {"max_images": recipe["search"]["max_images"]}}
         for recipe in (first.recipe.to_dict(), other.recipe.to_dict())
     ]
     changed = [

@@ -99,12 +99,11 @@ class CandidatesConfig:
 
     def build(self, space: SearchSpace, cost: CostFunction | None) -> Candidates:
         """The strategy."""
-        try:
-            found = (
-                subnets_in(self.subnets, "subnets")
-                if self.file is None
-                else load_subnets(self.file)
-            )
-        except OSError as error:
-            raise ValueError(f"cannot read candidates: {error}") from None
+        if self.file is None:
+            found = subnets_in(self.subnets, "subnets")
+        else:
+            try:
+                found = load_subnets(self.file)
+            except OSError as error:
+                raise ValueError(f"cannot read candidates: {error}") from None
         return Candidates(list(found.values()), group_by=self.group_by, sequence=self.sequence)

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 from growtas.base.checks import at_least, listed, mapping
 from growtas.base.config import nearest
-from growtas.schedule.plan import GrowthInit, Phase
+from growtas.schedule.plan import PHASE_RECIPE, GrowthInit, Phase
 from growtas.schedule.sequence import SequenceName
 from growtas.schedule.stratify import Stratify
 from growtas.schedule.transition import Plateau, PlateauWatch
@@ -185,12 +185,10 @@ class GrowTAS(Uniform):
         """Continue; ValueError if the state is of other draws or of another rule."""
         rest = {key: value for key, value in state.items() if key != "transition"}
         super().load_state_dict(rest)
-        if ("transition" in state) != (self._watch is not None):
-            raise ValueError(
-                "the run's stages ended by the loss, now by the calendar"
-                if self._watch is None
-                else "the run's stages ended by the calendar, now by the loss"
-            )
+        before = "loss" if "transition" in state else "calendar"
+        now = "loss" if self._watch else "calendar"
+        if before != now:
+            raise ValueError(f"the run's stages ended by the {before}, now by the {now}")
         if self._watch is not None:
             self._watch.load_state_dict(state["transition"])
 
@@ -214,12 +212,7 @@ class GrowTAS(Uniform):
         frozen = _restricted(space, plus.freeze, "plus freeze")
         if frozen == space:
             raise ValueError("plus freezes the whole space; freeze must leave out some choice")
-        recipe = {
-            "epochs": plus.epochs,
-            "lr": plus.lr,
-            "min_lr": plus.min_lr,
-            "warmup_epochs": plus.warmup_epochs,
-        }
+        recipe = {name: getattr(plus, name) for name in PHASE_RECIPE}
         return Phase(float(epochs), space - frozen, "plus", freeze=frozen, recipe=recipe)
 
 
@@ -242,27 +235,20 @@ def _check_follows(before: Phase, phase: Phase, number: int) -> None:
         )
 
 
-@dataclass(frozen=True)
-class _Numbers:
-    transition: float  # T_1 as a fraction of the epochs
-    plus_epochs: int
-    plus_lr: float  # at a batch of 512 images, like the run's lr
-    plus_min_lr: float
-
-
+# T_1 as a fraction of the epochs; then epochs, lr and min_lr of the plus phase, both rates at a
+# batch of 512 images, like the run's lr.
 # Section 4.1.2: T_1 = 250, 225, 200 of 500 epochs; fine-tuning from 5e-5, 5e-5, 2e-7 with the
 # paper's batch of 8 x 128 images, hence half of that at 512.
 _PAPER = {
-    "autoformer-tiny": _Numbers(0.5, 20, 2.5e-5, 1e-5),
-    "autoformer-small": _Numbers(0.45, 20, 2.5e-5, 1e-5),
-    "autoformer-base": _Numbers(0.4, 10, 1e-7, 1e-7),
+    "autoformer-tiny": (0.5, (20, 2.5e-5, 1e-5)),
+    "autoformer-small": (0.45, (20, 2.5e-5, 1e-5)),
+    "autoformer-base": (0.4, (10, 1e-7, 1e-7)),
 }
 # The authors' files as committed: T_1 = 400, 400, 200, and 1e-5 in S. Their number of fine-tuning
 # epochs varies (20 or 40), so the paper's stay.
-_COMMITTED = {
-    "autoformer-tiny": _Numbers(0.8, 20, 2.5e-5, 1e-5),
-    "autoformer-small": _Numbers(0.8, 20, 1e-5, 1e-5),
-    "autoformer-base": _Numbers(0.4, 10, 1e-7, 1e-7),
+_COMMITTED = _PAPER | {
+    "autoformer-tiny": (0.8, (20, 2.5e-5, 1e-5)),
+    "autoformer-small": (0.8, (20, 1e-5, 1e-5)),
 }
 
 
@@ -292,10 +278,8 @@ def growtas_preset(name: str, *, variant: Variant = "code", plus: bool = False) 
             f"no GrowTAS preset for space {name!r}{nearest(name, _PAPER)}; "
             f"known: {listed(_PAPER)}. Other spaces need stages and, for plus, its values"
         )
-    space, numbers = (
-        SearchSpace.preset(name),
-        (_COMMITTED if variant == "committed" else _PAPER)[name],
-    )
+    space = SearchSpace.preset(name)
+    transition, fine_tuning = (_COMMITTED if variant == "committed" else _PAPER)[name]
     first: dict[str, tuple[float, ...]]
     frozen: dict[str, tuple[float, ...]]
     if variant in ("code", "committed"):
@@ -304,12 +288,8 @@ def growtas_preset(name: str, *, variant: Variant = "code", plus: bool = False) 
         first = frozen = {"embed_dim": space.embed_dim[:1], "mlp_ratio": space.mlp_ratio[:1]}
     else:
         raise ValueError(f"variant is {variant!r}; known: {listed(get_args(Variant))}")
-    fine_tuning = PlusPhase(
-        numbers.plus_epochs, numbers.plus_lr, numbers.plus_min_lr, freeze=frozen
-    )
-    return GrowTAS(
-        [Stage(0.0, first), Stage(numbers.transition)], plus=fine_tuning if plus else None
-    )
+    stages = [Stage(0.0, first), Stage(transition)]
+    return GrowTAS(stages, plus=PlusPhase(*fine_tuning, freeze=frozen) if plus else None)
 
 
 @dataclass(frozen=True)
@@ -319,9 +299,8 @@ class GrowTASConfig:
     preset: str | None = None  # space whose published settings to use; default: the run's own space
     variant: Variant = "code"  # which reading of them: code, paper or committed
     stages: tuple[Stage, ...] = ()  # start and restrict of each; none: the preset's
-    plus: bool | PlusPhase = (
-        False  # true: the preset's GrowTAS+ phase; or epochs, lr, min_lr, freeze
-    )
+    # true: the preset's GrowTAS+ phase; or epochs, lr, min_lr, freeze
+    plus: bool | PlusPhase = False
     growth_init: GrowthInit = "none"  # start of the weights that a stage adds: none, reinit, zero
     reset_moments: bool = False  # let AdamW forget moments and step counts of these weights
     # When a stage begins: at its start ("epoch"), or earlier, once the loss of the stage before has
@@ -333,16 +312,19 @@ class GrowTASConfig:
     def build(self, space: SearchSpace, cost: CostFunction | None) -> GrowTAS:
         """The strategy for `space`."""
         rule = Plateau() if self.transition == "plateau" else self.transition
-        options: dict[str, Any] = {
-            "growth_init": self.growth_init,
-            "reset_moments": self.reset_moments,
-            "transition": rule if isinstance(rule, Plateau) else None,
-            "sequence": self.sequence,
-            "stratify": self.stratify,
-            "cost": cost,
-        }
-        if self.stages and self.plus is not True:
-            return GrowTAS(self.stages, plus=self.plus or None, **options)
-        preset = growtas_preset(self.preset or space.name, variant=self.variant, plus=True)
-        plus = preset.plus if self.plus is True else self.plus or None
-        return GrowTAS(self.stages or preset.stages, plus=plus, **options)
+        stages = self.stages
+        plus = self.plus if isinstance(self.plus, PlusPhase) else None
+        if not stages or self.plus is True:
+            preset = growtas_preset(self.preset or space.name, variant=self.variant, plus=True)
+            stages = stages or preset.stages
+            plus = preset.plus if self.plus is True else plus
+        return GrowTAS(
+            stages,
+            plus,
+            self.growth_init,
+            self.reset_moments,
+            transition=rule if isinstance(rule, Plateau) else None,
+            sequence=self.sequence,
+            stratify=self.stratify,
+            cost=cost,
+        )

@@ -187,30 +187,35 @@ class StepContext:
 
 
 class Strategy(Protocol):
-    """A training method: a generator of step plans. `Stateless` provides the optional parts."""
+    """A training method: a generator of step plans. Who inherits from it gets what is optional."""
 
     @property
     def extra_epochs(self) -> int:
         """Epochs that the method adds after the ordinary ones, such as a fine-tuning phase."""
+        return 0
 
     def phases(self, space: SearchSpace, epochs: int) -> list[Phase]:
         """The phases of a run of `epochs` ordinary epochs in order of their start, first at 0."""
 
     def phase(self, phases: Sequence[Phase], epoch: float) -> Phase:
         """The one of `phases` that holds at `epoch`, never one before an earlier answer."""
+        return phase_at(phases, epoch)
 
     def plan(self, context: StepContext) -> StepPlan:
         """What the next optimizer step does; depends on `context` and the strategy's state only."""
 
     def observe(self, plan: StepPlan, losses: Sequence[float]) -> None:
         """Called after each step with the loss of every pass of `plan`, equal on all ranks."""
+        return
 
     def end_epoch(self, phases: Sequence[Phase], epoch: int, loss: float) -> None:
         """Called when `epoch` epochs are done with the mean objective of the last one's images,
         equal on all ranks."""
+        return
 
     def notes(self) -> list[str]:
         """What happened since the last call and is worth telling, a line each."""
+        return []
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values that `load_state_dict` needs to continue the sequence of plans."""
@@ -219,27 +224,8 @@ class Strategy(Protocol):
         """Restore what `state_dict` returned."""
 
 
-class Stateless:
-    """Base of strategies that neither learn from losses nor add epochs."""
-
-    @property
-    def extra_epochs(self) -> int:
-        """No epochs beyond the ordinary ones."""
-        return 0
-
-    def phase(self, phases: Sequence[Phase], epoch: float) -> Phase:
-        """The last phase that has started, by its own start."""
-        return phase_at(phases, epoch)
-
-    def observe(self, plan: StepPlan, losses: Sequence[float]) -> None:
-        """Losses change nothing."""
-
-    def end_epoch(self, phases: Sequence[Phase], epoch: int, loss: float) -> None:
-        """Nor does the end of an epoch."""
-
-    def notes(self) -> list[str]:
-        """Nothing to tell."""
-        return []
+class Stateless(Strategy):
+    """Base of strategies whose plans depend on the position in the run only."""
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing to save."""

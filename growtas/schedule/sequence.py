@@ -10,18 +10,17 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Literal
 
 from growtas.schedule.plan import StepContext
 from growtas.space import SearchSpace, SpaceDifference, Subnet
 from growtas.space.subnet import AXES, SUBNET_AXES
 
-T = TypeVar("T")
 Space = SearchSpace | SpaceDifference
 SequenceName = Literal["autoformer", "prenas", "growtas"]
 
 
-class EpochDraws(Generic[T]):
+class EpochDraws:
     """One generator per epoch, ``random.Random(epoch)``, and one draw per step from it.
 
     A pure function of the position in the run: at a position other than the next one, such as after
@@ -32,12 +31,12 @@ class EpochDraws(Generic[T]):
         draw: one draw from the space of a phase.
     """
 
-    def __init__(self, draw: Callable[[Space, random.Random], T]) -> None:
+    def __init__(self, draw: Callable[[Space, random.Random], Subnet]) -> None:
         self._draw = draw
         self._next = (-1, -1)
         self._rng = random.Random(0)
 
-    def __call__(self, context: StepContext) -> T:
+    def __call__(self, context: StepContext) -> Subnet:
         """The draw of this step."""
         here, space = (context.epoch_index, context.position), context.phase.space
         if here != self._next:
@@ -48,59 +47,45 @@ class EpochDraws(Generic[T]):
         return self._draw(space, self._rng)
 
 
-def draw_autoformer(space: Space, rng: random.Random) -> Subnet:
-    """AutoFormer: depth, the MLP ratio of every block, the heads of every block, embedding dim."""
-    return _draw(space, rng, SearchSpace.sample)
-
-
-def draw_prenas(space: Space, rng: random.Random) -> Subnet:
-    """PreNAS without candidates: embedding dim, depth, all MLP ratios, all heads."""
-    return _draw(space, rng, _prenas)
-
-
-def draw_growtas(space: Space, rng: random.Random) -> Subnet:
-    """The GrowTAS authors' code: depth, embedding dim by its weights (all equal), all MLP ratios,
-    all heads."""
-    return _draw(space, rng, _growtas)
-
-
-SEQUENCES: dict[str, Callable[[Space, random.Random], Subnet]] = {
-    "autoformer": draw_autoformer,
-    "prenas": draw_prenas,
-    "growtas": draw_growtas,
-}
-
-
-def _draw(
-    space: Space, rng: random.Random, draw: Callable[[SearchSpace, random.Random], Subnet]
-) -> Subnet:
-    lists = _choice_lists(space)
-    # Ends: `lists` contains a subnet of `space`, else drawing from an empty difference has failed.
-    while (subnet := draw(lists, rng)) not in space:
-        pass
-    return subnet
-
-
 def _prenas(space: SearchSpace, rng: random.Random) -> Subnet:
     embed_dim, depth = rng.choice(space.embed_dim), rng.choice(space.depth)
-    return _blocks(space, rng, embed_dim, depth)
+    return _with_blocks(space, rng, embed_dim, depth)
 
 
 def _growtas(space: SearchSpace, rng: random.Random) -> Subnet:
     depth = rng.choice(space.depth)
     # Not `choice`: with weights one random() is drawn, and other bits of the generator are used.
     (embed_dim,) = rng.choices(space.embed_dim, weights=[1] * len(space.embed_dim))
-    return _blocks(space, rng, embed_dim, depth)
+    return _with_blocks(space, rng, embed_dim, depth)
 
 
-def _blocks(space: SearchSpace, rng: random.Random, embed_dim: int, depth: int) -> Subnet:
+def _with_blocks(space: SearchSpace, rng: random.Random, embed_dim: int, depth: int) -> Subnet:
     ratios = tuple(rng.choice(space.mlp_ratio) for _ in range(depth))
     heads = tuple(rng.choice(space.num_heads) for _ in range(depth))
     return Subnet(embed_dim, heads, ratios)
 
 
+# AutoFormer: depth, the MLP ratio of every block, the heads of every block, embedding dim.
+# PreNAS without candidates: embedding dim, depth, all MLP ratios, all heads.
+# The GrowTAS authors' code: depth, embedding dim by its weights (all equal), ratios, heads.
+SEQUENCES: dict[str, Callable[[SearchSpace, random.Random], Subnet]] = {
+    "autoformer": SearchSpace.sample,
+    "prenas": _prenas,
+    "growtas": _growtas,
+}
+
+
+def draw(sequence: str, space: Space, rng: random.Random) -> Subnet:
+    """A subnet of `space` as the code that `sequence` names draws it."""
+    choices = _choices(space)
+    # Ends: `choices` has a subnet of `space`, else drawing from an empty difference has failed.
+    while (subnet := SEQUENCES[sequence](choices, rng)) not in space:
+        pass
+    return subnet
+
+
 @lru_cache(maxsize=32)
-def _choice_lists(space: Space) -> SearchSpace:
+def _choices(space: Space) -> SearchSpace:
     """The lists that the draws are made from.
 
     A difference is a space of its own where what was removed lacks choices on one axis only, and a

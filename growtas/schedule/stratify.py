@@ -88,8 +88,7 @@ class StratifiedDraws:
 
     def __call__(self, context: StepContext) -> Subnet:
         """The draw of this step."""
-        if context.phase.space not in self._bins:
-            self.prepare([context.phase])
+        self.prepare([context.phase])
         return context.rng.choice(self._bins[context.phase.space]).sample(context.rng)
 
     def notes(self) -> list[str]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from growtas.base.checks import listed
 from growtas.schedule.plan import Pass, Phase, Stateless, StepContext, StepPlan
-from growtas.schedule.sequence import SEQUENCES, EpochDraws, SequenceName
+from growtas.schedule.sequence import SEQUENCES, EpochDraws, SequenceName, draw
 from growtas.schedule.stratify import StratifiedDraws, Stratify
 from growtas.space import SearchSpace, Subnet
 from growtas.space.cost import CostFunction
@@ -45,7 +46,7 @@ class Uniform(Stateless):
         self._strata = StratifiedDraws(stratify, cost) if stratify and cost else None
         self._draw: Callable[[StepContext], Subnet] = _own_draw
         if sequence is not None:
-            self._draw = EpochDraws(SEQUENCES[sequence])
+            self._draw = EpochDraws(partial(draw, sequence))
         elif stratify is not None:
             self._draw = self._strata or _no_cost
 

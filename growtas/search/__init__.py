@@ -8,8 +8,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from growtas.base.lazy import lazy_names
 from growtas.search.candidate import Candidate, Score, Scorer, pareto_front, rank_key
 from growtas.search.config import Limit, SearchConfig
 from growtas.search.operators import crossover, mutate
@@ -45,10 +46,5 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    # The only part that needs torch; settings and results are read without it.
-    if name == "Evaluator":
-        from growtas.search.evaluator import Evaluator
-
-        return Evaluator
-    raise AttributeError(f"module 'growtas.search' has no attribute {name!r}")
+# The only part that needs torch; settings and results are read without it.
+__getattr__ = lazy_names(__name__, {"Evaluator": "growtas.search.evaluator"})

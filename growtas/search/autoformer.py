@@ -8,10 +8,10 @@ evaluated. `growtas.search.breeding` is the evolution without its weaknesses.
 
 Two of its cases have no defined outcome and end differently here:
 
-- Parents of unequal depth, where fifty draws found no pair of equal depth, have children whose
-  positions mean different things: AutoFormer stops with an error or leaves the space. Such a child
-  is rejected unless it happens to be a subnet of the space. A space of three depths has such a
-  child once in 10^9 pairs.
+- Parents of unequal depth, where no draw found a pair of equal depth, have children whose positions
+  mean different things: AutoFormer stops with an error or leaves the space. Such a child is
+  rejected unless it happens to be a subnet of the space. A space of three depths has such a child
+  once in 10^9 pairs.
 - It looks for random subnets forever where a window has none left. `FAILURES` draws in a row
   without a new one end the search.
 """
@@ -29,7 +29,7 @@ from growtas.search.window import Window
 from growtas.space import SearchSpace, Subnet
 
 BATCH = 10  # proposals are drawn together; those left over at the end of a step are lost
-PAIRS = 50  # draws of two parents after the first, to find two of equal depth
+PAIRS = 51  # draws of two parents, to find two of equal depth
 FAILURES = 100_000
 
 
@@ -86,11 +86,10 @@ def _in_batches(draw: Callable[[], Subnet | None]) -> Iterator[Subnet | None]:
 
 def _child(parents: Sequence[Subnet], space: SearchSpace, rng: random.Random) -> Subnet | None:
     """Position by position from either of two parents, which may be the same one."""
-    first, second = rng.choice(parents), rng.choice(parents)
     for _ in range(PAIRS):
+        first, second = rng.choice(parents), rng.choice(parents)
         if first.depth == second.depth:
             break
-        first, second = rng.choice(parents), rng.choice(parents)
     pairs = zip(_positions(first), _positions(second), strict=False)
     return _subnet([rng.choice(pair) for pair in pairs], space)
 

@@ -48,14 +48,10 @@ def next_generation(
         mutants = (mutant(config, window.space, parents, rng) for _ in tries)
         _accept(mutants, config.num_mutations, taken, window, is_new, rng)
         if len(parents) > 1:
-            children = (_child(parents, rng) for _ in range(PROPOSALS * config.num_crossovers))
+            pairs = (rng.sample(parents, 2) for _ in range(PROPOSALS * config.num_crossovers))
+            children = (crossover(first, second, rng) for first, second in pairs)
             _accept(children, config.num_crossovers, taken, window, is_new, rng)
-    while len(taken) < config.population:
-        subnet = window.draw(rng, is_new)
-        if subnet is None:
-            break
-        taken[subnet] = None
-    return list(taken)
+    return [*taken, *window.draw_many(rng, config.population - len(taken), is_new)]
 
 
 def mutant(
@@ -70,11 +66,6 @@ def mutant(
         depth_prob=config.depth_prob,
         embed_prob=config.embed_prob,
     )
-
-
-def _child(parents: Sequence[Subnet], rng: random.Random) -> Subnet:
-    first, second = rng.sample(parents, 2)
-    return crossover(first, second, rng)
 
 
 def _accept(

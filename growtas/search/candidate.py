@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 from growtas.space import Subnet
 from growtas.space.cost import Axis
@@ -86,6 +86,12 @@ def json_number(value: float) -> float | str:
     return value if math.isfinite(value) else str(value)
 
 
+def check_word(name: str, value: str, allowed: Sequence[str]) -> None:
+    """ValueError unless `value` is one of the words `allowed`."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be {' or '.join(allowed)}, got {value!r}")
+
+
 def rank_key(candidate: Candidate, objective: Objective = "accuracy") -> tuple[Any, ...]:
     """Sort key, best first: the objective, then the other measure, then fewer parameters, fewer
     MACs, then the subnet itself. Accuracies on few images tie often; the loss is finer.
@@ -118,10 +124,8 @@ def pareto_front(
         ValueError: `axis` is neither "params" nor "macs", or `objective` neither "accuracy" nor
             "loss".
     """
-    if axis not in ("params", "macs"):
-        raise ValueError(f"axis must be params or macs, got {axis!r}")
-    if objective not in ("accuracy", "loss"):
-        raise ValueError(f"objective must be accuracy or loss, got {objective!r}")
+    check_word("axis", axis, get_args(Axis))
+    check_word("objective", objective, get_args(Objective))
     front: list[Candidate] = []
     keyed = ((getattr(c, axis), rank_key(c, objective), c) for c in candidates)
     for _, key, candidate in sorted(keyed, key=lambda entry: entry[:2]):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from growtas.base.checks import at_least, listed, plain_name, warn
 from growtas.base.config import nearest
+from growtas.search.candidate import Objective, check_word
 from growtas.space.cost import Count, format_count, parse_count
 
 # What names a subnet without a search, and folders of a run.
@@ -56,7 +57,12 @@ class Limit:
         if not self.name:
             object.__setattr__(self, "name", made)
         elif self.name != made:  # which results have as a name, too
-            _check_name(self.name)
+            plain_name("the name of a limit", self.name)
+            if self.name.casefold() in _TAKEN or self.name.casefold().endswith(_FILES):
+                raise ValueError(
+                    f"the name of a limit is {self.name!r}, which means something else in a run; "
+                    f"allowed: none of {listed(_TAKEN)}, and no ending like {listed(_FILES)}"
+                )
 
     def window(self, axis: str) -> tuple[float, float]:
         """(min, max) allowed on "params" or "macs"; 0 and infinity where no bound is set."""
@@ -114,11 +120,10 @@ class SearchConfig:
     mutation_prob: float = 0.2  # a mutant redraws the heads, and the MLP ratio, of each block
     depth_prob: float = 0.4  # ... and its depth
     embed_prob: float = 0.4  # ... and its embedding dim, with these probabilities
-    crossover_size: int | None = (
-        None  # children of two parents per generation; None: population / 2
-    )
-    mutation_size: int | None = None  # mutants per generation; None: population / 2
-    objective: Literal["accuracy", "loss"] = "accuracy"  # ranks subnets; the other breaks ties
+    # Children of two parents, and mutants, per generation; None: population / 2.
+    crossover_size: int | None = None
+    mutation_size: int | None = None
+    objective: Objective = "accuracy"  # ranks subnets; the other breaks ties
     limits: tuple[Limit, ...] = ()  # windows on parameters and MACs, searched in one call; (): all
     seed: int = 0
     # "autoformer": propose what AutoFormer's code proposes for this seed and these scores; for one
@@ -128,18 +133,13 @@ class SearchConfig:
     max_images: int | None = None  # images used, spread evenly over the search split; None: all
 
     def __post_init__(self) -> None:
-        for name, choices in (
-            ("method", ("evolution", "random")),
-            ("objective", ("accuracy", "loss")),
-        ):
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"{name} must be {' or '.join(choices)}, got {getattr(self, name)!r}"
-                )
+        check_word("method", self.method, ("evolution", "random"))
+        check_word("objective", self.objective, get_args(Objective))
         for name in ("population", "generations", "parents", "batch_size"):
             at_least(name, getattr(self, name), 1)
-        if self.max_images is not None:
-            at_least("max_images", self.max_images, 1)
+        for name, least in (("max_images", 1), ("crossover_size", 0), ("mutation_size", 0)):
+            if getattr(self, name) is not None:
+                at_least(name, getattr(self, name), least)
         at_least("seed", self.seed, None)
         for name in ("mutation_prob", "depth_prob", "embed_prob"):
             value = getattr(self, name)
@@ -147,9 +147,6 @@ class SearchConfig:
                 raise TypeError(f"{name} must be a number, got {value!r}")
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must be between 0 and 1, got {value}")
-        for name in ("crossover_size", "mutation_size"):
-            if getattr(self, name) is not None:
-                at_least(name, getattr(self, name), 0)
         if self.num_mutations + self.num_crossovers > self.population:
             raise ValueError(
                 f"mutation_size + crossover_size is {self.num_mutations} + {self.num_crossovers}, "
@@ -205,15 +202,6 @@ class SearchConfig:
     def windows(self) -> tuple[Limit, ...]:
         """The limits to search under: `limits`, or the one that admits every subnet."""
         return self.limits or (Limit(),)
-
-
-def _check_name(name: str) -> None:
-    plain_name("the name of a limit", name)
-    if name.casefold() in _TAKEN or name.casefold().endswith(_FILES):
-        raise ValueError(
-            f"the name of a limit is {name!r}, which means something else in a run; allowed: none "
-            f"of {listed(_TAKEN)}, and no ending like {listed(_FILES)}"
-        )
 
 
 def _as_limits(values: Any) -> tuple[Limit, ...]:

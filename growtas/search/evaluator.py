@@ -82,7 +82,9 @@ class Evaluator:
         for name in ("batch_size", "groups"):
             positive_int(name, chosen[name])
         _check_data(images, labels)
-        device = chosen["device"] if chosen["device"] is not None else _device_of(model)
+        device = chosen["device"]
+        if device is None:
+            device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.process = process = distributed.current(torch.device(device))
         if not sharded:
             images = images[process.rank :: process.world_size].contiguous()
@@ -91,7 +93,13 @@ class Evaluator:
         self.batch_size = chosen["batch_size"]
         self.groups = min(chosen["groups"], self.batch_size)
         self._amp_dtype = amp_dtype(chosen["amp"], self.device)
-        self._normalize = _normalization(images.dtype, mean, std, self.device)
+        self._normalize: Callable[[Tensor], Tensor] = lambda images: images
+        if images.dtype == torch.uint8:
+            if mean is None or std is None:
+                raise ValueError(
+                    "uint8 images need mean and std, what the model's input is normalised with"
+                )
+            self._normalize = _Normalization(mean, std, self.device)
         self._graph: OneGraph | None = None
         self._images = _keep(images, self.device)
         self._largest_label = int(labels.max()) if len(labels) else 0
@@ -149,14 +157,13 @@ class Evaluator:
         for batch in loader:
             images, labels = _unpack(batch)
             _check_data(images, labels)
-            mine = []
-            for i in range(len(labels)):
-                if max_images is not None and not _is_picked(position + i, max_images, total):
-                    continue
-                if sharded or kept % process.world_size == process.rank:
-                    mine.append(i)
-                kept += 1
+            picked = list(range(len(labels)))
+            if max_images is not None:
+                picked = [i for i in picked if _is_picked(position + i, max_images, total)]
+            first = (process.rank - kept) % process.world_size
+            mine = picked if sharded else picked[first :: process.world_size]
             position += len(labels)
+            kept += len(picked)
             store.add(images[mine], labels[mine])
         if position == 0:
             raise ValueError("the loader yielded no images")
@@ -244,11 +251,6 @@ class Evaluator:
         return digest.hexdigest()
 
 
-def _device_of(model: nn.Module) -> torch.device:
-    parameter = next(model.parameters(), None)
-    return torch.device("cpu") if parameter is None else parameter.device
-
-
 def _check_data(images: Any, labels: Any) -> None:
     if not isinstance(images, torch.Tensor) or not isinstance(labels, torch.Tensor):
         kinds = f"{type(images).__name__} and {type(labels).__name__}"
@@ -317,26 +319,6 @@ class _Normalization:
         """The nearest uint8 images."""
         levels = images.mul(self.std).add_(self.mean).mul_(self.largest)
         return levels.round_().clamp_(0, 255).to(torch.uint8)
-
-
-def _normalization(
-    dtype: torch.dtype,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    device: torch.device,
-) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What turns stored images into the model's input."""
-    if dtype != torch.uint8:
-        return _as_is
-    if mean is None or std is None:
-        raise ValueError(
-            "uint8 images need mean and std, what the model's input is normalised with"
-        )
-    return _Normalization(mean, std, device)
-
-
-def _as_is(images: torch.Tensor) -> torch.Tensor:
-    return images
 
 
 class _Store:

@@ -133,6 +133,6 @@ class OneGraph:
         for start in range(0, len(subnets), count):
             some = list(subnets[start : start + count])
             logits = self.forward(given, some + some[-1:] * (count - len(some)))
-            given = None  # they are there
+            given = None  # the graph has its copy of them
             logits = logits.unflatten(0, (count, -1))[: len(some), : len(images)]
             yield slice(start, start + len(some)), logits

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from growtas.base.atomic import write_atomically
-from growtas.base.config import content_of, read_text
+from growtas.base.config import content_of, read_text, to_plain
 from growtas.search.candidate import Axis, Candidate, Score, pareto_front, rank_key
 from growtas.search.config import Limit, SearchConfig
 from growtas.space import SearchSpace, Subnet
@@ -84,15 +83,15 @@ class SearchResult:
 
         limits = self.limits
         if self.config.compat is None:
-            limits = tuple(dataclasses.replace(entry, best=best(entry)) for entry in limits)
-        return dataclasses.replace(self, limits=limits, candidates=(*self.candidates, *new))
+            limits = tuple(replace(entry, best=best(entry)) for entry in limits)
+        return replace(self, limits=limits, candidates=(*self.candidates, *new))
 
     def __getitem__(self, name: str) -> LimitResult:
         """The result for the limit of this name. Raises KeyError stating the names there are."""
-        for result in self.limits:
-            if result.limit.name == name:
-                return result
-        raise KeyError(f"no limit {name!r}; there are {[r.limit.name for r in self.limits]}")
+        by_name = {result.limit.name: result for result in self.limits}
+        if name not in by_name:
+            raise KeyError(f"no limit {name!r}; there are {list(by_name)}")
+        return by_name[name]
 
     def front(self, axis: Axis = "params") -> list[Candidate]:
         """Pareto front of all candidates: size on `axis` against the objective of the search."""
@@ -106,7 +105,7 @@ class SearchResult:
         """Plain values, ready for JSON; `from_dict` reads them back."""
         return {
             "space": self.space.to_dict(),
-            "config": config_to_dict(self.config),
+            "config": to_plain(self.config),
             "limits": [
                 {
                     "name": result.limit.name,
@@ -152,13 +151,6 @@ class SearchResult:
         text = read_text(path)
         with content_of(path, "the result of a search"):
             return cls.from_json(text)
-
-
-def config_to_dict(config: SearchConfig) -> dict[str, Any]:
-    """The fields of `config` as plain values that ``SearchConfig(**values)`` reads back."""
-    values = dataclasses.asdict(config)
-    values["limits"] = list(values["limits"])
-    return values
 
 
 def to_json(values: Mapping[str, Any]) -> str:

@@ -13,12 +13,12 @@ from typing import Any
 
 from growtas.base import distributed
 from growtas.base.atomic import write_atomically
-from growtas.base.config import ConfigError, content_of, differences, read_text
+from growtas.base.config import ConfigError, content_of, differences, read_text, to_plain
 from growtas.base.progress import Progress
 from growtas.search import autoformer, breeding
 from growtas.search.candidate import Candidate, Scorer, json_number, rank_key
 from growtas.search.config import Limit, SearchConfig
-from growtas.search.result import LimitResult, SearchResult, config_to_dict, to_json
+from growtas.search.result import LimitResult, SearchResult, to_json
 from growtas.search.scoring import PART_SECONDS, Scoring
 from growtas.search.window import Window
 from growtas.space import SearchSpace, Subnet
@@ -83,9 +83,9 @@ def changed_settings(folder: Path, config: SearchConfig) -> list[str]:
     Raises:
         ConfigError: the file of the search is something else.
     """
-    asked = _plain(config)
+    asked = to_plain(config)
     if (folder / RESULT_FILE).is_file():
-        stored = _plain(SearchResult.load(folder / RESULT_FILE).config)
+        stored = to_plain(SearchResult.load(folder / RESULT_FILE).config)
     elif (folder / STATE_FILE).is_file():
         state = _parse_state(folder / STATE_FILE, read_text(folder / STATE_FILE))
         begun = math.ceil(state["turn"] / len(config.windows))
@@ -136,7 +136,8 @@ class Search:
     def go(self, progress: bool) -> SearchResult:
         """Takes all remaining turns and saves the result."""
         show = progress and self.process.is_main
-        shown = Progress(self._budget(), len(self.archive), unit="subnet", show=show)
+        budget = self.config.population * self.config.generations * len(self.windows)
+        shown = Progress(budget, len(self.archive), unit="subnet", show=show)
         try:
             while self.turn < self.config.generations * len(self.windows):
                 index = self.turn % len(self.windows)
@@ -197,9 +198,6 @@ class Search:
         history = self.histories[index]
         return bool(history) and history[-1]["evaluated"] < self.config.population
 
-    def _budget(self) -> int:
-        return self.config.population * self.config.generations * len(self.windows)
-
     def result(self) -> SearchResult:
         limits = tuple(
             LimitResult(window.limit, self._ranked(window.limit)[0], tuple(history))
@@ -214,7 +212,7 @@ class Search:
 
     def _identity(self) -> dict[str, Any]:
         """What tells this search from another one, in JSON's types."""
-        config = {k: v for k, v in _plain(self.config).items() if k not in _MAY_CHANGE}
+        config = {k: v for k, v in to_plain(self.config).items() if k not in _MAY_CHANGE}
         fingerprint = getattr(self.evaluator, "fingerprint", None)
         return {
             "space": self.space.to_dict(),
@@ -265,7 +263,7 @@ class Search:
             )
 
     def _check_same(self, stored: dict[str, Any]) -> None:
-        ours = json.loads(json.dumps(self.identity))
+        ours = self.identity
         changed = [
             line
             for part in ("space", "config")
@@ -319,11 +317,6 @@ def score_random(
     for subnet, score in zip(new, Scoring(evaluator)(new), strict=True):
         scored[subnet] = Candidate(subnet, *cost(subnet), score)
     return [scored[subnet] for subnet in drawn]
-
-
-def _plain(config: SearchConfig) -> dict[str, Any]:
-    """The fields in JSON's types, as a file has them."""
-    return json.loads(json.dumps(config_to_dict(config)))
 
 
 def _parse_state(path: Path, text: str) -> dict[str, Any]:

@@ -38,9 +38,8 @@ class Window:
         self.space = space
         self.limit = limit
         self._cost = cost
-        # The sizes closest to the window on either side, for the message of `empty_error`.
-        self._below: tuple[float, Cost] | None = None
-        self._above: tuple[float, Cost] | None = None
+        # How far the closest sizes found on either side are outside, for `empty_error`.
+        self._closest: dict[str, tuple[float, Cost]] = {}
         self._smallest, self._largest = cost(space.smallest()), cost(space.largest())
         for axis in ("params", "macs"):
             low, high = limit.window(axis)
@@ -85,12 +84,17 @@ class Window:
                 return walked
         return None
 
-    def draw_many(self, rng: random.Random, count: int) -> list[Subnet]:
-        """`count` different random subnets inside the window; all that can be found where that is
-        fewer."""
+    def draw_many(
+        self,
+        rng: random.Random,
+        count: int,
+        is_new: Callable[[Subnet], bool] = lambda subnet: True,
+    ) -> list[Subnet]:
+        """`count` different random subnets inside the window for which `is_new` holds; all that can
+        be found where that is fewer."""
         drawn: dict[Subnet, None] = {}
         while len(drawn) < count:
-            subnet = self.draw(rng, lambda subnet: subnet not in drawn)
+            subnet = self.draw(rng, lambda subnet: subnet not in drawn and is_new(subnet))
             if subnet is None:
                 break
             drawn[subnet] = None
@@ -117,7 +121,8 @@ class Window:
 
     def empty_error(self) -> ValueError:
         """The error for a window in which nothing was found."""
-        closest = [_size(side[1]) for side in (self._below, self._above) if side is not None]
+        sides = [side for side in ("below", "above") if side in self._closest]
+        closest = [_size(self._closest[side][1]) for side in sides]
         return ValueError(
             f"found no subnet of space {self.space.name!r} inside limit {self.limit.name!r}; "
             f"reachable are {_size(self._smallest)} to {_size(self._largest)}"
@@ -127,11 +132,10 @@ class Window:
     def _note(self, size: Cost, excess: float) -> None:
         if excess == 0:
             return
-        if any(getattr(size, axis) < self.limit.window(axis)[0] for axis in ("params", "macs")):
-            if self._below is None or excess < self._below[0]:
-                self._below = (excess, size)
-        elif self._above is None or excess < self._above[0]:
-            self._above = (excess, size)
+        small = any(getattr(size, axis) < self.limit.window(axis)[0] for axis in ("params", "macs"))
+        side = "below" if small else "above"
+        if side not in self._closest or excess < self._closest[side][0]:
+            self._closest[side] = (excess, size)
 
 
 def _size(cost: Cost) -> str:

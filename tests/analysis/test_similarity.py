@@ -60,10 +60,11 @@ class TestBlockOutputs:
             logits = model.head(last[:, model.config["class_token"] :].mean(1))
             torch.testing.assert_close(logits, model(images, subnet))
 
-    def test_no_hook_stays_even_after_an_error(self, model, images):
+    def test_images_and_subnets_of_another_size_are_refused(self, model, images):
         with pytest.raises(ValueError, match="images must be"):
             block_outputs(model, images[..., :4], REFERENCE)
-        assert not any(block._forward_hooks for block in model.blocks)
+        with pytest.raises(ValueError, match="embed_dim"):
+            block_outputs(model, images, Subnet(1000, (1,), (1,)))
 
 
 class TestSimilarity:
