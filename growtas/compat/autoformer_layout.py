@@ -45,8 +45,8 @@ def from_autoformer(
     becomes ``[C, chans * p * p]``, four tables ``[2r + 2, d]`` become one ``[4, 2r + 2, d]``. Other
     tensors share memory with `state`.
 
-    With `qkv_bias` ``"autoformer"`` the bias ``[3Hd]`` stays flat; ``"blocks"`` is PreNAS's reading,
-    interleaved like the weight's rows, and gives ``[3, H, d]``.
+    `qkv_bias` ``"autoformer"`` keeps the bias ``[3Hd]`` flat; ``"blocks"``, PreNAS's reading, takes
+    it to be interleaved like the weight's rows and gives ``[3, H, d]``.
 
     Raises:
         ValueError: an unknown reading of the bias, q, k and v of another size, or a block with some
