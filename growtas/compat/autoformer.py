@@ -19,6 +19,7 @@ from growtas.base.checks import mapping, positive_int
 from growtas.compat.autoformer_layout import HEAD_DIM, from_autoformer
 from growtas.compat.complexity import autoformer_complexity
 from growtas.space import SearchSpace, Subnet
+from growtas.supernet.layers import drawn
 from growtas.supernet.vit.config import INIT_STD
 from growtas.supernet.vit.geometry import num_params
 from growtas.supernet.vit.model import Supernet
@@ -146,10 +147,8 @@ class Vision_TransformerSuper(nn.Module):
         )
         if abs_pos:
             tokens = self.patch_embed_super.num_patches + 1
-            self.pos_embed = nn.Parameter(torch.zeros(1, tokens, embed_dim))
-            nn.init.trunc_normal_(self.pos_embed, std=INIT_STD)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
-        nn.init.trunc_normal_(self.cls_token, std=INIT_STD)
+            self.pos_embed = drawn((1, tokens, embed_dim), INIT_STD)
+        self.cls_token = drawn((1, 1, embed_dim), INIT_STD)
         self.norm = _LayerNorm(embed_dim)
         self.head = _Linear(embed_dim, num_classes)
         self.apply(self._init_weights)
@@ -323,8 +322,7 @@ class _RelativePosition(_Holder):
     def __init__(self, reach: int) -> None:
         super().__init__()
         for name in ("embeddings_table_v", "embeddings_table_h"):
-            table = nn.init.trunc_normal_(torch.empty(2 * reach + 2, HEAD_DIM), std=INIT_STD)
-            self.register_parameter(name, nn.Parameter(table))
+            self.register_parameter(name, drawn((2 * reach + 2, HEAD_DIM), INIT_STD))
 
 
 class _Attention(_Holder):

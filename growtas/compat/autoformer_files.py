@@ -173,15 +173,12 @@ def _state(content: Any, label: str) -> dict[str, Tensor]:
 def _check_space(space: SearchSpace, size: SupernetSize, head_dim: int, label: str) -> None:
     if not isinstance(space, SearchSpace):
         raise TypeError(f"space must be a SearchSpace or None, got {space!r}")
-    own = space.supernet
-    if _extents(own, space.head_dim) != _extents(size, head_dim):
-        raise ValueError(
-            f"space {space.name!r} is of a supernet of {_extents(own, space.head_dim)}; {label} "
-            f"has {_extents(size, head_dim)}"
-        )
+    ours, theirs = _sizes(space.supernet, space.head_dim), _sizes(size, head_dim)
+    if ours != theirs:
+        raise ValueError(f"space {space.name!r} is of a supernet of {ours}; {label} has {theirs}")
 
 
-def _extents(size: SupernetSize, head_dim: int) -> str:
+def _sizes(size: SupernetSize, head_dim: int) -> str:
     return (
         f"embed_dim {size.embed_dim}, num_heads {size.num_heads}, hidden width {size.hidden_dim}, "
         f"depth {size.depth}, head_dim {head_dim}"

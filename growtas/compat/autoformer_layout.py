@@ -45,12 +45,8 @@ def from_autoformer(
     becomes ``[C, chans * p * p]``, four tables ``[2r + 2, d]`` become one ``[4, 2r + 2, d]``. Other
     tensors share memory with `state`.
 
-    Args:
-        state: AutoFormer's tensors by key.
-        num_heads: heads of the supernet's blocks.
-        head_dim: width of a head, 64 in all of AutoFormer's models.
-        qkv_bias: ``"autoformer"`` keeps the bias ``[3Hd]`` flat; ``"blocks"`` reads it interleaved
-            like the weight's rows, which is PreNAS's reading, and gives ``[3, H, d]``.
+    `qkv_bias` ``"autoformer"`` keeps the bias ``[3Hd]`` flat; ``"blocks"``, PreNAS's reading, takes
+    it to be interleaved like the weight's rows and gives ``[3, H, d]``.
 
     Raises:
         ValueError: an unknown reading of the bias, q, k and v of another size, or a block with some
@@ -94,11 +90,6 @@ def to_autoformer(
     """The inverse of :func:`from_autoformer`, bit-equal after a round trip.
 
     A bias ``[3, H, d]`` is interleaved as PreNAS reads it, a flat one is AutoFormer's and stays.
-
-    Args:
-        state: a supernet's tensors by name, or others of their shapes.
-        patch_size: side of a patch in pixels.
-        in_chans: image channels.
     """
     theirs: dict[str, Tensor] = {}
     for name, value in state.items():
@@ -140,10 +131,8 @@ class Layout(NamedTuple):
     def infer(cls, state: Mapping[str, Tensor], label: str, head_dim: int | None = None) -> Layout:
         """The layout that most of the tensors fit, so that `check` reports the odd ones.
 
-        Args:
-            state: tensors by AutoFormer's keys.
-            label: what to call the state in messages.
-            head_dim: None for the width of the relative position tables, or 64 without them.
+        Messages call the state `label`; `head_dim` None is the width of the relative position
+        tables, or 64 without them.
 
         Raises:
             ValueError: a tensor without which nothing can be said is missing or has another rank.

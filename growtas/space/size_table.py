@@ -13,7 +13,7 @@ import math
 import random
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
@@ -90,8 +90,8 @@ class Family(NamedTuple):
 class SizeTable:
     """Sizes of the subnets of a space, see the module. Made with `build`."""
 
-    def __init__(self, groups: list[_Group], removed: SearchSpace | None = None) -> None:
-        self._groups = groups
+    def __init__(self, groups: dict[tuple[Any, ...], _Group], removed: SearchSpace | None) -> None:
+        self._groups = groups  # by the values of the axes that are the same in all blocks, depth
         self._removed = removed
 
     @classmethod
@@ -104,16 +104,16 @@ class SizeTable:
         axes = smallest.axes
         once = [getattr(base, axis) for axis in axes.subnet]
         pairs = sum(
-            math.prod(_multisets(getattr(base, axis), depth) for axis in axes.block)
+            math.prod(math.comb(depth + len(getattr(base, axis)) - 1, depth) for axis in axes.block)
             for depth in base.depth
         )
         if pairs * math.prod(map(len, once)) > MAX_PAIRS:
             return None
-        groups = []
+        groups = {}
         for *values, depth in itertools.product(*once, base.depth):
             blocks = {axis: (getattr(base, axis)[0],) * depth for axis in axes.block}
             changes = {**dict(zip(axes.subnet, values, strict=True)), **blocks}
-            groups.append(_group(base, cost, replace(smallest, **changes)))
+            groups[*values, depth] = _group(base, cost, replace(smallest, **changes))
         table = cls(groups, removed)
         rng = random.Random(0)
         samples = [base.sample(rng) for _ in range(_CHECKS)]
@@ -121,20 +121,17 @@ class SizeTable:
 
     def _size(self, subnet: AnySubnet) -> Cost:
         axes = subnet.axes
-        for group in self._groups:
-            same = ((getattr(subnet, a) == getattr(group.smallest, a)) for a in axes.subnet)
-            if group.smallest.depth == subnet.depth and all(same):
-                chosen = [tuple(sorted(getattr(subnet, axis))) for axis in axes.block]
-                parts = [
-                    next(part for part in parts if part.values == values)
-                    for parts, values in zip(group.parts, chosen, strict=True)
-                ]
-                return Family(group, tuple(parts)).size
-        raise KeyError(subnet)
+        group = self._groups[*[getattr(subnet, axis) for axis in axes.subnet], subnet.depth]
+        chosen = [tuple(sorted(getattr(subnet, axis))) for axis in axes.block]
+        parts = [
+            next(part for part in parts if part.values == values)
+            for parts, values in zip(group.parts, chosen, strict=True)
+        ]
+        return Family(group, tuple(parts)).size
 
     def families(self) -> Iterator[Family]:
         """All subnets of the space, in families of one size."""
-        for group in self._groups:
+        for group in self._groups.values():
             families = (Family(group, parts) for parts in itertools.product(*group.parts))
             yield from families if self._removed is None else filter(self._holds, families)
 
@@ -146,7 +143,7 @@ class SizeTable:
         """The part of the table that `limit` admits."""
         low, high = limit.window("params")
         found = []
-        for group in self._groups:
+        for group in self._groups.values():
             *others, last = group.parts
             growth = [part.cost.params for part in last]
             for first in itertools.product(*others):
@@ -202,10 +199,6 @@ class Selection:
         for group, parts in self._found:
             for values in itertools.product(*[_orders(part.values) for part in parts]):
                 yield group.subnet(values)
-
-
-def _multisets(choices: Sequence[Any], depth: int) -> int:
-    return math.comb(depth + len(choices) - 1, depth)
 
 
 def _group(space: AnySpace, cost: CostFunction, smallest: Any) -> _Group:

@@ -38,7 +38,6 @@ def load_supernet(
     """Rebuild a supernet from :func:`save_supernet`'s file, in evaluation mode.
 
     Args:
-        path: the file.
         device: where the supernet is to be.
         verify: compare the content with its checksum, if it has one (older files have none).
 

@@ -21,15 +21,19 @@ from growtas.kernels.dispatch import transformed
 from growtas.supernet.geometry import Box
 
 
+def drawn(shape: Box, std: float) -> nn.Parameter:
+    """A parameter that starts truncated normal."""
+    return nn.Parameter(nn.init.trunc_normal_(torch.empty(shape), std=std))
+
+
 class SlicedLinear(nn.Module):
     """Weight ``[out_max, in_max]`` or ``[parts, ..., in_max]`` and bias, initialised truncated
     normal and zero; the options are those of :func:`growtas.kernels.linear`."""
 
     def __init__(self, weight: Box, bias: Box, init_std: float) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(weight))
+        self.weight = drawn(weight, init_std)
         self.bias = nn.Parameter(torch.zeros(bias))
-        nn.init.trunc_normal_(self.weight, std=init_std)
 
     def forward(self, x: Tensor, out_features: int | None = None, **options: Any) -> Tensor:
         return kernels.linear(x, self.weight, self.bias, out_features=out_features, **options)

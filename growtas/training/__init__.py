@@ -9,9 +9,9 @@ Trainer(model, Uniform(), data, TrainConfig(epochs=60), "runs/first", optim=opti
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from growtas.base.lazy import lazy_names
 from growtas.training.config import AugmentConfig, DataConfig, OptimConfig, TrainConfig
 
 if TYPE_CHECKING:
@@ -37,19 +37,16 @@ __all__ = [
 ]
 
 # Settings are read without torch; what needs it is loaded on first use.
-_HOME = {
-    "AdamW": "optimizer",
-    "DataBundle": "data",
-    "Evaluation": "evaluation",
-    "NonFiniteLossError": "finite",
-    "TrainResult": "trainer",
-    "Trainer": "trainer",
-    "build_data": "data",
-    "evaluate": "evaluation",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(importlib.import_module(f"growtas.training.{_HOME[name]}"), name)
-    raise AttributeError(f"module 'growtas.training' has no attribute {name!r}")
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "AdamW": "growtas.training.optimizer",
+        "DataBundle": "growtas.training.data",
+        "Evaluation": "growtas.training.evaluation",
+        "NonFiniteLossError": "growtas.training.finite",
+        "TrainResult": "growtas.training.trainer",
+        "Trainer": "growtas.training.trainer",
+        "build_data": "growtas.training.data",
+        "evaluate": "growtas.training.evaluation",
+    },
+)

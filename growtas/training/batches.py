@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal
 
@@ -33,12 +34,8 @@ class WorkerDied(ChildProcessError):
 
 @contextmanager
 def seeded(name: str, device: torch.device | None = None) -> Iterator[None]:
-    """The global generators of Python, NumPy and torch as `name` says, and afterwards as before.
-
-    Args:
-        name: equal names give equal numbers.
-        device: a GPU whose generator is meant too.
-    """
+    """The global generators of Python, NumPy and torch, on a GPU that of `device` too, as `name`
+    says: equal names give equal numbers. Afterwards they are as before."""
     numpy = require("numpy", "train")
     before = random.getstate(), numpy.random.get_state()
     cuda = [device] if device is not None and device.type == "cuda" else []
@@ -64,6 +61,7 @@ def seed_all(name: str, device: torch.device | None = None) -> None:
             torch.cuda.manual_seed(seed)
 
 
+@dataclass(eq=False, repr=False)
 class BatchReader(torch.utils.data.Dataset[Any]):
     """Whole batches of a view: the item of a `Key` is (images, labels, unread).
 
@@ -72,12 +70,9 @@ class BatchReader(torch.utils.data.Dataset[Any]):
     process it would arrive as a traceback in a text.
     """
 
-    def __init__(
-        self, view: ImageView, collate: Callable[[list[Any]], Any], on_unreadable: OnUnreadable
-    ) -> None:
-        self.view = view
-        self.collate = collate
-        self.on_unreadable = on_unreadable
+    view: ImageView
+    collate: Callable[[list[Any]], Any]
+    on_unreadable: OnUnreadable
 
     def __getitem__(self, key: Key) -> Any:
         name, positions = key
@@ -163,7 +158,14 @@ class EpochOrder(torch.utils.data.Sampler[Key]):
 
 
 class Batches:
-    """What a DataLoader over a `BatchReader` reads.
+    """Batches of one process: (images [batch, channels, side, side] float32, labels [batch] int64).
+
+    Args:
+        view: the samples of this process.
+        keys: the batches of a pass.
+        collate, on_unreadable: as for `BatchReader`.
+        workers: processes that read.
+        prefetch: what is put around the batches read where the device is a GPU.
 
     Attributes:
         dataset: the view.
@@ -183,9 +185,11 @@ class Batches:
         on_unreadable: OnUnreadable,
         workers: int,
         pin_memory: bool,
+        prefetch: Callable[[Iterable[Any]], Iterable[Any]] | None,
     ) -> None:
         self.dataset = view
         self.unreadable: dict[int, str] = {}
+        self._prefetch = prefetch
         # Workers do not outlive the epoch: each pass begins with the order set before it.
         self._loader = torch.utils.data.DataLoader(
             BatchReader(view, collate, on_unreadable),
@@ -202,6 +206,11 @@ class Batches:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        batches = self._read()
+        return batches if self._prefetch is None else iter(self._prefetch(batches))
+
+    def _read(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches before the prefetching."""
         self.unreadable = {}
         with naming_dead_workers():
             for batch in self._loader:
@@ -213,41 +222,31 @@ class Batches:
                     yield images, labels
 
 
+@dataclass(eq=False, repr=False)
 class TrainLoader:
-    """Batches of one process for one epoch after the other.
+    """`Batches` for one epoch after the other.
 
-    Iterating yields (images [batch, channels, side, side] float32, labels [batch] int64). All
-    processes together see each batch of the epoch's order exactly once; the last, incomplete batch
-    is dropped. The order and the augmentation of a batch depend on the seed, the epoch
+    All processes together see each batch of the epoch's order exactly once; the last, incomplete
+    batch is dropped. The order and the augmentation of a batch depend on the seed, the epoch
     (`set_epoch`), the process and the batch's number only, not on workers or on what was read
     before. An image that cannot be read is replaced by the next one of the training split.
 
     Args:
-        batches: what an epoch yields, prefetched where the device is a GPU.
-        source: the same batches before the prefetching.
+        batches: of an epoch.
         order: which batches an epoch has.
         erase: random erasing on the device; None where the transform does it, or nobody.
         device: where the batches are.
     """
 
-    def __init__(
-        self,
-        batches: Iterable[Any],
-        source: Batches,
-        order: EpochOrder,
-        erase: Callable[[Tensor], Tensor] | None,
-        device: torch.device,
-    ) -> None:
-        self._batches = batches
-        self._source = source
-        self._erase = erase
-        self._device = device
-        self.order = order
+    batches: Batches
+    order: EpochOrder
+    erase: Callable[[Tensor], Tensor] | None
+    device: torch.device
 
     @property
     def unreadable(self) -> dict[int, str]:
         """Reasons by index of the images that could not be read in the epoch so far."""
-        return self._source.unreadable
+        return self.batches.unreadable
 
     def set_epoch(self, epoch: int, first: int = 0) -> None:
         """Select the order of epoch `epoch`, from batch number `first` on."""
@@ -258,44 +257,13 @@ class TrainLoader:
         return self.order.steps
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        if self._erase is None:
-            yield from self._batches
+        if self.erase is None:
+            yield from self.batches
             return
-        for number, (images, labels) in enumerate(self._batches, self.order.first):
-            with seeded(self.order.name(number, "erasing"), self._device):
-                images = self._erase(images)
+        for number, (images, labels) in enumerate(self.batches, self.order.first):
+            with seeded(self.order.name(number, "erasing"), self.device):
+                images = self.erase(images)
             yield images, labels
-
-
-class EvalLoader:
-    """Batches of one process, for evaluation.
-
-    Iterating yields (images [batch, channels, side, side] float32, labels [batch] int64).
-
-    Args:
-        batches: what it yields, prefetched where the device is a GPU.
-        source: the same batches before the prefetching.
-    """
-
-    def __init__(self, batches: Iterable[Any], source: Batches) -> None:
-        self._batches = batches
-        self._source = source
-
-    @property
-    def dataset(self) -> ImageView:
-        """The samples of this process."""
-        return self._source.dataset
-
-    @property
-    def unreadable(self) -> dict[int, str]:
-        """Reasons by index of the images that the latest pass has left out."""
-        return self._source.unreadable
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return iter(self._batches)
 
 
 def build_mix(augment: AugmentConfig, share: int, num_classes: int) -> Any:
@@ -322,14 +290,9 @@ def build_mix(augment: AugmentConfig, share: int, num_classes: int) -> Any:
     )
 
 
-def left_out(split: str, loader: EvalLoader, process: Process | None = None) -> str | None:
-    """A line about the images that the latest pass over `loader` has left out; None if there are
-    none.
-
-    Args:
-        split: what the line calls the images.
-        loader: the one that this process has read.
-        process: given where each process reads a share; then all of them call this.
+def left_out(split: str, loader: Batches, process: Process | None = None) -> str | None:
+    """A line about the images of `split` that the latest pass over `loader` has left out; None if
+    there are none. Where each process reads a share, all of them call this with their `process`.
     """
     unread = sorted(loader.unreadable)
     count, total = len(unread), len(loader.dataset)

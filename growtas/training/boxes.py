@@ -25,12 +25,8 @@ def _without(part: Slices, box: Box) -> list[Slices]:
 
 
 def boxes_outside(active: Iterable[Box], removed: Iterable[Box] = ()) -> list[Slices]:
-    """The union of leading boxes without the leading boxes `removed`, as disjoint parts.
-
-    Args:
-        active: leading boxes; they may overlap.
-        removed: leading boxes to leave out. They may reach beyond the active ones.
-    """
+    """The union of leading boxes without the leading boxes `removed`, as disjoint parts. Boxes may
+    overlap, and the removed ones reach beyond the others."""
     found: list[Slices] = []
     seen = list(removed)
     for box in active:

@@ -27,12 +27,8 @@ def save_checkpoint(state: Mapping[str, Any], path: str | os.PathLike[str]) -> N
 def load_checkpoint(
     path: str | os.PathLike[str], device: Any = "cpu", *, verify: bool = True
 ) -> dict[str, Any]:
-    """Read a file of `save_checkpoint`; it can hold no code.
-
-    Args:
-        path: the file.
-        device: where its tensors go.
-        verify: compare its records with their checksums.
+    """Read a file of `save_checkpoint`, its tensors to `device`; it can hold no code. `verify`
+    compares its records with their checksums.
 
     Raises:
         FileNotFoundError: no such file.

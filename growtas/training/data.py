@@ -11,7 +11,7 @@ import copy
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -27,7 +27,6 @@ from growtas.training.batches import (
     Batches,
     BatchReader,
     EpochOrder,
-    EvalLoader,
     OnUnreadable,
     TrainLoader,
 )
@@ -149,8 +148,7 @@ class DataBundle:
                 f"data.batch_size is {total}; allowed: a multiple of the {world_size} processes"
             )
         device = torch.device(device)
-        prefetch = self._prefetches(device)
-        view = self._view("train", self._train_transform(prefetch))
+        view = self._view("train", self._train_transform(self._prefetches(device)))
         sampler: Any
         repeats = self.augment.repeated_aug
         if repeats > 1:
@@ -165,9 +163,8 @@ class DataBundle:
             raise ValueError(
                 f"data.batch_size is {total}, but the training split has {len(view)} images"
             )
-        source = self._batches(view, order, device, "replace")
-        batches = self._prefetch(source, device) if prefetch else source
-        return TrainLoader(batches, source, order, self._erasing(device), device)
+        batches = self._batches(view, order, device, "replace")
+        return TrainLoader(batches, order, self._erasing(device), device)
 
     def eval_loader(
         self,
@@ -177,23 +174,16 @@ class DataBundle:
         world_size: int = 1,
         device: Any = "cpu",
         batch_size: int | None = None,
-    ) -> EvalLoader:
+    ) -> Batches:
         """Every sample of `split` once, in order and without augmentation; of process `rank`, every
         `world_size`-th of them (no sample twice, so processes may get one more or less).
 
         An image that cannot be read is an error (`UnreadableImage`) that names it, or left out and
-        counted if the settings say ``skip_unreadable``.
-
-        Args:
-            split: "train", "search" or "test".
-            rank: this process.
-            world_size: number of processes.
-            device: where the batches are to be; on a GPU they are prefetched.
-            batch_size: default eval_batch_size of the settings.
+        counted if the settings say ``skip_unreadable``. On a GPU batches are prefetched; their size
+        is by default the settings' eval_batch_size.
         """
         device = torch.device(device)
-        prefetch = self._prefetches(device)
-        whole = self._view(split, self._eval_transform(prefetch))
+        whole = self._view(split, self._eval_transform(self._prefetches(device)))
         part = copy.copy(whole)
         part.indices = whole.indices[rank::world_size]
         batch = batch_size or self.config.eval_batch_size
@@ -201,8 +191,7 @@ class DataBundle:
             ("", list(range(start, min(start + batch, len(part)))))
             for start in range(0, len(part), batch)
         ]
-        source = self._batches(part, keys, device, self._on_unreadable)
-        return EvalLoader(self._prefetch(source, device) if prefetch else source, source)
+        return self._batches(part, keys, device, self._on_unreadable)
 
     def search_batch(self, seed: int, step: int, process: Process) -> tuple[Tensor, Tensor]:
         """Search images of a training step: one draw for all processes, each its share.
@@ -260,9 +249,17 @@ class DataBundle:
     def _batches(
         self, view: ImageView, keys: Any, device: torch.device, on_unreadable: OnUnreadable
     ) -> Batches:
-        collate = torch.utils.data.default_collate
+        collate, prefetch = torch.utils.data.default_collate, None
         if self._prefetches(device):
-            collate = require("timm.data.loader", "train").fast_collate
+            timm = require("timm.data.loader", "train")
+            collate = timm.fast_collate
+            prefetch = partial(
+                timm.PrefetchLoader,
+                mean=self.config.mean,
+                std=self.config.std,
+                channels=self.in_chans,
+                device=device,
+            )
         return Batches(
             view,
             keys,
@@ -270,15 +267,7 @@ class DataBundle:
             on_unreadable=on_unreadable,
             workers=self.config.workers,
             pin_memory=device.type == "cuda",
-        )
-
-    def _prefetch(self, batches: Batches, device: torch.device) -> Any:
-        return require("timm.data.loader", "train").PrefetchLoader(
-            batches,
-            mean=self.config.mean,
-            std=self.config.std,
-            channels=self.in_chans,
-            device=device,
+            prefetch=prefetch,
         )
 
     def _erasing(self, device: torch.device) -> Callable[[Tensor], Tensor] | None:

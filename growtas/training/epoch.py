@@ -74,8 +74,7 @@ class EpochFigures:
     def state(self, samples: int) -> dict[str, Any]:
         """Plain values and tensors to continue from, the same on all processes; `samples` as for
         `all_unreadable`."""
-        totals = torch.zeros(self.process.world_size, 2, dtype=torch.float64)
-        totals = totals.to(self.process.device)
+        totals = self.totals.new_zeros(self.process.world_size, 2)
         totals[self.process.rank] = self.totals
         return {
             "steps": self.steps,

@@ -68,16 +68,10 @@ def tally(
     count: int,
     process: Process,
 ) -> list[Evaluation]:
-    """Evaluate `count` subnets on the batches of all processes.
+    """Evaluate `count` subnets on the batches of all processes, as :func:`evaluate` does.
 
-    A prediction from logits that are not all finite counts as wrong.
-
-    Args:
-        model: put into evaluation mode and back.
-        batches: of this process, (images, labels [B]).
-        logits_of: the logits of all subnets for the images of a batch.
-        count: of the subnets.
-        process: on whose device the logits are.
+    A prediction from logits that are not all finite counts as wrong. `logits_of` gives the logits
+    of all subnets for the images of a batch, on the process's device.
     """
     sums = torch.zeros(count, 3, dtype=torch.float64, device=process.device)
     with evaluating(model):

@@ -20,13 +20,8 @@ class NonFiniteLossError(RuntimeError):
 
 
 class FiniteLosses:
-    """Remembers the first step whose loss is not finite; the device is waited for only in `check`.
-
-    Args:
-        process: every process of the run calls the same methods.
-        checkpoint: the run's file, for the message.
-        between: largest number of steps between two checks.
-    """
+    """Remembers the first step whose loss is not finite; the device is waited for only in `check`,
+    which every process of the run calls after at most `between` steps."""
 
     def __init__(self, process: Process, checkpoint: Path, between: int) -> None:
         self.process = process

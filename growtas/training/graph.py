@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypedDict, Unpack
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
+from growtas.base import distributed
 from growtas.base.precision import autocast
 from growtas.kernels import GradientAccumulator
 from growtas.kernels.extents import check_groups
@@ -112,10 +112,8 @@ class GraphedStep:
         check_groups(images, subnets)
         if self.dtype is torch.float16 and not scaler.is_enabled():
             raise ValueError("dtype is torch.float16, which needs a loss scale: pass a GradScaler")
-        self.world_size = dist.get_world_size() if dist.is_initialized() else 1
-        if self.world_size > 1:
-            for parameter in model.parameters():
-                dist.broadcast(parameter.detach(), 0)
+        self.process = distributed.current(self.device)
+        self.process.share(model.parameters())
         trained = [p for p in model.parameters() if p.requires_grad]
         self._flat, self._buffers = _flat_gradients(trained)
         self._gradients = GradientAccumulator(trained)
@@ -206,9 +204,8 @@ class GraphedStep:
             )
         logits = logits.float()
         loss = self.loss_of(logits, self._targets)
-        self.scaler.scale(loss / self.world_size).backward()
-        if self.world_size > 1:
-            dist.all_reduce(self._flat)
+        self.scaler.scale(loss / self.process.world_size).backward()
+        self.process.sum(self._flat)
         self._output.loss.copy_(loss.detach())
         self._output.logits.copy_(logits.detach())
         if self.update_reason is None:

@@ -30,11 +30,9 @@ def initialise_new_weights(
     generator is moved.
 
     Args:
-        models: of one configuration (the trained and the averaged one); all get the same
-            values.
-        old: what could be read before: the leading box of each parameter, as from
-            `Supernet.boxes`; it holds the parameters outside of blocks.
-        new: what can be read from now on.
+        models: of one configuration (the trained and the averaged one); all get the same values.
+        old, new: what could be read before, and from now on: boxes as from `Supernet.boxes`. `old`
+            holds the parameters outside of blocks.
         init: "reinit": every weight as a new model starts with it, parameter by parameter.
             "zero": the same, but zero where a weight matrix reads a unit that is new (a channel,
             a head, a hidden neuron, anything within a new block). Deeper, wider-headed and

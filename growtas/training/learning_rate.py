@@ -44,13 +44,8 @@ def segment_of(phases: Sequence[Phase], index: int, total: float, optim: OptimCo
     """The stretch that phase `index` belongs to.
 
     A phase whose recipe has lr, min_lr or warmup_epochs starts one, without warm-up unless it says
-    so; other phases continue the one before. Rates of a recipe are in the terms of `optim.lr`.
-
-    Args:
-        phases: all phases of the run.
-        index: the current one.
-        total: epochs of the whole run.
-        optim: settings of the run.
+    so; other phases continue the one before. Rates of a recipe are in the terms of `optim.lr`;
+    `total` is the epochs of the whole run, `optim` its settings.
     """
     starts = [i for i in range(len(phases)) if i == 0 or has_own_rate(phases[i])]
     own = max(i for i in starts if i <= index)
@@ -73,9 +68,9 @@ class LearningRate:
 
     Args:
         optimizer: its groups' rates are set.
-        segment: the stretch.
+        segment: the stretch of the run.
         batch_size: images per step over all processes, which scales the peak rate.
-        steps_per_epoch: steps of one epoch.
+        steps_per_epoch: optimizer steps.
 
     Raises:
         ValueError: the warm-up is longer than the stretch, or the final rate above the peak.

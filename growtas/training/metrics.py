@@ -43,10 +43,7 @@ class MetricsLog:
         self._csv = folder / "metrics.csv"
         self._jsonl = folder / "metrics.jsonl"
         rows = [row for row in read_metrics(self._jsonl) if row["epoch"] <= finished]
-        for path, text in (
-            (self._jsonl, self._lines(rows)),
-            (self._csv, _table(rows, header=True)),
-        ):
+        for path, text in self._texts(rows, header=True):
             write_atomically(path, text)
         self._board = None
         if tensorboard:
@@ -57,10 +54,7 @@ class MetricsLog:
         unknown = set(row) - set(FIELDS)
         if unknown:
             raise ValueError(f"unknown figures {sorted(unknown)}; known: {', '.join(FIELDS)}")
-        for path, text in (
-            (self._jsonl, self._lines([row])),
-            (self._csv, _table([row], header=False)),
-        ):
+        for path, text in self._texts([row], header=False):
             with naming(path), open(path, "a", newline="") as file:
                 file.write(text)
         if self._board is not None:
@@ -74,9 +68,15 @@ class MetricsLog:
         if self._board is not None:
             self._board.close()
 
-    @staticmethod
-    def _lines(rows: list[dict[str, Any]]) -> str:
-        return "".join(json.dumps(row) + "\n" for row in rows)
+    def _texts(self, rows: list[dict[str, Any]], header: bool) -> list[tuple[Path, str]]:
+        """Rows in the form of each file."""
+        table = io.StringIO()
+        writer = csv.DictWriter(table, FIELDS, restval="", lineterminator="\n")
+        if header:
+            writer.writeheader()
+        writer.writerows(rows)
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        return [(self._jsonl, lines), (self._csv, table.getvalue())]
 
 
 def board_writer() -> Any:
@@ -91,12 +91,3 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         return []
     lines = path.read_text().splitlines(keepends=True)
     return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
-def _table(rows: list[dict[str, Any]], header: bool) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, FIELDS, restval="", lineterminator="\n")
-    if header:
-        writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()

@@ -358,15 +358,8 @@ def update(
     lr_scale: float = 1.0,
     clip_grad: float | None = None,
 ) -> None:
-    """What follows the gradients of a step: unscale, clip, move the weights, adapt the scale.
-
-    Args:
-        model: whose gradients are there.
-        optimizer: over its parameters.
-        scaler: of the loss; it may be disabled.
-        subnets: what the step sampled.
-        lr_scale, clip_grad: as for :meth:`AdamW.step`.
-    """
+    """What follows the gradients of a step that sampled `subnets`: unscale, clip and move the
+    weights (see :meth:`AdamW.step`), adapt the scale of the loss."""
     active = [trained_boxes(model, subnet) for subnet in dict.fromkeys(subnets)]
     scaler.unscale_(optimizer)
     scaler.step(optimizer, active=active, lr_scale=lr_scale, clip_grad=clip_grad)

@@ -7,6 +7,7 @@ import os
 import struct
 import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch.utils.data
@@ -48,6 +49,7 @@ def split_indices(
     return splits
 
 
+@dataclass(eq=False, repr=False)
 class ImageView(torch.utils.data.Dataset[tuple[Tensor, int]]):
     """Some samples of a data set, in one colour mode, through one transform.
 
@@ -61,21 +63,12 @@ class ImageView(torch.utils.data.Dataset[tuple[Tensor, int]]):
         num_classes: labels are below it.
     """
 
-    def __init__(
-        self,
-        dataset: Any,
-        indices: Sequence[int],
-        transform: Callable[[Any], Tensor] | None,
-        mode: str,
-        side: int,
-        num_classes: int,
-    ) -> None:
-        self.dataset = dataset
-        self.indices = list(indices)
-        self.transform = transform
-        self.mode = mode
-        self.side = side
-        self.num_classes = num_classes
+    dataset: Any
+    indices: Sequence[int]
+    transform: Callable[[Any], Tensor] | None
+    mode: str
+    side: int
+    num_classes: int
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -46,13 +46,7 @@ class StepResult:
 
 
 class TrainStep:
-    """Executes plans on a model, its optimizer and its average.
-
-    Args:
-        model: on the process's device; trained in place.
-        optimizer: over its parameters.
-        data, config, optim: settings of the run.
-        process: device and world.
+    """Executes plans on a model that is on the process's device, its optimizer and its average.
 
     Attributes:
         dtype: of autocast; None for float32.
@@ -93,7 +87,10 @@ class TrainStep:
         if self._never is not None and config.graph != "off" and process.device.type == "cuda":
             self._tell(self._never)
         process.share(model.parameters())  # before the average is copied from them
-        self.average = _build_average(model, config)
+        self.average: Any = None
+        if config.ema_decay:
+            average = require("timm.utils", "train").ModelEmaV3
+            self.average = average(model, decay=config.ema_decay, use_warmup=config.ema_warmup)
         if config.compile:
             for block in model.blocks:
                 block.compile(dynamic=True)
@@ -129,8 +126,7 @@ class TrainStep:
         `regularise` see mixed images (if mixing is on) and use drop path.
         """
         mixed = _mixing_passes(plan) if self.mix is not None else [False] * len(plan.passes)
-        plain: Batch = (images, labels)
-        soft = plain
+        soft = (images, labels)
         if self.mix is not None and any(mixed):
             soft = self.mix(images.clone() if not all(mixed) else images, labels)
         pieces = min(self.config.accumulate, len(images))
@@ -139,11 +135,12 @@ class TrainStep:
         losses = torch.zeros(len(plan.passes), device=device)
         objective = torch.zeros((), device=device)
         correct = torch.zeros((), dtype=torch.int64, device=device)
-        for piece, (plain_part, soft_part) in enumerate(_cut(plain, soft, pieces)):
-            share = len(plain_part[0]) / len(images)
+        cut = [tensor.tensor_split(pieces) for tensor in (images, labels, *soft)]
+        for piece, (x, y, soft_x, soft_y) in enumerate(zip(*cut, strict=True)):
+            share = len(x) / len(images)
             tags: dict[str, Tensor] = {}
             for i, one in enumerate(plan.passes):
-                batch, part = soft_part if mixed[i] else plain_part, share
+                batch, part = (soft_x, soft_y) if mixed[i] else (x, y), share
                 if one.split == "search":  # nothing to accumulate: once, in one piece
                     if piece > 0:
                         continue
@@ -340,14 +337,6 @@ def _never_graphed(config: TrainConfig, model: Supernet) -> str | None:
     return reason
 
 
-def _build_average(model: Supernet, config: TrainConfig) -> Any:
-    """timm's ModelEmaV3 over a copy of the model; None if averaging is off."""
-    if not config.ema_decay:
-        return None
-    average = require("timm.utils", "train").ModelEmaV3
-    return average(model, decay=config.ema_decay, use_warmup=config.ema_warmup)
-
-
 def _trains(one: Pass) -> bool:
     """Whether the pass has a backward."""
     return one.loss != "eval"
@@ -369,9 +358,3 @@ def _mixing_passes(plan: StepPlan) -> list[bool]:
             by_tag[one.tag] = mixed
         mixing.append(mixed)
     return mixing
-
-
-def _cut(plain: Batch, soft: Batch, pieces: int) -> Iterator[tuple[Batch, Batch]]:
-    parts = [tensor.tensor_split(pieces) for tensor in (*plain, *soft)]
-    for images, labels, soft_images, soft_labels in zip(*parts, strict=True):
-        yield (images, labels), (soft_images, soft_labels)

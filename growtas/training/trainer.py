@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from growtas.base import distributed, stopping
 from growtas.base.config import differences, to_plain
@@ -96,6 +96,7 @@ class Trainer:
         self.config = config
         self.optim = optim if optim is not None else OptimConfig()
         self.run_dir = Path(run_dir)
+        self.checkpoint = self.run_dir / CHECKPOINT
         self.say = say
         self.process = distributed.start(config.device, config.threads)
         check_pieces(data.config, config, self.process.world_size)
@@ -126,7 +127,7 @@ class Trainer:
         self.step = 0
         self._phase = -1
         self._rate: LearningRate | None = None
-        self._losses = FiniteLosses(self.process, self.run_dir / CHECKPOINT, config.log_every)
+        self._losses = FiniteLosses(self.process, self.checkpoint, config.log_every)
         self._notes: list[str] = []  # not yet among the figures
         self._interrupted: dict[str, Any] | None = None  # figures of an epoch to go on with
 
@@ -134,6 +135,10 @@ class Trainer:
     def final_model(self) -> Supernet:
         """The model to evaluate, search and save: the averaged weights if averaging is on."""
         return self.ema.module if self.ema is not None else self.model
+
+    def _models(self) -> list[Supernet]:
+        """The model that trains, and the average if there is one."""
+        return [self.model] if self.ema is None else [self.model, self.ema.module]
 
     @property
     def phase(self) -> Phase:
@@ -157,13 +162,12 @@ class Trainer:
                 step.
         """
         begun = time.perf_counter()
-        path = self.run_dir / CHECKPOINT
-        if path.exists():
+        if self.checkpoint.exists():
             if not resume:
                 raise FileExistsError(
-                    f"{path} exists: resume that run, or use another folder for this one"
+                    f"{self.checkpoint} exists: resume that run, or use another folder for this one"
                 )
-            self._restore(load_checkpoint(path, self.process.device, verify=verify))
+            self._restore(load_checkpoint(self.checkpoint, self.process.device, verify=verify))
         self.process.barrier()
         log = None
         row: dict[str, Any] = {}
@@ -180,7 +184,7 @@ class Trainer:
                         log.write(row)
                     done = self.epoch == self.epochs
                     if done or self.epoch % self.config.checkpoint_every == 0:
-                        self._save(path)
+                        self._save()
         finally:
             progress.close()
             if log is not None:
@@ -199,7 +203,9 @@ class Trainer:
         self.loader.set_epoch(self.epoch, figures.first)
         place = f"epoch {self.epoch + 1}/{self.epochs}"
         for images, labels in self.loader:
-            seed_all(self._name_of_step(), self.process.device)
+            # A name per step and process, so that no state has to be saved for a resume.
+            name = f"growtas:{self.config.seed}:{self.step}:{self.process.rank}:training"
+            seed_all(name, self.process.device)
             images = images.to(self.process.device, non_blocking=True)
             labels = labels.to(self.process.device, non_blocking=True)
             figures.add(*self._train_step(images, labels))
@@ -267,11 +273,10 @@ class Trainer:
         if phase.growth_init == "none" and not phase.reset_moments:
             return
         old, new = before.space.largest(), phase.space.largest()
-        # The average of weights that nothing read so far says nothing: it starts anew with them.
-        models = [self.model] if self.ema is None else [self.model, self.ema.module]
         seed = random.Random(f"growtas:{self.config.seed}:growth:{index}").getrandbits(32)
         known, read = self.model.extents(old), self.model.extents(new)
-        initialise_new_weights(models, known, read, phase.growth_init, seed)
+        # The average of weights that nothing read so far says nothing: it starts anew with them.
+        initialise_new_weights(self._models(), known, read, phase.growth_init, seed)
         if phase.reset_moments:
             self.optimizer.reset(trained_boxes(self.model, old), trained_boxes(self.model, new))
 
@@ -298,9 +303,8 @@ class Trainer:
             device=self.process.device,
         )
         subnets = [space.smallest(), space.largest()]
-        small, large = evaluate(
-            self.final_model, subnets, loader, self.process, self.train_step.dtype
-        )
+        dtype = self.train_step.dtype
+        small, large = evaluate(self.final_model, subnets, loader, self.process, dtype)
         if line := left_out("search", loader, self.process):
             progress.tell(line)
         return {
@@ -329,21 +333,18 @@ class Trainer:
             return
         self._losses.check(self.phase, self.steps_per_epoch)
         self._interrupted = figures.state(len(self.data.train.dataset))
-        path = self.run_dir / CHECKPOINT
-        self._save(path)
+        self._save()
         raise stopping.Stopped(
             signum,
             f"stopped after step {self.step} of {self.epochs * self.steps_per_epoch}, which is in "
-            f"{path}; with --resume it continues from there",
+            f"{self.checkpoint}; with --resume it continues from there",
         )
 
-    def _save(self, path: Path) -> None:
-        models: list[nn.Module] = (
-            [self.model] if self.ema is None else [self.model, self.ema.module]
-        )
-        if not all_finite(p.detach() for model in models for p in model.parameters()):
+    def _save(self) -> None:
+        if not all_finite(p.detach() for model in self._models() for p in model.parameters()):
             raise NonFiniteLossError(
-                f"weights are not finite after epoch {self.epoch}, so {path} was left as it is"
+                f"weights are not finite after epoch {self.epoch}, so {self.checkpoint} was left "
+                "as it is"
             )
         if self.process.is_main:
             state = {
@@ -360,20 +361,20 @@ class Trainer:
                 "scaler": self.train_step.scaler.state_dict(),
                 "strategy": self.strategy.state_dict(),
             }
-            save_checkpoint(state, path)
+            save_checkpoint(state, self.checkpoint)
         self.process.barrier()
 
     def _restore(self, state: dict[str, Any]) -> None:
         changed = differences(state["settings"], self._settings())
         if changed:
             raise ValueError(
-                f"{self.run_dir / CHECKPOINT} is from a run with other settings (then -> now): "
+                f"{self.checkpoint} is from a run with other settings (then -> now): "
                 + "; ".join(changed)
             )
         steps = state.get("steps_per_epoch", self.steps_per_epoch)
         if steps != self.steps_per_epoch:
             raise ValueError(
-                f"{self.run_dir / CHECKPOINT} is from a run of {steps} steps an epoch, now there "
+                f"{self.checkpoint} is from a run of {steps} steps an epoch, now there "
                 f"are {self.steps_per_epoch}: the training images are others"
             )
         self.model.load_state_dict(state["model"])
@@ -402,10 +403,6 @@ class Trainer:
             "phases": [str(phase) for phase in self.phases],
             "processes": self.process.world_size,
         }
-
-    def _name_of_step(self) -> str:
-        """Names the random numbers of a step, so that no state has to be saved for a resume."""
-        return f"growtas:{self.config.seed}:{self.step}:{self.process.rank}:training"
 
     def _progress(self) -> Progress:
         steps = self.epochs * self.steps_per_epoch

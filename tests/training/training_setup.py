@@ -56,8 +56,8 @@ def interrupted(run: Trainer, epoch: int) -> None:
     """Train `run` until it has saved `epoch` epochs, and die."""
     save = run._save
 
-    def save_then_die(path):
-        save(path)
+    def save_then_die():
+        save()
         if run.epoch == epoch:
             raise KeyboardInterrupt
 

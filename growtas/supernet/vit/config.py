@@ -16,7 +16,7 @@ INIT_STD = 0.02  # of AutoFormer's truncated normals (and of most ViTs)
 
 
 class ModelOptions(TypedDict, total=False):
-    """Options of :class:`growtas.VisionTransformer`, described at :class:`growtas.Supernet`."""
+    """Options of every form of the model, described at :class:`growtas.Supernet`."""
 
     pool: str
     class_token: bool
@@ -24,6 +24,12 @@ class ModelOptions(TypedDict, total=False):
     relative_position: bool
     max_relative_position: int
     layer_norm_eps: float
+
+
+class StandaloneOptions(ModelOptions, total=False):
+    """Options of :class:`growtas.VisionTransformer`."""
+
+    in_chans: int
 
 
 class SupernetOptions(ModelOptions, total=False):

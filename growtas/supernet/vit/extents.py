@@ -76,7 +76,6 @@ class Extents:
     Args:
         depth, embed_dim, num_heads, head_dim, hidden_dim: of the supernet, the largest that occur.
         groups: subnets in the table, S below; a batch must be a multiple of it.
-        device: of the table.
         multiples: ``embed_multiple`` and ``hidden_multiple`` divide every embedding and hidden
             width that will occur, and `embed_dim` and `hidden_dim`; 8 or more is best for two-byte
             values, 4 is enough for float32. By default the embedding's is the largest common
@@ -142,11 +141,8 @@ class Extents:
         return self.blocks[0].embed
 
     def write(self, subnets: Subnet | Sequence[Subnet]) -> None:
-        """Make it the table of one subnet, or of so many: one small copy, and the host does not
-        wait for it.
-
-        Args:
-            subnets: in the order of their shares of the batch.
+        """Make it the table of one subnet, or of S in the order of their shares of the batch: one
+        small copy, and the host does not wait for it.
 
         Raises:
             ValueError: more or fewer subnets than the table is for, a subnet that the supernet does

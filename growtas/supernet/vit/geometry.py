@@ -73,10 +73,7 @@ def vit_geometry(config: SupernetConfig, head_dim: int) -> Geometry:
 def num_params(
     space: SearchSpace | SpaceDifference, subnet: Subnet, **model: Unpack[CostOptions]
 ) -> int:
-    """Number of weights of the extracted subnet.
-
-    It counts the ordinary model that `Supernet.extract` returns, so a search can bound it before
-    it runs anything.
+    """Number of weights of the ordinary model that `Supernet.extract` returns for the subnet.
 
     Args:
         space: gives the head dim and the size of the supernet.
@@ -86,8 +83,7 @@ def num_params(
     Raises:
         ValueError: the subnet exceeds the supernet, or an argument is out of its range.
     """
-    space.supernet.validate(subnet)
-    return _geometry(space.head_dim, model).num_params(subnet)
+    return _geometry(space, subnet, model).num_params(subnet)
 
 
 def macs(space: SearchSpace | SpaceDifference, subnet: Subnet, **model: Unpack[CostOptions]) -> int:
@@ -100,14 +96,14 @@ def macs(space: SearchSpace | SpaceDifference, subnet: Subnet, **model: Unpack[C
 
     Arguments and errors are those of `num_params`.
     """
+    return _geometry(space, subnet, model).macs(subnet)
+
+
+def _geometry(space: SearchSpace | SpaceDifference, subnet: Subnet, model: CostOptions) -> Geometry:
     space.supernet.validate(subnet)
-    return _geometry(space.head_dim, model).macs(subnet)
-
-
-def _geometry(head_dim: int, model: CostOptions) -> Geometry:
     if "image_size" in model and not isinstance(model["image_size"], int):
         model = {**model, "image_size": tuple(model["image_size"])}
-    return _built(head_dim, **model)
+    return _built(space.head_dim, **model)
 
 
 @lru_cache(maxsize=64, typed=True)  # a search asks thousands of times, of one model

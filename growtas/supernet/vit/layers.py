@@ -16,6 +16,7 @@ from growtas.supernet.layers import (
     SlicedLayerNorm,
     SlicedLinear,
     computed_again,
+    drawn,
     survival,
     within,
 )
@@ -76,10 +77,8 @@ class Attention(nn.Module):
         super().__init__()
         self.qkv = SlicedLinear(shapes["qkv.weight"], shapes["qkv.bias"], init_std)
         self.proj = SlicedLinear(shapes["proj.weight"], shapes["proj.bias"], init_std)
-        self.rel_pos: nn.Parameter | None = None
-        if "rel_pos" in shapes:
-            self.rel_pos = nn.Parameter(torch.empty(shapes["rel_pos"]))
-            nn.init.trunc_normal_(self.rel_pos, std=init_std)
+        table = shapes.get("rel_pos")
+        self.rel_pos = None if table is None else drawn(table, init_std)
 
     def forward(self, x: Tensor, run: Run, residual: Tensor, scale: Tensor | None) -> Tensor:
         """`residual` plus the branch of x, a factor per sample in front of it."""

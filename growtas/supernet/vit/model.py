@@ -21,11 +21,12 @@ from growtas.supernet.geometry import Box
 from growtas.supernet.layers import (
     SlicedLayerNorm,
     SlicedLinear,
+    drawn,
     leading,
     survival,
     within,
 )
-from growtas.supernet.vit.config import SupernetConfig, SupernetOptions
+from growtas.supernet.vit.config import ModelConfig, SupernetConfig, SupernetOptions
 from growtas.supernet.vit.extents import Extents
 from growtas.supernet.vit.geometry import vit_geometry
 from growtas.supernet.vit.layers import Block, PatchEmbedding, Run
@@ -81,8 +82,8 @@ class Supernet(nn.Module):
         size, std = space.supernet, config.init_std
         shapes = self.geometry.boxes(size.largest())
         self.patch_embed = PatchEmbedding(shapes["patch_embed.weight"], patch_size)
-        self.cls_token = self._token(shapes.get("cls_token"), std)
-        self.pos_embed = self._token(shapes.get("pos_embed"), std)
+        self.cls_token = drawn(shapes["cls_token"], std) if config.class_token else None
+        self.pos_embed = drawn(shapes["pos_embed"], std) if config.absolute_position else None
         self.blocks = nn.ModuleList(
             Block(
                 within(shapes, f"blocks.{i}."),
@@ -93,12 +94,6 @@ class Supernet(nn.Module):
         )
         self.norm = SlicedLayerNorm(shapes["norm.weight"], config.layer_norm_eps)
         self.head = SlicedLinear(shapes["head.weight"], shapes["head.bias"], std)
-
-    @staticmethod
-    def _token(shape: Box | None, std: float) -> nn.Parameter | None:
-        if shape is None:
-            return None
-        return nn.Parameter(nn.init.trunc_normal_(torch.empty(shape), std=std))
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], space: SearchSpace) -> Supernet:
@@ -148,12 +143,7 @@ class Supernet(nn.Module):
     def embed(
         self, images: Tensor, embed_dim: int, *, gradients: GradientAccumulator | None = None
     ) -> Tensor:
-        """What the first block reads, ``[B, N, embed_dim]``.
-
-        Raises:
-            TypeError: images that are no tensor of floats.
-            ValueError: images of another shape or device.
-        """
+        """What the first block reads, ``[B, N, embed_dim]``; errors as :meth:`forward`."""
         self._check_images(images)
         x = self.patch_embed(images, embed_dim, gradients=gradients)
         if self.cls_token is not None:
@@ -215,9 +205,7 @@ class Supernet(nn.Module):
             numbers.
 
         Raises:
-            TypeError: images that are no tensor of floats.
-            ValueError: images of another shape or device, or that S does not divide; or extents of
-                another supernet.
+            TypeError, ValueError: as :meth:`forward`; also for extents of another supernet.
         """
         self._check_images(images)
         check_groups(images, extents.groups)
@@ -337,7 +325,13 @@ class Supernet(nn.Module):
         """
         own = slices(self, self.boxes(subnet))
         with torch.random.fork_rng(devices=[]):  # initial weights must not advance a run's draws
-            module = VisionTransformer.of_subnet(subnet, self.space.head_dim, self.config)
+            module = VisionTransformer(
+                embed_dim=subnet.embed_dim,
+                num_heads=subnet.num_heads,
+                hidden_dims=subnet.hidden_dims,
+                head_dim=self.space.head_dim,
+                **{name: self.config[name] for name in ModelConfig.__dataclass_fields__},
+            )
         module.to(self.head.weight.device, self.head.weight.dtype)
         convolution = "patch_embed.proj."
         named = {name.replace("patch_embed.", convolution): value for name, value in own.items()}

@@ -8,7 +8,7 @@ attention kernel applies and no N x N tensor is written by this module.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
@@ -16,8 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from growtas.base.checks import positive_int
-from growtas.space import Subnet
-from growtas.supernet.vit.config import ModelConfig, ModelOptions, check_pool
+from growtas.supernet.vit.config import ModelConfig, StandaloneOptions, check_pool
 
 if TYPE_CHECKING:
     from growtas.base.image_transform import ImageTransform
@@ -185,8 +184,7 @@ class VisionTransformer(nn.Module):
         image_size: Sequence[int],
         patch_size: int,
         num_classes: int,
-        in_chans: int = 3,
-        **options: Unpack[ModelOptions],
+        **options: Unpack[StandaloneOptions],
     ) -> None:
         super().__init__()
         if len(num_heads) != len(hidden_dims):
@@ -199,7 +197,7 @@ class VisionTransformer(nn.Module):
         sizes |= {f"hidden_dims[{i}]": hidden for i, hidden in enumerate(hidden_dims)}
         for name, value in sizes.items():
             positive_int(name, value)
-        config = ModelConfig(image_size, patch_size, num_classes, in_chans, **options)
+        config = ModelConfig(image_size, patch_size, num_classes, **options)
         self.transform: ImageTransform | None = None
         self.classes: tuple[str, ...] | None = None
         self.embed_dim = self.num_features = embed_dim
@@ -213,7 +211,7 @@ class VisionTransformer(nn.Module):
         grid, eps = config.grid, config.layer_norm_eps
         self.pool, self.prefix = config.pool, int(config.class_token)
         tokens = grid[0] * grid[1] + self.prefix
-        self.patch_embed = PatchEmbedding(in_chans, embed_dim, patch_size)
+        self.patch_embed = PatchEmbedding(config.in_chans, embed_dim, patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if config.class_token else None
         self.pos_embed = (
             nn.Parameter(torch.zeros(1, tokens, embed_dim)) if config.absolute_position else None
@@ -231,20 +229,6 @@ class VisionTransformer(nn.Module):
         )
         self.norm = nn.LayerNorm(embed_dim, eps)
         self.head = _classifier(embed_dim, num_classes)
-
-    @classmethod
-    def of_subnet(
-        cls, subnet: Subnet, head_dim: int, config: Mapping[str, Any]
-    ) -> VisionTransformer:
-        """The model of a subnet of the supernet with this ``config``, not yet with its weights."""
-        options = {name: config[name] for name in ModelConfig.__dataclass_fields__}
-        return cls(
-            embed_dim=subnet.embed_dim,
-            num_heads=subnet.num_heads,
-            hidden_dims=subnet.hidden_dims,
-            head_dim=head_dim,
-            **options,
-        )
 
     @property
     def num_classes(self) -> int:

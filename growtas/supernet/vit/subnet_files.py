@@ -71,20 +71,8 @@ def load_subnets(
 def subnets_in(
     content: Any, source: str, unnamed: str = "subnet", **model: Any
 ) -> dict[str, Subnet]:
-    """As :func:`load_subnets`, for what such a file holds.
-
-    Args:
-        content: plain values.
-        source: where they are from, for messages.
-        unnamed: name of a subnet that the content gives none.
-        model: as for :func:`load_subnets`.
-
-    Raises:
-        ValueError: `content` lists no subnet, or one of them is wrong.
-
-    Warns:
-        UserWarning: see :func:`load_subnets`.
-    """
+    """As :func:`load_subnets`, for the plain values that such a file holds; `source` names it in
+    messages, and `unnamed` a subnet that the content gives no name."""
     subnets: dict[str, Subnet] = {}
     disagreements: list[str] = []
     for name, values in _entries(content, source, unnamed):
@@ -182,25 +170,25 @@ def _best_of_evolution(content: Any, source: str) -> list[dict[str, Any]]:
     entries = []
     best = max(lists, key=len, default=())
     for rank, candidate in enumerate(best, 1):
-        depth, ratios, heads, embed_dim = _decoded(candidate, f"{source}, subnet '{rank}'")
-        entry = {
-            "depth": depth,
-            "mlp_ratio": ratios,
-            "num_heads": heads,
-            "embed_dim": embed_dim,
-        }
+        entry = _decoded(candidate, f"{source}, subnet '{rank}'")
         score = mapping(f"{source}: vis_dict of subnet '{rank}'", scored.get(candidate, {}))
-        params = score.get("params")  # in millions
-        entries.append(entry if params is None else {**entry, "num_params": params})
+        if (params := score.get("params")) is not None:
+            entry["num_params"] = params  # in millions
+        entries.append(entry)
     return entries
 
 
-def _decoded(candidate: Any, label: str) -> tuple[int, Any, Any, Any]:
-    """Depth, ratios and heads of the blocks, and embedding dim in one of its tuples."""
+def _decoded(candidate: Any, label: str) -> dict[str, Any]:
+    """The subnet that one of its tuples stands for."""
     if isinstance(candidate, tuple) and candidate and isinstance(candidate[0], int):
         depth = candidate[0]
         if len(candidate) == 2 * depth + 2:
-            return depth, candidate[1 : depth + 1], candidate[depth + 1 : -1], candidate[-1]
+            return {
+                "depth": depth,
+                "mlp_ratio": candidate[1 : depth + 1],
+                "num_heads": candidate[depth + 1 : -1],
+                "embed_dim": candidate[-1],
+            }
     raise ValueError(
         f"{label} is {candidate!r}; expected a depth, the MLP ratio and then the heads of so many "
         "blocks, and an embedding dim"
