@@ -62,9 +62,9 @@ class LinearExtents(NamedTuple):
     """How much of its weight a linear layer reads.
 
     Attributes:
-        out_features: int32 ``[G]``: rows taken of each matrix; None for what the host says. Where
+        out_features: int32 ``[S]``: rows taken of each matrix; None for what the host says. Where
             it is 0, there is no output.
-        in_features: int32 ``[G]``: columns taken; None for x's width. 0 only with a
+        in_features: int32 ``[S]``: columns taken; None for x's width. 0 only with a
             residual: then there is no layer, the output is the residual, and the bias too is
             neither read nor given a gradient.
         alignment: divides both.
@@ -203,9 +203,9 @@ def check_extent(
     largest: int,
     other: Tensor | None = None,
 ) -> None:
-    """ValueError unless it is None or int32 ``[G]`` on the device of `like`, ``[B, ...]``.
+    """ValueError unless it is None or int32 ``[S]`` on the device of `like`, ``[B, ...]``.
 
-    G subnets share the batch in equal consecutive parts, so G divides B. `other` is another extent
+    S subnets share the batch in equal consecutive shares, so S divides B. `other` is another extent
     of the same call: it has as many. Values are compared with the bounds where they are at hand:
     eagerly, and on the CPU, because nothing may wait for another device.
     """
@@ -218,7 +218,7 @@ def check_extent(
         or extent.device != like.device
     ):
         raise ValueError(
-            f"{name}: an extent must be int32 [1] on {like.device}, or [G] for G subnets, got "
+            f"{name}: an extent must be int32 [1] on {like.device}, or [S] for S subnets, got "
             f"{extent.dtype} {list(extent.shape)} on {extent.device}"
         )
     count, batch = len(extent), like.shape[0] if like.dim() > 1 else 1
