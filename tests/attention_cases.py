@@ -1,4 +1,4 @@
-"""Several subnets in one call of attention: G parts of a batch, a number of heads for each."""
+"""Several subnets in one call of attention: equal shares of a batch, a number of heads for each."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def check_extent(
 ) -> None:
     """ValueError unless it is None or int32 ``[S]`` on the device of `like`, ``[B, ...]``.
 
-    G subnets share the batch in equal consecutive parts, so G divides B. `other` is another extent
+    S subnets share the batch in equal consecutive shares, so S divides B. `other` is another extent
     of the same call: it has as many. Values are compared with the bounds where they are at hand:
     eagerly, and on the CPU, because nothing may wait for another device.
     """
@@ -68,7 +68,7 @@ def check_extent(
         or extent.device != like.device
     ):
         raise ValueError(
-            f"{name}: an extent must be int32 [1] on {like.device}, or [G] for G subnets, got "
+            f"{name}: an extent must be int32 [1] on {like.device}, or [S] for S subnets, got "
             f"{extent.dtype} {list(extent.shape)} on {extent.device}"
         )
     count, batch = len(extent), like.shape[0] if like.dim() > 1 else 1

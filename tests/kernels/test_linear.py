@@ -6,48 +6,11 @@ import oracles
 import pytest
 import several
 import torch
-from oracles import DTYPES, EMBED_WIDTHS, HIDDEN_WIDTHS, assert_within_budget, bits_equal
+from linear_cases import case, check, check_accumulation
+from oracles import DTYPES, EMBED_WIDTHS, HIDDEN_WIDTHS, bits_equal
 
 from growtas import kernels
 from growtas.kernels.extents import LinearExtents
-
-
-def case(in_features, out_features, *, rows=(2, 7), in_max=None, out_max=None, stacked=None,
-         bias=True, residual=False, seed=0):  # fmt: skip
-    """Random tensors; weights outside the slice are NaN, so reading them shows."""
-    g = torch.Generator().manual_seed(seed)
-    in_max, out_max = in_max or in_features + 5, out_max or out_features + 3
-    shape = (out_max, in_max) if stacked is None else (*stacked, in_max)
-    weight = torch.full(shape, float("nan"))
-    flat = (
-        weight.view(1, out_max, in_max) if stacked is None else weight.view(stacked[0], -1, in_max)
-    )
-    parts = flat.shape[0]
-    flat[:, :out_features, :in_features] = (
-        torch.randn(parts, out_features, in_features, generator=g) * in_features**-0.5
-    )
-    inputs = {
-        "x": torch.randn(*rows, in_features, generator=g),
-        "weight": weight,
-        "bias": None,
-    }
-    if bias:
-        values = torch.full((parts, flat.shape[1]), float("nan"))
-        values[:, :out_features] = torch.randn(parts, out_features, generator=g)
-        inputs["bias"] = values[0] if stacked is None else values.view(stacked)
-    width = parts * out_features
-    inputs["residual"] = torch.randn(*rows, width, generator=g) if residual else None
-    return inputs, torch.randn(*rows, width, generator=g)
-
-
-def run_all(inputs, cotangent, dtype, **arguments):
-    stored = {k: None if v is None else v.to(dtype) for k, v in inputs.items()}
-    golden = oracles.outputs_and_gradients(
-        oracles.linear, stored, cotangent.to(dtype), torch.float64, **arguments
-    )
-    plain = oracles.outputs_and_gradients(oracles.linear, stored, cotangent, dtype, **arguments)
-    actual = oracles.outputs_and_gradients(kernels.linear, stored, cotangent, dtype, **arguments)
-    return actual, golden, plain
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -56,21 +19,17 @@ def run_all(inputs, cotangent, dtype, **arguments):
 @pytest.mark.parametrize(("in_features", "out_features"), [(1, 1), (15, 33), (16, 32), (17, 31)])
 def test_matches_float64(backend, dtype, activation, residual, in_features, out_features):
     inputs, cotangent = case(in_features, out_features, residual=residual)
-    actual, golden, plain = run_all(
-        inputs, cotangent, dtype, out_features=out_features, input_activation=activation
-    )
-    assert_within_budget(actual, golden, plain, dtype)
+    check(inputs, cotangent, dtype, out_features=out_features, input_activation=activation)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("residual", [False, True], ids=["plain", "residual"])
 def test_input_activation_and_sample_scale(backend, dtype, residual):
-    inputs, cotangent = case(35, 18, rows=(3, 5), stacked=(2, 3, 7), residual=residual)
-    actual, golden, plain = run_all(
+    inputs, cotangent = case(35, 18, rows=(3, 5), shape=(2, 3, 7), residual=residual)
+    check(
         inputs, cotangent, dtype, out_features=18, input_activation="gelu",
         sample_scale=torch.tensor([0.0, 1.25, 1.0]),
     )  # fmt: skip
-    assert_within_budget(actual, golden, plain, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -78,32 +37,25 @@ def test_input_activation_and_sample_scale(backend, dtype, residual):
 def test_autoformer_embed_widths(backend, dtype, embed):
     """qkv, proj and head shapes of every embed dim, in the max-size buffers of its space."""
     in_max = next(m for m in (256, 448, 640) if m >= embed)
-    inputs, cotangent = case(embed, 3 * 64, rows=(5,), in_max=in_max, stacked=(3, 4, 64))
-    actual, golden, plain = run_all(inputs, cotangent, dtype, out_features=3 * 64)
+    inputs, cotangent = case(embed, 3 * 64, rows=(5,), in_max=in_max, shape=(3, 4, 64))
     # Some BLAS libraries sum this few rows in many short sums: less error than any bound on ours.
-    assert_within_budget(actual, golden, plain, dtype, epsilons=6)
+    check(inputs, cotangent, dtype, out_features=3 * 64, epsilons=6)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("hidden", HIDDEN_WIDTHS)
 def test_autoformer_hidden_widths(backend, dtype, hidden):
     """fc1, then fc2 with a residual, at every kind of hidden width."""
-    inputs, cotangent = case(216, hidden, rows=(5,), in_max=256, out_max=2560)
-    actual, golden, plain = run_all(inputs, cotangent, dtype, out_features=hidden)
-    assert_within_budget(actual, golden, plain, dtype, epsilons=6)  # as above
-    inputs, cotangent = case(hidden, 216, rows=(5,), in_max=2560, out_max=256, residual=True)
-    actual, golden, plain = run_all(inputs, cotangent, dtype, out_features=216)
-    assert_within_budget(actual, golden, plain, dtype)
+    inputs, cotangent = case(216, hidden, rows=(5,), in_max=256, shape=(2560,))
+    check(inputs, cotangent, dtype, out_features=hidden, epsilons=6)  # as above
+    inputs, cotangent = case(hidden, 216, rows=(5,), in_max=2560, shape=(256,), residual=True)
+    check(inputs, cotangent, dtype, out_features=216)
 
 
 def test_flat_bias_of_a_stacked_weight_is_a_prefix(backend):
     """AutoFormer's reading: entry t * out + r of the flat bias, whatever the buffer's size."""
-    inputs, cotangent = case(8, 6, stacked=(3, 2, 5), bias=False)
-    bias = torch.full((30,), float("nan"))
-    bias[:18] = torch.randn(18, generator=torch.Generator().manual_seed(1))
-    inputs["bias"] = bias
-    actual, golden, plain = run_all(inputs, cotangent, torch.float32, out_features=6)
-    assert_within_budget(actual, golden, plain, torch.float32)
+    inputs, cotangent = case(8, 6, shape=(3, 2, 5), flat_bias=True)
+    actual = check(inputs, cotangent, torch.float32, out_features=6)
     assert torch.all(actual["bias"][18:] == 0)
 
 
@@ -125,42 +77,17 @@ def test_float32_master_weights(backend, dtype):
 
 
 def test_dense_gradient_is_zero_outside_the_slice(backend):
-    inputs, cotangent = case(9, 6, stacked=(3, 2, 5))
-    actual, _, _ = run_all(inputs, cotangent, torch.float32, out_features=6)
+    inputs, cotangent = case(9, 6, shape=(3, 2, 5))
+    actual = check(inputs, cotangent, torch.float32, out_features=6)
     weight = actual["weight"].view(3, 10, -1)
     assert torch.all(weight[:, 6:] == 0)
     assert torch.all(weight[:, :, 9:] == 0)
     assert torch.all(actual["bias"].view(3, 10)[:, 6:] == 0)
 
 
-@pytest.mark.parametrize("stacked", [None, (3, 2, 5)], ids=["matrix", "stacked"])
-def test_accumulate_adds_inside_and_keeps_every_bit_outside(backend, stacked):
-    inputs, cotangent = case(9, 6, out_max=10, stacked=stacked)
-    weight, bias = (torch.nn.Parameter(inputs[name]) for name in ("weight", "bias"))
-    accumulator = kernels.GradientAccumulator([weight, bias])
-    sentinels = {}
-    for parameter in (weight, bias):
-        parameter.grad.copy_(torch.randn(parameter.shape))
-        sentinels[parameter] = parameter.grad.clone()
-    before = weight.detach().clone()
-
-    x = inputs["x"].requires_grad_()
-    kernels.linear(x, weight, bias, out_features=6, gradients=accumulator).backward(cotangent)
-    dense = oracles.outputs_and_gradients(
-        kernels.linear, inputs, cotangent, torch.float32, out_features=6
-    )
-    for parameter, name in ((weight, "weight"), (bias, "bias")):
-        outside = dense[name] == 0
-        assert bits_equal(parameter.grad[outside], sentinels[parameter][outside])
-        torch.testing.assert_close(parameter.grad, sentinels[parameter] + dense[name])
-    assert bits_equal(weight.detach(), before)
-    torch.testing.assert_close(x.grad, dense["x"])
-    assert accumulator.dirty(weight) == ((6, 9) if stacked is None else (3, 2, 5, 9))
-
-    accumulator.zero_()
-    box = weight.grad.view(-1, 10, weight.shape[-1])[:, :6, :9]
-    assert torch.all(box == 0)
-    assert accumulator.dirty(weight) is None
+@pytest.mark.parametrize("shape", [(10,), (3, 2, 5)], ids=["matrix", "stacked"])
+def test_accumulate_adds_inside_and_keeps_every_bit_outside(backend, shape):
+    check_accumulation(shape)
 
 
 def test_bit_equal_repetition(backend):
@@ -175,7 +102,7 @@ def test_bit_equal_repetition(backend):
 
 
 def test_gradcheck(backend):
-    inputs, _ = case(5, 6, rows=(3,), stacked=(2, 3, 4), residual=True)
+    inputs, _ = case(5, 6, rows=(3,), shape=(2, 3, 4), residual=True)
     tensors = [
         torch.nan_to_num(inputs[name].double()).requires_grad_()
         for name in ("x", "weight", "bias", "residual")

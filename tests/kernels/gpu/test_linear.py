@@ -6,7 +6,8 @@ import oracles
 import pytest
 import several
 import torch
-from oracles import DTYPES, assert_within_budget, bits_equal
+from linear_cases import case, check, check_accumulation
+from oracles import DTYPES, bits_equal
 
 from growtas import kernels
 from growtas.kernels.call import Grads
@@ -52,49 +53,10 @@ def launched(monkeypatch):
     return names
 
 
-def case(device, in_features, out_features, *, rows=(3, 7), in_max=None, shape=None,
-         flat_bias=False, residual=False, seed=0):  # fmt: skip
-    """Random operands; parameters are NaN outside the slice, so reading there shows."""
-    g = torch.Generator().manual_seed(seed)
-    shape = (*(shape or (out_features + 3,)), in_max or in_features + 5)
-    weight = torch.full(shape, float("nan"))
-    parts = 1 if len(shape) == 2 else shape[0]
-    values = torch.randn(parts, out_features, in_features, generator=g) * in_features**-0.5
-    weight.view(parts, -1, shape[-1])[:, :out_features, :in_features] = values
-    bias = torch.full(shape[:-1], float("nan"))
-    if flat_bias:
-        bias = bias.flatten()
-        bias[: parts * out_features] = torch.randn(parts * out_features, generator=g)
-    else:
-        bias.view(parts, -1)[:, :out_features] = torch.randn(parts, out_features, generator=g)
-    y = (*rows, parts * out_features)
-    inputs = {
-        "x": torch.randn(*rows, in_features, generator=g),
-        "weight": weight,
-        "bias": bias,
-        "residual": torch.randn(y, generator=g) if residual else None,
-    }
-    on_device = {k: None if v is None else v.to(device) for k, v in inputs.items()}
-    return on_device, torch.randn(y, generator=g).to(device)
-
-
-def check(inputs, cotangent, dtype, **arguments):
-    """Outputs and all gradients against float64, within plain PyTorch's budget."""
-    stored = {k: None if v is None else v.to(dtype) for k, v in inputs.items()}
-    golden, plain, actual = (
-        oracles.outputs_and_gradients(function, stored, cotangent.to(dtype), to, **arguments)
-        for function, to in (
-            (oracles.linear, torch.float64), (oracles.linear, dtype), (kernels.linear, dtype)
-        )
-    )  # fmt: skip
-    assert_within_budget(actual, golden, plain, dtype)
-    return actual
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("in_features", "out_features"), [(1, 1), (15, 33), (16, 32), (129, 70)])
 def test_plain(device, dtype, in_features, out_features):
-    inputs, cotangent = case(device, in_features, out_features)
+    inputs, cotangent = case(in_features, out_features, device=device)
     check(inputs, cotangent, dtype, out_features=out_features)
 
 
@@ -106,7 +68,7 @@ def test_fused(device, dtype, fused):
     if fused in ("scale", "all"):
         arguments["sample_scale"] = torch.tensor([0.0, 1.25, 1.0], device=device)
     residual = fused in ("residual", "all")
-    inputs, cotangent = case(device, 35, 18, shape=(2, 3, 7), residual=residual)
+    inputs, cotangent = case(35, 18, shape=(2, 3, 7), residual=residual, device=device)
     check(inputs, cotangent, dtype, out_features=18, **arguments)
 
 
@@ -116,7 +78,7 @@ def test_autoformer_embed_widths(device, width):
     """q, k and v of every embed dim, in the buffers of its space; the bias read as a prefix."""
     in_max = next(m for m in (256, 448, 640) if m >= width)
     inputs, cotangent = case(
-        device, width, 3 * 64, rows=(1, 5), in_max=in_max, shape=(3, 4, 64), flat_bias=True
+        width, 3 * 64, rows=(1, 5), in_max=in_max, shape=(3, 4, 64), flat_bias=True, device=device
     )
     actual = check(inputs, cotangent, torch.float16, out_features=3 * 64)
     assert torch.all(actual["bias"][3 * 3 * 64 :] == 0)
@@ -126,10 +88,10 @@ def test_autoformer_embed_widths(device, width):
 @pytest.mark.parametrize("hidden", oracles.HIDDEN_WIDTHS)
 def test_autoformer_hidden_widths(device, hidden):
     """fc1, then fc2 with its input's GELU, a factor and a residual, at every hidden width."""
-    inputs, cotangent = case(device, 216, hidden, rows=(1, 5), in_max=256, shape=(2560,))
+    inputs, cotangent = case(216, hidden, rows=(1, 5), in_max=256, shape=(2560,), device=device)
     check(inputs, cotangent, torch.float16, out_features=hidden)
     inputs, cotangent = case(
-        device, hidden, 216, rows=(1, 5), in_max=2560, shape=(256,), residual=True
+        hidden, 216, rows=(1, 5), in_max=2560, shape=(256,), residual=True, device=device
     )
     check(
         inputs, cotangent, torch.float16, out_features=216, input_activation="gelu",
@@ -140,7 +102,7 @@ def test_autoformer_hidden_widths(device, hidden):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_float32_parameters_and_stream(device, dtype):
     """As under autocast: low-precision activations, float32 parameters and residual stream."""
-    inputs, cotangent = case(device, 24, 40, residual=True)
+    inputs, cotangent = case(24, 40, residual=True, device=device)
     inputs["x"] = inputs["x"].to(dtype)
     leaves = [inputs[name].requires_grad_() for name in OPERANDS]
     y = kernels.linear(*leaves[:3], out_features=40, residual=leaves[3])
@@ -159,27 +121,12 @@ def test_float32_parameters_and_stream(device, dtype):
 
 @pytest.mark.parametrize("shape", [(10,), (3, 2, 5)], ids=["matrix", "stacked"])
 def test_accumulates_inside_and_keeps_every_bit_outside(device, shape):
-    inputs, cotangent = case(device, 9, 6, rows=(3, 21), shape=shape)
-    weight, bias = (torch.nn.Parameter(inputs[name]) for name in ("weight", "bias"))
-    accumulator = kernels.GradientAccumulator([weight, bias])
-    sentinels = {}
-    for parameter in (weight, bias):
-        parameter.grad.copy_(torch.randn(parameter.shape))
-        sentinels[parameter] = parameter.grad.clone()
-    x = inputs["x"].requires_grad_()
-    kernels.linear(x, weight, bias, out_features=6, gradients=accumulator).backward(cotangent)
-    dense = oracles.outputs_and_gradients(kernels.linear, inputs, cotangent, out_features=6)
-    for parameter, name in ((weight, "weight"), (bias, "bias")):
-        outside = dense[name] == 0
-        assert outside.any()
-        assert bits_equal(parameter.grad[outside], sentinels[parameter][outside])
-        torch.testing.assert_close(parameter.grad, sentinels[parameter] + dense[name])
-    torch.testing.assert_close(x.grad, dense["x"])
+    check_accumulation(shape, device=device, rows=(3, 21))
 
 
 @pytest.mark.parametrize("trained", ["weight", "bias"])
 def test_one_gradient_only(device, trained):
-    inputs, cotangent = case(device, 20, 70)
+    inputs, cotangent = case(20, 70, device=device)
     both = oracles.outputs_and_gradients(kernels.linear, inputs, cotangent, out_features=70)
     inputs[trained].requires_grad_()
     y = kernels.linear(*(inputs[name] for name in OPERANDS[:3]), out_features=70)
@@ -189,7 +136,7 @@ def test_one_gradient_only(device, trained):
 def test_rows_are_summed_in_splits_of_fixed_order(device, launched):
     """Repetition gives the same bits; one launch forward, two backward. The splits are added up by
     the same programs and in the same order where they have a launch of their own."""
-    inputs, cotangent = case(device, 40, 70, rows=(5, 26), residual=True)
+    inputs, cotangent = case(40, 70, rows=(5, 26), residual=True, device=device)
     arguments = {"input_activation": "gelu", "sample_scale": torch.rand(5, device=device)}
     first, second = (
         oracles.outputs_and_gradients(
@@ -224,7 +171,7 @@ def test_rows_are_summed_in_splits_of_fixed_order(device, launched):
 
 def test_rows_by_strides(device):
     """Rows of a wider tensor and an expanded gradient are read by their strides."""
-    inputs, _ = case(device, 40, 18, shape=(2, 3, 7))
+    inputs, _ = case(40, 18, shape=(2, 3, 7), device=device)
     wide = torch.full((3, 7, 64), float("nan"), device=device)
     wide[..., :40] = inputs["x"]
     results = []
@@ -237,7 +184,7 @@ def test_rows_by_strides(device):
 
 def test_weight_in_another_memory_format(device):
     """channels_last re-strides 4-D weights."""
-    inputs, cotangent = case(device, 6, 7, shape=(3, 2, 5))
+    inputs, cotangent = case(6, 7, shape=(3, 2, 5), device=device)
     twin = inputs | {"weight": inputs["weight"].to(memory_format=torch.channels_last)}
     assert not twin["weight"].is_contiguous()
     results = [
@@ -282,7 +229,7 @@ def test_device_extents(device, out, in_, dtype, flat_bias):
     """The results of the ordinary path inside the extents; beyond them nothing is read (it is NaN)
     or written."""
     given, cotangent = case(
-        device, in_, out, in_max=64, shape=(2, 4, 10), flat_bias=flat_bias, residual=True
+        in_, out, in_max=64, shape=(2, 4, 10), flat_bias=flat_bias, residual=True, device=device
     )
     given = {name: value.to(dtype) for name, value in given.items()}
     weight, bias = given["weight"], given["bias"]
@@ -356,13 +303,13 @@ def test_products_left_to_cublas(monkeypatch, device, launched, dtype):
     """Plain products by torch on views of the slices agree with the kernels; the rest stays."""
     monkeypatch.setattr(gpu, "interpreted", lambda: False)
     monkeypatch.setattr(gpu, "architecture", lambda device: 80)
-    inputs, cotangent = case(device, 24, 40)
+    inputs, cotangent = case(24, 40, device=device)
     check(inputs, cotangent, dtype, out_features=40)
     gradient = ["linear_weight_gradient_kernel", "linear_fold_kernel"]
     assert launched == ([] if dtype == torch.float32 else gradient)
     launched.clear()
     check(inputs, cotangent, dtype, out_features=40, input_activation="gelu")
-    inputs, cotangent = case(device, 24, 30, shape=(2, 4, 10))
+    inputs, cotangent = case(24, 30, shape=(2, 4, 10), device=device)
     check(inputs, cotangent, dtype, out_features=30)
     with_rest = ["linear_weight_gradient_kernel", "linear_input_gradient_kernel"]
     assert launched == 2 * ["linear_forward_kernel", *with_rest]
@@ -372,7 +319,7 @@ def test_parameters_of_another_dtype_are_not_left_to_cublas(monkeypatch, device,
     """cuBLAS would need a copy of the weight."""
     monkeypatch.setattr(gpu, "interpreted", lambda: False)
     monkeypatch.setattr(gpu, "architecture", lambda device: 80)
-    inputs, _ = case(device, 24, 40)
+    inputs, _ = case(24, 40, device=device)
     kernels.linear(inputs["x"].half(), inputs["weight"], inputs["bias"], out_features=40)
     assert launched == ["linear_forward_kernel"]
 
@@ -402,7 +349,7 @@ def test_several_subnets_of_which_one_has_no_outputs(device):
 @pytest.mark.parametrize("flat", [False, True])
 def test_several_subnets_without_a_gradient_of_the_input(device, launched, flat):
     """The parts of the gradients are then added up in a launch of their own: the same bits."""
-    given, cotangent = case(device, 12, 10, rows=(6, 9), shape=(3, 2, 5), flat_bias=flat)
+    given, cotangent = case(12, 10, rows=(6, 9), shape=(3, 2, 5), flat_bias=flat, device=device)
     extents = LinearExtents(several.column([4, 10], device, 2), several.column([12, 8], device, 0))
     found = []
     for needed in (True, False):
