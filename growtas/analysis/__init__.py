@@ -7,7 +7,7 @@ docs/analysis.md.
 
 from __future__ import annotations
 
-from growtas.base.lazy import lazy_names
+from growtas.base.optional import lazy_names
 
 _NAMES = {
     "distribution": ("DistributionRow", "score_window"),

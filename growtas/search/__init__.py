@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from growtas.base.lazy import lazy_names
+from growtas.base.optional import lazy_names
 from growtas.search.candidate import Candidate, Score, Scorer, pareto_front, rank_key
 from growtas.search.config import Limit, SearchConfig
 from growtas.search.operators import crossover, mutate

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from growtas.base.lazy import lazy_names
+from growtas.base.optional import lazy_names
 from growtas.training.config import AugmentConfig, DataConfig, OptimConfig, TrainConfig
 
 if TYPE_CHECKING:
