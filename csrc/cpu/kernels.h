@@ -94,7 +94,7 @@ struct WeightPacking {
 
 // c = (act(a) B + bias) * scale + residual. Rows are contiguous.
 struct RowsProduct {
-  int64_t rows, depth, columns;
+  int64_t rows, inner, columns;
   Product product;
   ConstBuffer a;
   int64_t a_stride;

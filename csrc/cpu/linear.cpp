@@ -54,7 +54,7 @@ void rows_product(RowsProduct args, WeightPacking weight, ConstBuffer bias, Stac
   const size_t element = is_double ? 8 : 4;
   const int64_t width = k.panel_width(is_double);
   const int64_t panels = ceil_div(args.columns, width);
-  const int64_t depth = round_up(args.depth, k.depth_unit(args.product));
+  const int64_t depth = round_up(args.inner, k.depth_unit(args.product));
 
   const AlignedMemory packed(packed_bytes(panels, depth, args.product));
   args.packed = pack(weight, args.product, panels, packed.get());

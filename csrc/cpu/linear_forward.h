@@ -13,13 +13,13 @@ struct RowsScratch {
   int64_t a_stride;
 
   RowsScratch(Arena arena, const RowsProduct& p, int64_t rows) {
-    a_stride = round_up<Sum<E>>(elements<E>(p.depth));
+    a_stride = round_up<Sum<E>>(elements<E>(p.inner));
     tile = arena.take<Sum<E>>(kRows<E> * kPanel<E>);
     a = arena.take<E>(in_place(p) ? 0 : rows * a_stride);
     bytes = arena.used;
   }
   static bool in_place(const RowsProduct& p) {
-    return !p.gelu_of_a && reads_in_place<E>(p.a, p.a_stride, p.depth);
+    return !p.gelu_of_a && reads_in_place<E>(p.a, p.a_stride, p.inner);
   }
   size_t bytes;
 };
@@ -75,7 +75,7 @@ GROWTAS_NOINLINE void panel_product(const RowsProduct& p, int64_t begin, int64_t
                                     int64_t lda, int64_t n, const E* panel, Sum<E>* tile,
                                     [[maybe_unused]] TileUnit<E>& unit) {
   using S = Sum<E>;
-  const int64_t depth = padded_elements<E>(p.depth);
+  const int64_t depth = padded_elements<E>(p.inner);
   const int64_t columns = p.columns - n < kPanel<E> ? p.columns - n : kPanel<E>;
   Vec<S> bias[NV] = {};
   if (p.bias != nullptr) {
@@ -117,12 +117,12 @@ void rows_product_block(const RowsProduct& p, int64_t begin, int64_t end, void* 
   const E* a = static_cast<const E*>(p.a.at(begin * p.a_stride));
   int64_t lda = p.a_stride / Element<E>::values;
   if (!RowsScratch<E>::in_place(p)) {
-    stage_rows(p.a, begin, end - begin, p.a_stride, p.depth, p.gelu_of_a, s.a, s.a_stride);
+    stage_rows(p.a, begin, end - begin, p.a_stride, p.inner, p.gelu_of_a, s.a, s.a_stride);
     a = s.a;
     lda = s.a_stride;
   }
   TileUnit<E> unit;
-  const int64_t depth = padded_elements<E>(p.depth);
+  const int64_t depth = padded_elements<E>(p.inner);
   for (int64_t n = 0; n < p.columns; n += kPanel<E>) {
     const E* panel = static_cast<const E*>(p.packed) + n * depth;
     if (p.columns - n > kLanes<Sum<E>>)

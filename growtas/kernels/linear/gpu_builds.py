@@ -16,9 +16,9 @@ from growtas.kernels.linear import gpu
 from growtas.kernels.linear.api import Around, LinearCall
 from growtas.kernels.triton.support import float32_products
 
-# Width, hidden width, heads, batch: of a small subnet, its hidden width no multiple of 8, of
+# Width, wide width, inner width, batch: of a small subnet, the wide one no multiple of 8, of
 # AutoFormer's largest, and one image.
-SUBNETS = ((216, 756, 3, 128), (624, 2496, 10, 128), (192, 672, 3, 1))
+SUBNETS = ((216, 756, 192, 128), (624, 2496, 640, 128), (192, 672, 192, 1))
 # And for how many of them.
 DTYPES = (
     (torch.bfloat16, "ieee", 3),
@@ -59,16 +59,16 @@ def calls() -> Iterator[tuple[str, Callable[[], None]]]:
                 yield label, both
 
 
-def _layers(embed: int, hidden: int, heads: int) -> tuple[Layer, ...]:
+def _layers(width: int, wide: int, inner: int) -> tuple[Layer, ...]:
     return (
-        Layer("fc2", hidden, embed, input_gelu=True, residual=True, scale=True),
-        Layer("qkv", embed, 64 * heads, parts=3),
-        Layer("proj", 64 * heads, embed, residual=True, scale=True),
-        Layer("fc1", embed, hidden),
-        Layer("fc2-kept", hidden, embed, input_gelu=True, residual=True),
-        Layer("proj-kept", 64 * heads, embed, residual=True),
-        Layer("patch", 768, embed, tokens=196, need_dx=False),
-        Layer("head", embed, 1000, tokens=1),
+        Layer("fc2", wide, width, input_gelu=True, residual=True, scale=True),
+        Layer("stacked", width, inner, parts=3),
+        Layer("proj", inner, width, residual=True, scale=True),
+        Layer("fc1", width, wide),
+        Layer("fc2-kept", wide, width, input_gelu=True, residual=True),
+        Layer("proj-kept", inner, width, residual=True),
+        Layer("first", 768, width, tokens=196, need_dx=False),
+        Layer("last", width, 1000, tokens=1),
     )
 
 
