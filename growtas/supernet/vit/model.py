@@ -267,7 +267,7 @@ class Supernet(nn.Module):
     def reads_extents_on_device(self) -> bool:
         """Whether the backend in use runs several subnets in one launch: the Triton one."""
         weight = self.head.weight
-        return select("linear", weight, weight).__name__.endswith(".gpu")
+        return getattr(select("linear", weight, weight), "SEVERAL_SUBNETS", False)
 
     def _check_images(self, images: Tensor) -> None:
         check_floating("images", images)
