@@ -96,7 +96,7 @@ def _native() -> dict[str, Any]:
         facts["simd_level"] = core.simd_level()
         if named := [name for name in core.simd_levels() if name.startswith("amx")]:
             facts["amx"] = (
-                f"never run on a CPU with AMX yet: only by GROWTAS_SIMD={'|'.join(named)}"
+                f"its speed has not been measured: only by GROWTAS_SIMD={'|'.join(named)}"
             )
     return facts
 
