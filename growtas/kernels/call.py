@@ -119,24 +119,30 @@ def _arguments(call: Any) -> tuple[dict[str, str], list[_Nested]]:
     return arguments, nested
 
 
-def _written_out(call: Any, nested: Sequence[_Nested]) -> tuple[Callable, Callable]:
-    """From a call to the arguments of the schema, and back: written out once, because loops over
-    fields would take as long as the rest of a call."""
+def _flattening(call: Any, nested: Sequence[_Nested]) -> Callable[[Any], tuple[Any, ...]]:
+    """From a call to the arguments of the schema: written out once, as `_building` is, because
+    loops over fields would take as long as the rest of a call."""
     if not nested:
-        return (lambda call: call), (lambda flat: tuple.__new__(call, flat))
+        return lambda call: call
     plain = nested[0].start
-    flat, fields = [f"*call[:{plain}]"], [f"*flat[:{plain}]"]
+    flat = [f"*call[:{plain}]"]
     for at, (_, optional, start, end) in enumerate(nested):
-        inner = f"call[{plain + at}]"
-        made = f"new(kinds[{at}], flat[{start}:{end}])"
-        absent = (None,) * (end - start)
+        inner, absent = f"call[{plain + at}]", (None,) * (end - start)
         flat.append(f"*({absent} if {inner} is None else {inner})" if optional else f"*{inner}")
-        fields.append(f"None if flat[{start}] is None else {made}" if optional else made)
+    return eval(f"lambda call: ({', '.join(flat)},)")
+
+
+def _building(
+    call: Any, nested: Sequence[_Nested], takes: str, arguments: Sequence[str]
+) -> Callable[..., Any]:
+    """A function of `takes` that returns the call whose arguments of the schema these expressions
+    are."""
+    fields = [*arguments[: nested[0].start if nested else None]]
+    for at, (_, optional, start, end) in enumerate(nested):
+        made = f"new(kinds[{at}], ({', '.join(arguments[start:end])},))"
+        fields.append(f"None if {arguments[start]} is None else {made}" if optional else made)
     scope = {"new": tuple.__new__, "kind": call, "kinds": [inner.kind for inner in nested]}
-    return (
-        eval(f"lambda call: ({', '.join(flat)},)", scope),
-        eval(f"lambda flat: new(kind, ({', '.join(fields)},))", scope),
-    )
+    return eval(f"lambda {takes}: new(kind, ({', '.join(fields)},))", scope)
 
 
 def _picker(places: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
@@ -180,7 +186,6 @@ class Operator:
         arguments, nested = _arguments(call)
         names = list(arguments)
         self.name = name
-        self.flatten, self.rebuild = _written_out(call, nested)
         self._size = len(names)
         self._end = 1 + parameters
         self._returns_more = saved > 0
@@ -191,10 +196,15 @@ class Operator:
         tensors = [i for i, kind in enumerate(arguments.values()) if kind.startswith("Tensor")]
         kept = [i for i in tensors if i != self._passed]
         rest = [i for i in range(len(names)) if i not in tensors]
-        order = [*kept, *rest, self._passed]
         self._kept_count = len(kept)
         self._kept, self._rest = _picker(kept), _picker(rest)
-        self._order = _picker([order.index(i) for i in range(len(names))])
+        self.flatten = _flattening(call, nested)
+        self.rebuild = _building(call, nested, "flat", [f"flat[{i}]" for i in range(len(names))])
+        places = ["None"] * len(names)  # of what is passed on nothing is kept
+        for found, indices in (("kept", kept), ("rest", rest)):
+            for place, i in enumerate(indices):
+                places[i] = f"{found}[{place}]"
+        self._restored = _building(call, nested, "kept, rest", places)
         self._register([f"{kind} {name}" for name, kind in arguments.items()], names)
 
     def _register(self, arguments: Sequence[str], names: Sequence[str]) -> None:
@@ -243,7 +253,7 @@ class Operator:
                 if tensor is not None and tensor.requires_grad:
                     if not _own_function(call[0], gradients):
                         break
-                    return _Function.apply(self, call, flat, gradients, leaving, *inputs)
+                    return _Function.apply((self, call, flat, gradients, leaving), *inputs)
         outputs = self._forward(call)
         y = outputs[0] if self._returns_more else outputs
         return (y, call[0]) if leaving else y
@@ -349,8 +359,7 @@ class Operator:
         if dy is None:
             return added, *(None,) * (self._end - (self._passed is None))
         tensors = ctx.saved_tensors
-        call = self.rebuild(self._order((*tensors[: self._kept_count], *ctx.rest, None)))
-        saved = tensors[self._kept_count :]
+        call, saved = self._restored(tensors, ctx.rest), tensors[self._kept_count :]
         if torch.is_grad_enabled():
             found = self._second_order(ctx, call, dy, added)
         else:
@@ -424,16 +433,9 @@ class _Function(torch.autograd.Function):
     """The derivative of an operator that nobody observes."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        operator: Operator,
-        call: Any,
-        flat: Sequence[Any],
-        gradients: GradientAccumulator | None,
-        leaving: bool,
-        x: Tensor,
-        *_: Tensor | None,
-    ) -> Any:
+    def forward(ctx: Any, asked: tuple[Any, ...], x: Tensor, *_: Tensor | None) -> Any:
+        """`asked` holds what has no derivative in one argument: each costs the host time."""
+        operator, call, flat, gradients, leaving = asked
         # With an accumulator somebody may observe operators; without one nobody does.
         outputs = operator._run(call) if gradients is None else operator._forward(call)
         operator.keep(ctx, flat, outputs, gradients)
@@ -443,5 +445,4 @@ class _Function(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, added: Tensor | None = None) -> Any:
-        found = ctx.operator.gradients(ctx, dy, added, ctx.needs_input_grad[5:])
-        return None, None, None, None, None, *found
+        return None, *ctx.operator.gradients(ctx, dy, added, ctx.needs_input_grad[1:])

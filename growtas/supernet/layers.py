@@ -71,7 +71,7 @@ class SlicedLayerNorm(nn.Module):
         return y, x, again
 
 
-def within(shapes: Mapping[str, Box], prefix: str) -> dict[str, Box]:
+def shapes_under(shapes: Mapping[str, Box], prefix: str) -> dict[str, Box]:
     """The shapes of a part of a module, by their names in there."""
     return {n.removeprefix(prefix): shape for n, shape in shapes.items() if n.startswith(prefix)}
 
@@ -128,6 +128,6 @@ def survival(
     """
     dtype = autocast_dtype(x) or x.dtype
     # PyTorch 2.11 draws other numbers for new_empty and rand when it compiles them.
-    drawn = torch.empty(shape, device=x.device, dtype=dtype).uniform_(generator=generator)
-    kept = drawn.add_(keep).ge_(1.0)
+    numbers = torch.empty(shape, device=x.device, dtype=dtype).uniform_(generator=generator)
+    kept = numbers.add_(keep).ge_(1.0)
     return kept.to(torch.promote_types(dtype, torch.float32)) / keep

@@ -339,14 +339,15 @@ def build_optimizer(model: Supernet, optim: OptimConfig, batch_size: int) -> Ada
     )
 
 
-def trained_boxes(model: Supernet, subnet: Subnet) -> dict[Tensor, tuple[int, ...]]:
-    """The box that a subnet reads of each parameter that trains; others are absent."""
-    parameters = dict(model.named_parameters())
-    return {
-        parameters[name]: box
-        for name, box in model.extents(subnet).items()
-        if parameters[name].requires_grad
-    }
+def trained_boxes(
+    model: Supernet, subnets: Iterable[Subnet]
+) -> list[dict[Tensor, tuple[int, ...]]]:
+    """Of each subnet the box that it reads of each parameter that trains; others are absent."""
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return [
+        {parameters[name]: box for name, box in model.boxes(subnet).items() if name in parameters}
+        for subnet in subnets
+    ]
 
 
 def update(
@@ -360,7 +361,7 @@ def update(
 ) -> None:
     """What follows the gradients of a step that sampled `subnets`: unscale, clip and move the
     weights (see :meth:`AdamW.step`), adapt the scale of the loss."""
-    active = [trained_boxes(model, subnet) for subnet in dict.fromkeys(subnets)]
+    active = trained_boxes(model, dict.fromkeys(subnets))
     scaler.unscale_(optimizer)
     scaler.step(optimizer, active=active, lr_scale=lr_scale, clip_grad=clip_grad)
     scaler.update()

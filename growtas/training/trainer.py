@@ -274,16 +274,18 @@ class Trainer:
             return
         old, new = before.space.largest(), phase.space.largest()
         seed = random.Random(f"growtas:{self.config.seed}:growth:{index}").getrandbits(32)
-        known, read = self.model.extents(old), self.model.extents(new)
+        known, read = self.model.boxes(old), self.model.boxes(new)
         # The average of weights that nothing read so far says nothing: it starts anew with them.
         initialise_new_weights(self._models(), known, read, phase.growth_init, seed)
         if phase.reset_moments:
-            self.optimizer.reset(trained_boxes(self.model, old), trained_boxes(self.model, new))
+            self.optimizer.reset(*trained_boxes(self.model, (old, new)))
 
     def _apply_phase(self, index: int) -> None:
         self._phase = index
-        freeze = self.phases[index].freeze
-        self.optimizer.freeze({} if freeze is None else trained_boxes(self.model, freeze.largest()))
+        boxes: dict[Tensor, tuple[int, ...]] = {}
+        if (freeze := self.phases[index].freeze) is not None:
+            (boxes,) = trained_boxes(self.model, [freeze.largest()])
+        self.optimizer.freeze(boxes)
         self._rate = self._learning_rate(index)
 
     def _learning_rate(self, index: int) -> LearningRate:

@@ -174,19 +174,22 @@ def _static_backend(parameter: Tensor) -> ModuleType:
 
 def _by_backend(rows: Sequence[Row]) -> Iterator[tuple[ModuleType, list[Row]]]:
     """The rows, all of them checked, by the backend that moves them."""
-    groups: dict[tuple, list[Row]] = {}
+    groups: dict[tuple, list[tuple[Row, bool]]] = {}
     boxes: dict[int, list[Slices]] = {}  # of each parameter, which may have several rows
     for row in rows:
-        _check(row, boxes.setdefault(id(row.parameter), []))
+        contiguous = _check(row, boxes.setdefault(id(row.parameter), []))
         key = (row.parameter.device, row.parameter.dtype, row.gradient.dtype)
-        groups.setdefault(key, []).append(row)
+        groups.setdefault(key, []).append((row, contiguous))
     for group in groups.values():
-        backend = select("adamw", group[0].parameter, group[0].gradient)
-        taken = [row for row in group if backend.takes(row)]
+        backend = select("adamw", group[0][0].parameter, group[0][0].gradient)
+        taken = [row for row, contiguous in group if backend.takes(row, contiguous)]
         if taken:
             yield backend, taken
         if len(taken) < len(group):
-            yield reference, [row for row in group if not backend.takes(row)]
+            yield (
+                reference,
+                [row for row, contiguous in group if not backend.takes(row, contiguous)],
+            )
 
 
 def _check_largest(largest: float) -> None:
@@ -203,10 +206,11 @@ def _check_rates(rates: Rates) -> None:
         raise ValueError(f"betas must be two numbers in [0, 1), got {rates.betas}")
 
 
-def _check(row: Row, taken: list[Slices]) -> None:
-    """`taken`: boxes of the same parameter so far; the row's are added."""
+def _check(row: Row, taken: list[Slices]) -> bool:
+    """Whether all arrays are contiguous. `taken`: boxes of the same parameter so far; the row's are
+    added."""
     shape = row.parameter.shape
-    places = set()
+    contiguous, places = True, set()
     arrays = [array for array in row.arrays if array is not None]
     for array in arrays:
         if array.shape != shape:
@@ -218,6 +222,7 @@ def _check(row: Row, taken: list[Slices]) -> None:
                 f"parameter, gradient and state must be floats, got {array.dtype} for a parameter "
                 f"of shape {tuple(shape)}"
             )
+        contiguous = contiguous and array.is_contiguous()
         places.add(array.data_ptr())
     if len(places) < len(arrays) and row.parameter.numel():
         raise ValueError(
@@ -244,6 +249,7 @@ def _check(row: Row, taken: list[Slices]) -> None:
                     f"boxes {other} and {box} of a parameter of shape {tuple(shape)} overlap"
                 )
         taken.append(box)
+    return contiguous
 
 
 def _overlap(one: Slices, other: Slices) -> bool:

@@ -19,7 +19,7 @@ from growtas.kernels.adamw.gpu_static import (
     update_kernel,
 )
 from growtas.kernels.adamw.gpu_table import Table, table_of
-from growtas.kernels.adamw.row import Clip, Rates, Row, Tables, packed
+from growtas.kernels.adamw.row import Clip, Rates, Row, Tables
 from growtas.kernels.adamw.static_table import TILE, StaticTable
 from growtas.kernels.triton import support as triton_support
 from growtas.kernels.triton.configs import Config, architecture, choose
@@ -32,7 +32,10 @@ FOLD = Config((4096,), 8, 1)  # of the kernel that adds the partial sums of squa
 STATIC = Config((TILE,), 8, 1)
 DECISION = Config((256,), 4, 1)
 
-takes = packed
+
+def takes(row: Row, contiguous: bool) -> bool:
+    """What is contiguous."""
+    return contiguous
 
 
 def unsupported(*tensors: Tensor) -> str | None:

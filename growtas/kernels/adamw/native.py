@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from growtas.kernels import native_library
-from growtas.kernels.adamw.row import Clip, Rates, Row, Tables, clip_factor, packed
+from growtas.kernels.adamw.row import Clip, Rates, Row, Tables, clip_factor
 from growtas.kernels.adamw.static_table import INACTIVE, SIDES, StaticTable
 
 __all__ = ["available", "gradient_norm", "step_", "step_static_", "takes", "unsupported"]
@@ -26,9 +26,9 @@ def unsupported(*tensors: Tensor) -> str | None:
     return reason
 
 
-def takes(row: Row) -> bool:
+def takes(row: Row, contiguous: bool) -> bool:
     """What is contiguous and has no more dimensions than the core knows."""
-    return row.parameter.dim() <= SIDES and packed(row)
+    return contiguous and row.parameter.dim() <= SIDES
 
 
 def step_(rows: Sequence[Row], rates: Rates, clip: Clip | None, tables: Tables) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from growtas.kernels.adamw.row import Clip, Rates, Row, Tables, clip_factor, packed
+from growtas.kernels.adamw.row import Clip, Rates, Row, Tables, clip_factor
 from growtas.kernels.adamw.static_table import SIDES, StaticRow, StaticTable
 
 _Views = tuple[Tensor, ...]
@@ -23,7 +23,7 @@ def unsupported(*tensors: Tensor) -> str | None:
     return None
 
 
-def takes(row: Row) -> bool:
+def takes(row: Row, contiguous: bool) -> bool:
     """Every row."""
     return True
 
@@ -103,7 +103,7 @@ def _fusible(row: Row) -> bool:
     return (
         covers == [tuple((0, size) for size in shape)]
         and row.parameter.device.type in ("cpu", "cuda")
-        and packed(row)
+        and all(array is None or array.is_contiguous() for array in row.arrays)
     )
 
 

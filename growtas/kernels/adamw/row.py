@@ -69,11 +69,6 @@ class Rates(NamedTuple):
 RATES = 8  # numbers of a `Rates`
 
 
-def packed(row: Row) -> bool:
-    """Whether all arrays of the row are contiguous."""
-    return all(array is None or array.is_contiguous() for array in row.arrays)
-
-
 def clip_factor(norm: Tensor, largest: float) -> Tensor:
     """What gradients count times; NaN stays."""
     return (largest / (norm + 1e-6)).clamp(max=1.0)

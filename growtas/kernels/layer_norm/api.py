@@ -35,7 +35,8 @@ class LayerNormCall(NamedTuple):
 
     def boxes(self) -> tuple[tuple[int], tuple[int]]:
         """Of weight and bias."""
-        return (self.x.shape[-1],), (self.x.shape[-1],)
+        width = (self.x.shape[-1],)
+        return width, width
 
 
 def layer_norm(

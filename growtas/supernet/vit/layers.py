@@ -17,8 +17,8 @@ from growtas.supernet.layers import (
     SlicedLinear,
     computed_again,
     drawn,
+    shapes_under,
     survival,
-    within,
 )
 from growtas.supernet.vit.config import SupernetConfig
 from growtas.supernet.vit.extents import BlockExtents
@@ -123,9 +123,9 @@ class Block(nn.Module):
     def __init__(self, shapes: Mapping[str, Box], config: SupernetConfig, drop_path: float) -> None:
         super().__init__()
         self.norm1 = SlicedLayerNorm(shapes["norm1.weight"], config.layer_norm_eps)
-        self.attn = Attention(within(shapes, "attn."), config.init_std)
+        self.attn = Attention(shapes_under(shapes, "attn."), config.init_std)
         self.norm2 = SlicedLayerNorm(shapes["norm2.weight"], config.layer_norm_eps)
-        self.mlp = MLP(within(shapes, "mlp."), config.init_std)
+        self.mlp = MLP(shapes_under(shapes, "mlp."), config.init_std)
         self.drop_path = drop_path
 
     def forward(self, x: Tensor, run: Run) -> Tensor:

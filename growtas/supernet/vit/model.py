@@ -23,8 +23,8 @@ from growtas.supernet.layers import (
     SlicedLinear,
     drawn,
     leading,
+    shapes_under,
     survival,
-    within,
 )
 from growtas.supernet.vit.config import ModelConfig, SupernetConfig, SupernetOptions
 from growtas.supernet.vit.extents import Extents
@@ -86,7 +86,7 @@ class Supernet(nn.Module):
         self.pos_embed = drawn(shapes["pos_embed"], std) if config.absolute_position else None
         self.blocks = nn.ModuleList(
             Block(
-                within(shapes, f"blocks.{i}."),
+                shapes_under(shapes, f"blocks.{i}."),
                 config,
                 drop_path=config.drop_path * i / max(size.depth - 1, 1),
             )
