@@ -1,132 +1,110 @@
-"""What a training call of every operator costs the host on two checkouts, in turns.
+"""What calls cost the host on two checkouts, in turns.
 
-    python -m benchmarks.paired_calls BEFORE AFTER [--launches 6]
+    python -m benchmarks.paired_calls BEFORE AFTER [--cases 'pre_norm*'] [--launches 6] [--out DIR]
 
-Processes of one program differ by several percent from launch to launch, so one run of
-`test_call_overhead.py` on each commit says little. Here two processes, one per checkout and on one
-core, take turns of a few milliseconds; printed is the ratio after / before: the median over the
-launches of each launch's median, and the smallest and largest of these.
+Processes of one program differ by several percent from launch to launch, so one run on each commit
+says little. Here two processes, one per checkout and on one core, take turns of a few milliseconds.
+A sample is the median ratio after / before of one launch of both; the row of a case, which goes to
+benchmarks/results or another folder, has the median and the quantiles of these samples.
 """
 
 from __future__ import annotations
 
-import argparse
-import importlib.util
+import fnmatch
 import json
 import os
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-TURNS, CALLS = 60, 20  # of each process in a launch; in a turn
+from benchmarks import command, rows
+
+TURNS, SECONDS = 60, 0.002  # of each process in a launch; that a turn takes at least
 
 
-def steps() -> dict[str, Callable[[], None]]:
-    """The cases, on the growtas that this process imports."""
-    import torch
+class Worker:
+    """A process that calls the growtas of a checkout."""
 
-    from growtas import kernels
+    def __init__(self, checkout: Path) -> None:
+        self.checkout = checkout
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", str(Path(__file__).with_name("call_cases.py"))],
+            cwd=checkout,
+            env=os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.names: list[str] = self._answer()
 
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    place = Path(__file__).with_name("test_call_overhead.py")
-    spec = importlib.util.spec_from_file_location("test_call_overhead", place)
-    assert spec is not None
-    assert spec.loader is not None
-    cases: Any = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(cases)
+    def seconds(self, name: str, calls: int) -> float:
+        """That so many calls take."""
+        stdin: Any = self.process.stdin
+        stdin.write(json.dumps([name, calls]) + "\n")
+        stdin.flush()
+        return self._answer()
 
-    def trained(name: str, accumulate: bool) -> Callable[[], None]:
-        call, inputs, parameters = cases.OPERATORS[name]()
-        leaves = [*inputs, *parameters]
-        options = {"gradients": kernels.GradientAccumulator(parameters)} if accumulate else {}
-        fresh = inputs if accumulate else leaves
-        upstream = torch.ones_like(call(*leaves))
+    def close(self) -> None:
+        self.process.communicate()
 
-        def step() -> None:
-            for value in fresh:
-                value.grad = None
-            call(*leaves, **options).backward(upstream)
-
-        return step
-
-    return {
-        f"{name}, {'accumulate' if accumulate else 'dense'}": trained(name, accumulate)
-        for name in cases.OPERATORS
-        for accumulate in (False, True)
-    }
+    def _answer(self) -> Any:
+        stdout: Any = self.process.stdout
+        line = stdout.readline()
+        if not line:
+            raise RuntimeError(f"the process on {self.checkout} ended; what it said is above")
+        return json.loads(line)
 
 
-def work() -> None:
-    """Times what is asked for, a line each, until nobody asks."""
-    cases = steps()
-    print(json.dumps(list(cases)), flush=True)
-    for line in sys.stdin:
-        step = cases[line.rstrip("\n")]
-        start = time.perf_counter_ns()
-        for _ in range(CALLS):
-            step()
-        print(time.perf_counter_ns() - start, flush=True)
-
-
-def launch(checkout: Path) -> subprocess.Popen[str]:
-    environment = os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, __file__, "--work"],
-        cwd=checkout,
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-
-def ask(process: subprocess.Popen[str], name: str) -> int:
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdin.write(name + "\n")
-    process.stdin.flush()
-    return int(process.stdout.readline())
-
-
-def ratios(before: Path, after: Path) -> dict[str, float]:
-    """The median ratio of every case in one launch of both."""
-    processes = [launch(before.resolve()), launch(after.resolve())]
-    offered = [json.loads(p.stdout.readline()) for p in processes if p.stdout is not None]
+def ratios(checkouts: Sequence[Path], patterns: Sequence[str], turns: int) -> dict[str, float]:
+    """The median of after / before of every case, in one launch of both."""
+    before, after = workers = [Worker(checkout) for checkout in checkouts]
     found = {}
-    for name in offered[0]:
+    for name in after.names:
+        if not any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
+            continue
+        for worker in workers:
+            worker.seconds(name, 3)  # warm
+        calls = max(1, round(SECONDS / before.seconds(name, 1)))
         pairs = []
-        for turn in range(TURNS):
-            first, second = processes[:: -1 if turn % 2 else 1]
-            times = {first.pid: ask(first, name), second.pid: ask(second, name)}
-            pairs.append(times[processes[1].pid] / times[processes[0].pid])
+        for turn in range(turns):
+            order = workers[:: -1 if turn % 2 else 1]
+            times = {id(worker): worker.seconds(name, calls) for worker in order}
+            pairs.append(times[id(after)] / times[id(before)])
         found[name] = statistics.median(pairs)
-    for process in processes:
-        process.communicate()
+    for worker in workers:
+        worker.close()
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.paired_calls", description=__doc__)
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = command.parser("paired_calls", __doc__)
     parser.add_argument("before", type=Path)
     parser.add_argument("after", type=Path)
+    parser.add_argument("--cases", nargs="+", default=["*"], metavar="PATTERN")
     parser.add_argument("--launches", type=int, default=6)
-    args = parser.parse_args()
+    parser.add_argument("--turns", type=int, default=TURNS)
+    parser.add_argument("--out", type=Path, default=rows.RESULTS, help="folder of the rows")
+    args = parser.parse_args(arguments)
+    import torch
+
+    from benchmarks.runner import Rows
+
+    checkouts = [args.before.resolve(), args.after.resolve()]
+    torch.set_num_threads(1)  # which the rows tell
+    book = rows.Book.in_folder("cpu", args.out)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    launches = [ratios(args.before, args.after) for _ in range(args.launches)]
+    launches = [ratios(checkouts, args.cases, args.turns) for _ in range(args.launches)]
+    commits = [rows.git_state(checkout)[0] for checkout in checkouts]
     for name in launches[0]:
-        values = sorted(found[name] for found in launches)
-        middle = statistics.median(values)
-        print(f"{name:36s} {middle:.3f}  [{values[0]:.3f}, {values[-1]:.3f}]")
+        table = Rows(book, dtype="float32", batch=1, space="", subnet="", task=f"call-{name}")
+        table.add(f"{commits[1]} / {commits[0]}", "ratio", "", [found[name] for found in launches])
+        row = table.rows[-1]
+        print(f"{name:40s} {row.median:.3f}  [{row.q20:.3f}, {row.q80:.3f}] of {row.n}")
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--work"]:
-        work()
-    else:
-        main()
+    main()

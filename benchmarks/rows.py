@@ -68,7 +68,7 @@ def provenance(device: str) -> Provenance:
 
     import growtas
 
-    commit, dirty = _git_state()
+    commit, dirty = git_state()
     cuda = device == "cuda"
     return Provenance(
         timestamp=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -127,9 +127,12 @@ def _version(package: str) -> str:
         return "none"
 
 
-def _git_state() -> tuple[str, bool]:
+def git_state(checkout: Path = ROOT) -> tuple[str, bool]:
+    """The commit, "none" where there is none, and whether files other than stored results differ
+    from it."""
+
     def git(*arguments: str) -> str | None:
-        command = ["git", "-C", str(ROOT), *arguments]
+        command = ["git", "-C", str(checkout), *arguments]
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
         except FileNotFoundError:
